@@ -1,0 +1,27 @@
+"""The one exception type for mistakes a user can mend."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A wrong request: shown as one line, without a traceback, and ends the command with exit code 2."""
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
+    """Build the error for a name that is not in a closed set, with the nearest known name.
+
+    Args:
+        kind: what was looked up, for example ``method``.
+        given: the name the user wrote.
+        allowed: every name that would have been accepted.
+        where: file and line, or the option, the name was read from.
+    """
+    names = sorted(allowed)
+    place = f" (in {where})" if where else ""
+    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    hint = f" Did you mean '{near[0]}'?" if near else ""
+    known = ", ".join(names) if names else "none"
+    return UserError(f"unknown {kind} '{given}'{place}.{hint} Known: {known}")

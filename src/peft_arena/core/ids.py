@@ -1,0 +1,31 @@
+"""Content ids and named random streams: the same input gives the same id and seed on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+
+def canonical_json(value: Any) -> str:
+    """Render a JSON value with sorted keys and no spaces, so that equal values give equal text.
+
+    Raises:
+        ValueError: for NaN or infinity, which JSON cannot say.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def content_id(value: Any, length: int = 12) -> str:
+    """Return the first ``length`` hex digits of the SHA-256 of the value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+
+
+def seed_for(seed: int, *names: str | int) -> int:
+    """Derive the seed of a named random stream from a run's seed.
+
+    Returns:
+        An integer in [0, 2**31), different for every (seed, names), independent of Python's hash salt.
+    """
+    digest = hashlib.sha256(canonical_json([seed, *names]).encode()).digest()
+    return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF

@@ -1,0 +1,39 @@
+"""A number that says what it is: value, unit, direction, error, count and how it was obtained."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Better = Literal["higher", "lower", "neither"]
+
+
+class Measure(BaseModel):
+    """One reported quantity. ``value`` is None when it could not be measured, and then ``how`` says why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    """Name of the quantity, for example ``peak_memory_training``."""
+    value: float | None
+    unit: str
+    """For example ``fraction``, ``bytes``, ``FLOPs``, ``seconds``, ``nats/token``."""
+    better: Better
+    how: str
+    """How the value was obtained, or why there is none."""
+    n: int
+    """Number of observations behind the value."""
+    stderr: float | None = None
+    """Standard error; None where one observation gives none."""
+    unscored: int = 0
+    """Observations left out because they could not be scored."""
+
+    @model_validator(mode="after")
+    def _finite(self) -> Measure:
+        for name in ("value", "stderr"):
+            number = getattr(self, name)
+            if number is not None and not math.isfinite(number):
+                raise ValueError(f"{self.metric}: {name} must be finite or None, got {number}")
+        return self
