@@ -1,0 +1,178 @@
+"""What a fine-tuning method is: a card, a strict config, and how it attaches to a model.
+
+Shared code asks a method's capabilities, never its name. Importing a method's module never imports torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class Capability(StrEnum):
+    """What a method can do or needs. The planner, the tests and the reports go by these."""
+
+    TRAINS = "trains"
+    """Has trainable parameters; everything but the base model."""
+    LINEAR_DELTA = "linear_delta"
+    """The tuned weight is the pretrained weight plus a change that does not depend on the input."""
+    MERGEABLE = "mergeable"
+    """The tuned model can be written as plain weights of the pretrained architecture."""
+    IDENTITY_AT_INIT = "identity_at_init"
+    """Attaching changes no output before training."""
+    NEEDS_CALIBRATION = "needs_calibration"
+    """Initialisation needs data."""
+    CHANGES_BASE = "changes_base"
+    """Attaching or training writes to the pretrained weights in memory."""
+    ONLINE_RL = "online_rl"
+    """Works with objectives that sample from the policy."""
+    QUANTIZED_BASE = "quantized_base"
+    """Works on a quantised base model."""
+    VIRTUAL_TOKENS = "virtual_tokens"
+    """Puts trained vectors into the input sequence, so the context has less room."""
+    PEFT_ADAPTER = "peft_adapter"
+    """A checkpoint is a plain PEFT adapter directory, loadable with PeftModel.from_pretrained."""
+
+
+class MethodCard(BaseModel):
+    """What a reader must know about a method."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    title: str
+    family: str
+    paper: str
+    """Authors, year, title; or ``none``."""
+    url: str
+    capabilities: frozenset[Capability]
+    parameters: str
+    """Formula of the trainable parameter count."""
+    learning_rate: float | None
+    """A rate from which a search may start; None for the base model."""
+    deviations: tuple[str, ...] = ()
+    """Where this implementation differs from the paper."""
+    description: str
+
+
+class MethodConfig(BaseModel):
+    """Settings of a method; each method subclasses it. Unknown keys are errors, every key changes something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Attached(ABC):
+    """A method in place on a model, ready to train, evaluate and save."""
+
+    model: nn.Module
+    """The callable model: a PreTrainedModel or a PeftModel around one."""
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return optimizer groups over exactly the trained parameters.
+
+        Biases, norms and other one-dimensional parameters get no weight decay.
+        """
+        decayed = [p for p in self.trained().values() if p.ndim > 1]
+        plain = [p for p in self.trained().values() if p.ndim <= 1]
+        groups = [
+            {"params": decayed, "lr": learning_rate, "weight_decay": weight_decay},
+            {"params": plain, "lr": learning_rate, "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return every trained parameter by name, each once, in a fixed order."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+
+    def after_step(self, step: int, total: int) -> None:
+        """Do what the method needs after optimizer step ``step`` (from 1) of ``total``; most need nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return all tensors needed to continue training exactly, by name; see :meth:`load_state`."""
+        return {name: p.detach() for name, p in self.trained().items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put tensors from :meth:`state` back in place, bit for bit.
+
+        Raises:
+            UserError: names or shapes differ from the model's.
+        """
+        from peft_arena.methods.state import copy_into
+
+        copy_into(self.trained(), state)
+
+    @abstractmethod
+    def save(self, directory: Path) -> None:
+        """Write the tuned weights so that :meth:`Method.restore` gives the same outputs in a new process."""
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """Give the pretrained model's outputs inside the block.
+
+        Raises:
+            UserError: the method cannot be switched off.
+        """
+        raise self._unsupported("be switched off")
+        yield self.model
+
+    def delta(self, module: str) -> Tensor | None:
+        """Return tuned minus pretrained weight of one linear module, shape (out, in); None where it is unchanged.
+
+        Raises:
+            UserError: the method has no such weight change.
+        """
+        raise self._unsupported("be expressed as a change of weights")
+
+    def merged(self) -> PreTrainedModel:
+        """Return a plain pretrained-architecture model with the tuned weights, merged in float32.
+
+        The attached model must not be used afterwards.
+
+        Raises:
+            UserError: the method is not mergeable.
+        """
+        raise self._unsupported("be merged")
+
+    def _unsupported(self, what: str) -> Exception:
+        from peft_arena.core.errors import UserError
+
+        return UserError(f"{type(self).__name__} cannot {what}: its card does not declare it")
+
+
+class Method(ABC):
+    """One fine-tuning method with its settings."""
+
+    card: ClassVar[MethodCard]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+
+    def __init__(self, config: MethodConfig | None = None) -> None:
+        """Create the method with its settings; the defaults where none are given."""
+        self.config = config if config is not None else self.Config()
+
+    @abstractmethod
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Any = None) -> Attached:
+        """Put the method on a freshly loaded model, which it may change; all randomness comes from ``seed``.
+
+        Trained parameters are float32 whatever the base's type, and exactly they have ``requires_grad``.
+
+        Raises:
+            UserError: a setting does not fit the model, for example a rank above a layer's size.
+        """
+
+    @abstractmethod
+    def restore(self, model: PreTrainedModel, directory: Path) -> Attached:
+        """Put a saved state on a freshly loaded model, for evaluation and cost (not for training on).
+
+        Raises:
+            UserError: the directory is missing, damaged or of another method.
+        """
