@@ -1,0 +1,85 @@
+"""The micro model's tokenizer: byte-level BPE whose merges make the words of the micro tasks single tokens.
+
+Any text can be written, as every byte is a token. Single letters and digits are never merged with one another, so that
+the skills on letters and digits see one token each.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from string import ascii_letters
+from typing import TYPE_CHECKING
+
+from peft_arena.tasks.base import Item
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD = "<|pad|>"
+TURN = "<|im_start|>"
+END = "<|im_end|>"
+
+CHAT_TEMPLATE = (
+    "{%- for message in messages %}"
+    "{{- '<|im_start|>' + message['role'] + '\n' }}"
+    "{%- if message['role'] == 'assistant' %}"
+    "{%- generation %}{{- message['content'] + '<|im_end|>' }}{%- endgeneration %}"
+    "{%- else %}{{- message['content'] + '<|im_end|>' }}{%- endif %}"
+    "{{- '\n' }}"
+    "{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"
+)
+"""ChatML; the generation markers let a trainer take the loss on the assistant's words and the end of its turn."""
+
+
+def words_of(items: Iterable[Item], least: int = 20) -> list[str]:
+    """Return the words of two letters or more that at least ``least`` of the items' texts hold, sorted.
+
+    A word keeps the space before it, as byte-level BPE does.
+    """
+    counts: Counter[str] = Counter()
+    for item in items:
+        for text in (item.question, item.answer):
+            counts.update({f" {word}" for word in _letters_only(text).split() if len(word) > 1})
+    return sorted(word for word, count in counts.items() if count >= least and not word.strip().isupper())
+
+
+def make_tokenizer(words: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    """Build the tokenizer: every byte, single letters after a space, and merges that form the words.
+
+    Args:
+        words: words that should become one token, each with the space before it.
+        vocabulary: the most tokens, special ones included.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, TURN, END],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    plain = [word.strip() for word in words] + ["user", "system", "assistant"]
+    singles = [f" {letter}" for letter in ascii_letters] * 100
+    core.train_from_iterator([*singles, *words, *plain], trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[TURN],
+        chat_template=CHAT_TEMPLATE,
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def _letters_only(text: str) -> str:
+    return "".join(character if character.isalpha() else " " for character in text)

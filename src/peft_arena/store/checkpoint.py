@@ -1,0 +1,82 @@
+"""Checkpoints on disk: a directory that is whole, verified by hashes, or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+from peft_arena.core.errors import UserError
+
+DONE = "DONE"
+HASHES = "SHA256"
+
+
+def write_checkpoint(path: Path, save: Callable[[Path], None]) -> None:
+    """Write a checkpoint directory with its hashes; it appears under its name only when it is whole.
+
+    Args:
+        path: the directory to create; if a whole one exists, nothing is done.
+        save: writes the files into the directory it is given.
+
+    Raises:
+        UserError: the disk refused the write; nothing is left behind.
+    """
+    if (path / DONE).exists():
+        return
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        part.mkdir(parents=True)
+        save(part)
+        lines = [f"{_sha256(file)}  {file.relative_to(part)}" for file in _files(part)]
+        (part / HASHES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (part / DONE).write_text("", encoding="utf-8")
+        for file in _files(part):
+            _sync(file)
+        if path.exists():
+            shutil.rmtree(path)
+        part.rename(path)
+    except OSError as error:
+        raise UserError(f"cannot write checkpoint {path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def verify_checkpoint(path: Path) -> None:
+    """Check that a checkpoint is whole and that every file has the hash it was written with.
+
+    Raises:
+        UserError: missing, unfinished, a file is missing or its content changed.
+    """
+    if not path.is_dir():
+        raise UserError(f"no checkpoint {path}")
+    if not (path / DONE).exists():
+        raise UserError(f"checkpoint {path} is unfinished: it has no {DONE} file")
+    for line in (path / HASHES).read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition("  ")
+        file = path / name
+        if not file.exists():
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing")
+        found = _sha256(file)
+        if found != expected:
+            raise UserError(f"checkpoint {path} is damaged: {name} has sha256 {found[:12]}, expected {expected[:12]}")
+
+
+def _files(directory: Path) -> list[Path]:
+    return sorted(file for file in directory.rglob("*") if file.is_file())
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

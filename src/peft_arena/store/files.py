@@ -1,0 +1,86 @@
+"""Writing files so that a reader sees all of one or nothing, and one that is refused is never replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from peft_arena.core.errors import UserError
+
+
+def write_once(path: Path, value: Any) -> None:
+    """Write a JSON file that must not exist yet; a crash or a full disk leaves nothing behind.
+
+    Raises:
+        FileExistsError: the file exists; nothing is ever replaced.
+        UserError: the disk refused the write; the message names the file and the reason.
+    """
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with part.open("w", encoding="utf-8") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.link(part, path)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file is missing, truncated or not JSON; the message says where it breaks.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no file {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is damaged: not UTF-8 text at byte {error.start}; move it away to have it made anew"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{path} is damaged: {error.msg} at line {error.lineno}; move it away to have it made anew"
+        ) from None
+
+
+def append_line(path: Path, value: Any) -> None:
+    """Append one JSON line, whole, to a log that several processes may write.
+
+    Raises:
+        UserError: the disk refused the write.
+    """
+    line = (json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise UserError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def read_lines(path: Path) -> list[Any]:
+    """Read a JSON-lines log; a line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    values = []
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):
+            values.append(json.loads(line))
+    return values

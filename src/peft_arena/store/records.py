@@ -1,0 +1,113 @@
+"""The records: what is written once, kept, and read by every table, report and recommendation."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from peft_arena.core.measure import Measure
+from peft_arena.core.specs import EvalSpec, RunSpec
+
+SCHEMA = 1
+"""Version of every record below; a change of meaning raises it and adds a migration."""
+
+
+class Record(BaseModel):
+    """Base of every record: frozen, strict, versioned."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = SCHEMA
+
+
+class RunRecord(Record):
+    """``run.json``: what the run is. Written before any work."""
+
+    kind: Literal["run"] = "run"
+    spec: RunSpec
+    created: str
+    """UTC time, ISO 8601."""
+    provenance: dict[str, Any]
+
+
+class ItemRecord(BaseModel):
+    """One item of an evaluation, kept because base and tuned model answer the same items."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    value: float | None
+    """Headline value; None: could not be scored, and ``reason`` says why."""
+    weight: float = 1.0
+    others: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    """Further metrics: name to (value, weight)."""
+    extracted: str = ""
+    reason: str = ""
+    output: str = ""
+    """What the model wrote; empty for likelihood tasks."""
+
+
+class EvaluationRecord(Record):
+    """All items and metrics of one task at one point."""
+
+    kind: Literal["evaluation"] = "evaluation"
+    run_id: str
+    step: int
+    factor: float
+    spec: EvalSpec
+    card: dict[str, Any]
+    """The task card (tasks of other sources: the same keys)."""
+    metrics: tuple[Measure, ...]
+    """One per metric of the card, the headline first."""
+    items: tuple[ItemRecord, ...]
+    engine: dict[str, Any]
+    """Engine, version, batch size, device, dtype: what must not change the result."""
+    provenance: dict[str, Any]
+
+
+class LogEntry(BaseModel):
+    """One point of a learning curve."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    tokens: int
+    """Real input tokens trained on so far."""
+    loss: float | None = None
+    """Mean training loss since the last entry, nats per answer token."""
+    validation_loss: float | None = None
+    learning_rate: float | None = None
+    grad_norm: float | None = None
+
+
+class TrainingRecord(Record):
+    """What training did."""
+
+    kind: Literal["training"] = "training"
+    run_id: str
+    steps: int
+    tokens: int
+    """Real input tokens trained on."""
+    padded_tokens: int
+    """Tokens processed, padding included."""
+    examples: int
+    """Distinct training examples available after dropping."""
+    dropped: int
+    """Examples dropped for their length."""
+    log: tuple[LogEntry, ...]
+    save_points: tuple[int, ...]
+    """Steps with a checkpoint."""
+    resumed_at: int | None = None
+    """Step the last process resumed from; None if undisturbed."""
+    provenance: dict[str, Any]
+
+
+class CostRecord(Record):
+    """Measured and counted cost of a run."""
+
+    kind: Literal["cost"] = "cost"
+    run_id: str
+    stage: Literal["training", "inference"]
+    measures: tuple[Measure, ...]
+    provenance: dict[str, Any]

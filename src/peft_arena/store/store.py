@@ -1,0 +1,178 @@
+"""The runs directory: every record keyed by (run, step, factor, what)."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.provenance import provenance
+from peft_arena.core.specs import EvalSpec, Point, RunSpec
+from peft_arena.store.checkpoint import DONE
+from peft_arena.store.files import append_line, read_json, read_lines, write_once
+from peft_arena.store.records import CostRecord, EvaluationRecord, Record, RunRecord, TrainingRecord
+
+R = TypeVar("R", bound=Record)
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Read one record.
+
+    Raises:
+        UserError: the file is missing, damaged or of another schema.
+    """
+    try:
+        return kind.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is not a {kind.__name__} of schema 1: {place}: {first['msg']}") from None
+
+
+class RunDirectory:
+    """One run on disk. Code reads ``run.json``; the directory's name is for people."""
+
+    def __init__(self, path: Path, spec: RunSpec) -> None:
+        """Refer to a run; creates nothing."""
+        self.path = path
+        self.spec = spec
+        self.run_id = spec.run_id
+
+    def create(self) -> None:
+        """Make the directory and ``run.json`` unless they exist.
+
+        Raises:
+            UserError: an existing ``run.json`` describes another run.
+        """
+        record = RunRecord(spec=self.spec, created=_now(), provenance=provenance())
+        try:
+            write_once(self.path / "run.json", record.model_dump(mode="json"))
+        except FileExistsError:
+            found = read_record(RunRecord, self.path / "run.json").spec
+            if found.id != self.spec.id:
+                raise UserError(f"{self.path} holds run {found.run_id}, not {self.run_id}") from None
+
+    def lock(self) -> FileLock:
+        """Return the lock that a process holds while it works on this run; freed by the system if it dies."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / ".lock")
+
+    def is_locked(self) -> bool:
+        """Say whether another process works on this run now."""
+        if not (self.path / ".lock").exists():
+            return False
+        lock = self.lock()
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Append one line to ``events.jsonl``."""
+        append_line(self.path / "events.jsonl", {"event": name, "time": _now(), **fields})
+
+    def events(self) -> list[dict[str, Any]]:
+        """Return every whole line of ``events.jsonl``, oldest first."""
+        return read_lines(self.path / "events.jsonl")
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a whole checkpoint, ascending."""
+        found = (self.path / "steps").glob(f"*/{DONE}")
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+
+    def checkpoint(self, step: int) -> Path:
+        """Return the directory of the checkpoint at a step."""
+        return self.path / "steps" / f"{step:06d}"
+
+    def record_path(self, point: Point, what: str) -> Path:
+        """Return where the record ``what`` of a point is."""
+        return self.path / "records" / point.key / f"{what}.json"
+
+    def point(self, step: int, factor: float = 1.0) -> Point:
+        """Return a point of this run."""
+        return Point(run_id=self.run_id, step=step, factor=factor)
+
+    def training(self) -> TrainingRecord | None:
+        """Return the training record, None if training has not finished."""
+        path = self.path / "records" / "training.json"
+        return read_record(TrainingRecord, path) if path.exists() else None
+
+    def write_training(self, record: TrainingRecord) -> None:
+        """Write the training record: from then on the run counts as trained."""
+        write_once(self.path / "records" / "training.json", record.model_dump(mode="json"))
+
+    def final_point(self) -> Point | None:
+        """Return the point a run is judged by: the last step; None while it is not trained."""
+        if self.spec.is_base:
+            return self.point(0)
+        training = self.training()
+        return None if training is None else self.point(training.steps)
+
+    def evaluation(self, point: Point, spec: EvalSpec) -> EvaluationRecord | None:
+        """Return the evaluation of a point, None if it is not done."""
+        path = self.record_path(point, f"eval-{spec.key}")
+        return read_record(EvaluationRecord, path) if path.exists() else None
+
+    def write_evaluation(self, point: Point, record: EvaluationRecord) -> None:
+        """Write an evaluation."""
+        write_once(self.record_path(point, f"eval-{record.spec.key}"), record.model_dump(mode="json"))
+
+    def cost(self, stage: str) -> CostRecord | None:
+        """Return the cost record of ``training`` or ``inference``, None if it is not done."""
+        path = self.path / "records" / f"cost-{stage}.json"
+        return read_record(CostRecord, path) if path.exists() else None
+
+    def write_cost(self, record: CostRecord) -> None:
+        """Write a cost record."""
+        write_once(self.path / "records" / f"cost-{record.stage}.json", record.model_dump(mode="json"))
+
+    def evaluations(self) -> Iterator[EvaluationRecord]:
+        """Yield every evaluation of the run, in a fixed order."""
+        for path in sorted((self.path / "records").glob("*/eval-*.json")):
+            yield read_record(EvaluationRecord, path)
+
+
+class Store:
+    """A directory of runs."""
+
+    def __init__(self, root: Path) -> None:
+        """Refer to a runs directory; creates nothing."""
+        self.root = root
+
+    def run(self, spec: RunSpec) -> RunDirectory:
+        """Return the directory of a run, whether or not it exists yet."""
+        return RunDirectory(self.root / spec.run_id, spec)
+
+    def runs(self) -> Iterator[RunDirectory]:
+        """Yield every run that has a ``run.json``, by name.
+
+        Raises:
+            UserError: a ``run.json`` is damaged.
+        """
+        for path in sorted(self.root.glob("*/run.json")):
+            yield RunDirectory(path.parent, read_record(RunRecord, path).spec)
+
+    def find(self, run_id: str) -> RunDirectory:
+        """Return the run of that id, or of a unique beginning or hash of one.
+
+        Raises:
+            UserError: no run or several runs fit.
+        """
+        found = [run for run in self.runs() if run_id == run.run_id]
+        found = found or [run for run in self.runs() if run.run_id.startswith(run_id) or run.spec.id == run_id]
+        if len(found) == 1:
+            return found[0]
+        names = ", ".join(run.run_id for run in found or list(self.runs())) or "none"
+        problem = "several runs fit" if found else "no run"
+        raise UserError(f"{problem} '{run_id}' in {self.root}. Known: {names}")
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
