@@ -7,7 +7,7 @@ the skills on letters and digits see one token each.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from string import ascii_letters
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PAD = "<|pad|>"
 TURN = "<|im_start|>"
 END = "<|im_end|>"
+
+MOST_COUNTED = 100
+"""No word counts more often than this, so that rare words become tokens too."""
 
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
@@ -33,23 +36,23 @@ CHAT_TEMPLATE = (
 """ChatML; the generation markers let a trainer take the loss on the assistant's words and the end of its turn."""
 
 
-def words_of(items: Iterable[Item], least: int = 20) -> list[str]:
-    """Return the words of two letters or more that at least ``least`` of the items' texts hold, sorted.
+def count_words(items: Iterable[Item]) -> dict[str, int]:
+    """Count the words of two letters or more in the texts of the items; words in capitals are left out.
 
     A word keeps the space before it, as byte-level BPE does.
     """
     counts: Counter[str] = Counter()
     for item in items:
         for text in (item.question, item.answer):
-            counts.update({f" {word}" for word in _letters_only(text).split() if len(word) > 1})
-    return sorted(word for word, count in counts.items() if count >= least and not word.strip().isupper())
+            counts.update(f" {word}" for word in _letters_only(text).split() if len(word) > 1 and not word.isupper())
+    return dict(sorted(counts.items()))
 
 
-def make_tokenizer(words: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def make_tokenizer(words: Mapping[str, int], vocabulary: int) -> PreTrainedTokenizerFast:
     """Build the tokenizer: every byte, single letters after a space, and merges that form the words.
 
     Args:
-        words: words that should become one token, each with the space before it.
+        words: words that should become one token, each with the space before it, and how often each is seen.
         vocabulary: the most tokens, special ones included.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -66,9 +69,9 @@ def make_tokenizer(words: Sequence[str], vocabulary: int) -> PreTrainedTokenizer
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    plain = [word.strip() for word in words] + ["user", "system", "assistant"]
-    singles = [f" {letter}" for letter in ascii_letters] * 100
-    core.train_from_iterator([*singles, *words, *plain], trainer)
+    frequent = [f" {letter}" for letter in ascii_letters] + ["user", "system", "assistant"]
+    weighted = [text for word, count in words.items() for text in (word, word.strip()) * min(count, MOST_COUNTED)]
+    core.train_from_iterator([*frequent * MOST_COUNTED, *weighted], trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token=PAD,

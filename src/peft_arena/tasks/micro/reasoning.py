@@ -70,7 +70,7 @@ class Boolean(MicroTask):
                 for one, sign, other in ((names[0], signs[0], names[1]), (names[2], signs[2], names[3]))
             )
             text = f"({names[0]} {signs[0]} {names[1]}) {signs[1]} ({names[2]} {signs[2]} {names[3]})"
-            yield Candidate(f"Is it true or false: {text}", str(_apply(signs[1], left, right)).lower(), key=text)
+            yield Candidate(f"Evaluate: {text}", str(_apply(signs[1], left, right)).lower(), key=text)
 
 
 class Calendar(MicroTask):
