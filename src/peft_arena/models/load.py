@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,32 +35,48 @@ class Source:
     kind: str
     location: str
     revision: str | None
+    """What the hub is asked for; None for the other kinds."""
+
+
+def pin(spec: ModelSpec) -> ModelSpec:
+    """Return the spec with a revision that identifies the weights themselves.
+
+    Hub models get their commit, wheel models ``wheel:`` and the wheel's hash, packaged and local ones ``sha256:`` and
+    the hash of their configuration and weights: a run's id then changes when the weights behind a name do.
+
+    Raises:
+        UserError: the model cannot be found, or is not at the revision that the spec asks for.
+    """
+    source = resolve(spec)
+    found = _revision(source, spec)
+    if spec.revision is not None and source.kind != "hub" and spec.revision != found:
+        raise UserError(f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}")
+    return spec.model_copy(update={"revision": found})
 
 
 def resolve(spec: ModelSpec) -> Source:
     """Find a model's files, in this order: packaged with us, a local directory, the hub, a pinned wheel.
 
     Raises:
-        UserError: the name is none of these, or the network is off and nothing is cached.
+        UserError: the name is none of these, or nothing can be reached that has it.
     """
+    from peft_arena.models.wheels import WHEEL_MODELS, converted
+
     if spec.name in PACKAGED:
         return Source("package", str(PACKAGED[spec.name]), None)
     path = Path(spec.name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not a model directory: it has no config.json")
-        return Source("path", str(path), None)
+        return Source("path", str(path.resolve()), None)
     if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") != 1:
+        known = ", ".join([*PACKAGED, *WHEEL_MODELS])
         raise UserError(
-            f"unknown model '{spec.name}': no such directory. Known: {', '.join(PACKAGED)}, a directory, or a hub id owner/name"
+            f"unknown model '{spec.name}': no such directory. Known: {known}, a directory, or a hub id owner/name"
         )
-    return _from_hub_or_wheel(spec)
-
-
-def _from_hub_or_wheel(spec: ModelSpec) -> Source:
-    from peft_arena.models.wheels import WHEEL_MODELS, converted
-
-    if spec.name in WHEEL_MODELS and (_offline() or not _hub_answers(spec)):
+    if (spec.revision or "").startswith("wheel:"):
+        return Source("wheel", str(converted(spec.name)), None)
+    if spec.name in WHEEL_MODELS and spec.revision is None and _commit(spec) is None:
         return Source("wheel", str(converted(spec.name)), None)
     return Source("hub", spec.name, spec.revision)
 
@@ -79,38 +95,63 @@ def load(spec: ModelSpec) -> Loaded:
     """Load a model and its tokenizer; on the first CUDA device if there is one, else on the CPU.
 
     Raises:
-        UserError: the model cannot be found or its files are damaged.
+        UserError: the model cannot be found, its files are damaged, or it is not at the spec's revision.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     source = resolve(spec)
+    if spec.revision is not None:
+        pin(spec)
     try:
         tokenizer = load_tokenizer(source)
         model = AutoModelForCausalLM.from_pretrained(
             source.location, revision=source.revision, dtype=getattr(torch, spec.dtype)
         )
     except (OSError, ValueError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0]
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load model '{spec.name}' from {source.kind} {source.location}: {first}") from error
+    model.name_or_path = model.config.name_or_path = spec.name
     model.eval()
     if torch.cuda.is_available():
         model.to("cuda")
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
 
 
-def _offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}
+def _revision(source: Source, spec: ModelSpec) -> str:
+    if source.kind == "wheel":
+        from peft_arena.models.wheels import WHEEL_MODELS
+
+        return f"wheel:{WHEEL_MODELS[spec.name].wheel.sha256[:12]}"
+    if source.kind == "hub":
+        commit = _commit(spec)
+        if commit is None:
+            raise UserError(
+                f"cannot find model '{spec.name}' at revision {spec.revision or 'main'}: the hub does not answer or does "
+                "not have it, and the local cache is empty; give a local directory instead"
+            )
+        return commit
+    return f"sha256:{_fingerprint(Path(source.location))}"
 
 
-def _hub_answers(spec: ModelSpec) -> bool:
-    """Say whether the hub has the model, now or in its cache."""
+def _fingerprint(directory: Path) -> str:
+    """Hash the configuration and every weight and tokenizer file of a model directory."""
+    wanted = [file for file in directory.iterdir() if file.suffix in {".safetensors", ".json", ".jinja", ".model"}]
+    digest = hashlib.sha256()
+    for file in sorted(wanted):
+        with file.open("rb") as handle:
+            digest.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()[:12]
+
+
+def _commit(spec: ModelSpec) -> str | None:
+    """Return the hub commit of the model's configuration, from the hub or its cache; None if neither has it."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        hf_hub_download(spec.name, "config.json", revision=spec.revision, etag_timeout=5)
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-        return False
-    return True
+        file = hf_hub_download(spec.name, "config.json", revision=spec.revision, etag_timeout=5)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+        return None
+    return Path(file).parent.name

@@ -1,0 +1,31 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes .venv and installs first.
+PYTHON ?= python3
+BIN := .venv/bin
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: demo micro test lint install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/peft-arena run demo --runs runs --report reports/demo
+	@echo "open reports/demo/index.html"
+
+micro: install
+	$(BIN)/peft-arena run micro --runs runs --report reports/micro
+
+test: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv runs reports

@@ -1,0 +1,219 @@
+"""Rows about what exists: methods, tasks, studies, models, runs, and the state of this machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.provenance import PACKAGES, provenance
+from peft_arena.store.store import RunDirectory
+
+Row = dict[str, Any]
+FREE_BYTES = 4 * 2**30
+"""Below this much free disk, ``doctor`` warns."""
+
+
+def listing(what: str) -> list[Row]:
+    """Return the rows of ``methods``, ``tasks``, ``studies`` or ``models``."""
+    makers: dict[str, Callable[[], list[Row]]] = {
+        "methods": _methods,
+        "tasks": _tasks,
+        "studies": _studies,
+        "models": _models,
+    }
+    return makers[what]()
+
+
+def run_summary(run: RunDirectory) -> Row:
+    """Return what is known of one run: spec, training, costs, evaluations, last events."""
+    training = run.training()
+    costs = [cost for stage in ("training", "inference") if (cost := run.cost(stage)) is not None]
+    return {
+        "run": run.run_id,
+        "directory": str(run.path),
+        "spec": run.spec.model_dump(mode="json"),
+        "checkpoints": run.steps(),
+        "training": None
+        if training is None
+        else {
+            "steps": training.steps,
+            "tokens": training.tokens,
+            "examples": training.examples,
+            "dropped": training.dropped,
+            "last_loss": next((entry.loss for entry in reversed(training.log) if entry.loss is not None), None),
+        },
+        "costs": [
+            {"stage": cost.stage, **measure.model_dump(include={"metric", "value", "unit", "stderr", "how"})}
+            for cost in costs
+            for measure in cost.measures
+        ],
+        "evaluations": [
+            {"point": f"{record.step}-{record.factor:g}", "task": record.spec.task.name, "split": record.spec.split}
+            | measure.model_dump(include={"metric", "value", "unit", "n", "stderr", "unscored"})
+            for record in run.evaluations()
+            for measure in record.metrics
+        ],
+        "events": [{key: event[key] for key in event if key != "traceback"} for event in run.events()[-8:]],
+    }
+
+
+def doctor() -> list[Row]:
+    """Return one row per check of this machine: state ``ok``, ``note`` or ``failed``, and what was seen."""
+    seen = provenance()
+    rows = [_row("python", "ok" if sys.version_info >= (3, 11) else "failed", seen["python"])]
+    rows += [_package(name) for name in PACKAGES]
+    rows.append(_row("processor", "ok", f"{seen['processor']}, {seen['cores']} cores"))
+    rows.append(_devices())
+    free = shutil.disk_usage(Path.cwd()).free
+    rows.append(_row("disk", "ok" if free > FREE_BYTES else "note", f"{free / 2**30:.1f} GiB free in {Path.cwd()}"))
+    rows.append(_memory())
+    offline = os.environ.get("HF_HUB_OFFLINE", "")
+    rows.append(_row("hub", "ok", "off (HF_HUB_OFFLINE)" if offline else "on: models and data are looked up there"))
+    rows.append(_micro())
+    rows.append(_cache())
+    return rows
+
+
+def _row(check: str, state: str, seen: str) -> Row:
+    return {"check": check, "state": state, "seen": seen}
+
+
+def _package(name: str) -> Row:
+    try:
+        return _row(name, "ok", metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return _row(name, "failed", "not installed; pip install 'peft-arena[train,eval]'")
+
+
+def _devices() -> Row:
+    try:
+        import torch
+    except ImportError as error:
+        return _row("device", "failed", f"torch does not import: {error}")
+    if torch.cuda.is_available():
+        names = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+        return _row("device", "ok", f"cuda: {names}")
+    fast = "amx_bf16" in _cpu_flags()
+    speed = "bfloat16 is fast here (AMX)" if fast else "no AMX: bfloat16 may be slower than float32"
+    return _row("device", "ok" if fast else "note", f"cpu, {torch.get_num_threads()} threads; {speed}")
+
+
+def _cpu_flags() -> set[str]:
+    info = Path("/proc/cpuinfo")
+    if not info.exists():
+        return set()
+    for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+        if line.startswith("flags"):
+            return set(line.partition(":")[2].split())
+    return set()
+
+
+def _memory() -> Row:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return _row("memory", "ok", f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB available")
+
+
+def _micro() -> Row:
+    from peft_arena.core.specs import ModelSpec
+    from peft_arena.models.load import MICRO, pin
+
+    try:
+        return _row("micro model", "ok", str(pin(ModelSpec(name=MICRO)).revision))
+    except (UserError, OSError) as error:
+        return _row("micro model", "failed", str(error))
+
+
+def _cache() -> Row:
+    from peft_arena.models.assets import cache_root
+
+    root = cache_root()
+    parent = next(path for path in (root, *root.parents) if path.exists())
+    writable = os.access(parent, os.W_OK)
+    return _row("cache", "ok" if writable else "failed", f"{root}{'' if writable else ' cannot be written'}")
+
+
+def _methods() -> list[Row]:
+    from peft_arena.methods.base import Capability
+    from peft_arena.methods.registry import METHODS
+
+    rows = []
+    for name in METHODS.names():
+        card = METHODS.get(name).card
+        has = card.capabilities.__contains__
+        rows.append(
+            {
+                "name": name,
+                "family": card.family,
+                "parameters": card.parameters,
+                "merges": has(Capability.MERGEABLE),
+                "identity_at_start": has(Capability.IDENTITY_AT_INIT),
+                "changes_base": has(Capability.CHANGES_BASE),
+                "peft_adapter": has(Capability.PEFT_ADAPTER),
+                "learning_rate": card.learning_rate,
+                "paper": card.paper,
+            }
+        )
+    return rows
+
+
+def _tasks() -> list[Row]:
+    from peft_arena.tasks.registry import TASKS
+
+    rows = []
+    for name in TASKS.names():
+        card = getattr(TASKS.get(name), "card", None)
+        if card is None:
+            rows.append({"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": "", "title": ""})
+            continue
+        rows.append(
+            {
+                "name": name,
+                "role": card.role.value,
+                "kind": card.kind.value,
+                "metric": f"{card.headline.name} [{card.headline.unit}]",
+                "chance": card.chance,
+                "licence": card.licence,
+                "title": card.title,
+            }
+        )
+    return rows
+
+
+def _studies() -> list[Row]:
+    from peft_arena.execute.study import shipped_studies
+
+    rows = []
+    for name, path in shipped_studies().items():
+        from peft_arena.core.yamlfile import YamlFile
+
+        data = YamlFile(path).data
+        rows.append(
+            {
+                "name": name,
+                "title": data.get("title", ""),
+                "model": data.get("model", {}).get("name", ""),
+                "arms": len(data.get("arms", [])),
+                "seeds": len(data.get("seeds", [])),
+            }
+        )
+    return rows
+
+
+def _models() -> list[Row]:
+    from peft_arena.models.load import PACKAGED
+    from peft_arena.models.wheels import WHEEL_MODELS
+
+    rows: list[Row] = [{"name": name, "source": "packaged with peft-arena"} for name in PACKAGED]
+    for name, model in WHEEL_MODELS.items():
+        rows.append({"name": name, "source": f"hub, or PyPI wheel {model.wheel.package} {model.wheel.version}"})
+    rows.append({"name": "owner/name", "source": "any causal language model of the hub; give a revision"})
+    rows.append({"name": "a directory", "source": "any causal language model saved by transformers"})
+    return rows

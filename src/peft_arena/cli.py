@@ -1,0 +1,210 @@
+"""The command line: parses arguments, calls one function, prints what it returns. Nothing else."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from peft_arena.core.errors import UserError
+
+app = typer.Typer(
+    name="peft-arena",
+    help="Which fine-tuning method fits your model, task and budget, and what general capability it costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+train_app = typer.Typer(help="Train one run without a study file.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Runs directory.", envvar="PEFT_ARENA_RUNS")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study: key.path=value.")]
+StudyName = Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")]
+RUNS = Path("runs")
+
+
+class What(StrEnum):
+    """What ``ls`` can list."""
+
+    METHODS = "methods"
+    TASKS = "tasks"
+    STUDIES = "studies"
+    MODELS = "models"
+
+
+class Executor(StrEnum):
+    """Where runs are worked on."""
+
+    LOCAL = "local"
+
+
+@app.command("ls")
+def list_command(what: What, as_json: Json = False) -> None:
+    """List methods, tasks, studies or models."""
+    from peft_arena import catalogue, console
+
+    console.show_table(catalogue.listing(what.value), as_json, title=what.value)
+
+
+@app.command()
+def plan(study: StudyName, runs: Runs = RUNS, overrides: Set = None, as_json: Json = False) -> None:
+    """Show what a study would do: what is done, missing, failed or refused, and why."""
+    from peft_arena import console
+    from peft_arena.execute.plan import plan as make_plan
+    from peft_arena.store.store import Store
+
+    loaded = _study(study, overrides)
+    console.show_plan(loaded, make_plan(loaded, Store(runs)), as_json)
+
+
+@app.command()
+def run(
+    study: StudyName,
+    runs: Runs = RUNS,
+    overrides: Set = None,
+    executor: Annotated[Executor, typer.Option(help="Where to work.")] = Executor.LOCAL,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Runs at once; over the study's own number.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Also write the report into this directory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Work on everything of a study that is missing; finished work is never repeated."""
+    from peft_arena import console
+    from peft_arena.execute.run import run_study
+
+    loaded = _study(study, overrides)
+    outcome = run_study(loaded, runs, jobs=jobs, quiet=as_json)
+    console.show_outcome(loaded, outcome, runs, as_json)
+    if report is not None:
+        _report(loaded, runs, report, as_json=False, quiet=as_json)
+    if outcome.failed or not outcome.complete:
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(study: StudyName, runs: Runs = RUNS, overrides: Set = None, as_json: Json = False) -> None:
+    """Show the state of every run of a study; exit code 1 if one failed."""
+    from peft_arena import console
+    from peft_arena.execute.plan import plan as make_plan
+    from peft_arena.store.store import Store
+
+    loaded = _study(study, overrides)
+    plans = make_plan(loaded, Store(runs))
+    console.show_status(loaded, plans, as_json)
+    if any(item.state == "failed" for item in plans):
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginning or its hash.")],
+    runs: Runs = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show one run: its spec, its measures, its events."""
+    from peft_arena import catalogue, console
+    from peft_arena.store.store import Store
+
+    console.show_value(catalogue.run_summary(Store(runs).find(run_id)), as_json)
+
+
+@app.command()
+def check(path: Path, as_json: Json = False) -> None:
+    """Check that a study file, a runs directory, a run, a checkpoint or a record is sound."""
+    from peft_arena import console
+    from peft_arena.execute.check import check_path
+
+    console.show_value(check_path(path), as_json)
+
+
+@app.command()
+def report(
+    study: StudyName,
+    out: Annotated[Path, typer.Option(help="Directory for index.html, figures and CSV files.")],
+    runs: Runs = RUNS,
+    overrides: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Write a self-contained HTML report with figures and tables."""
+    _report(_study(study, overrides), runs, out, as_json)
+
+
+@train_app.command("sft")
+def train_sft(
+    model: Annotated[str, typer.Option(help="micro, a hub id or a directory.")],
+    method: Annotated[str, typer.Option(help="A method of `peft-arena ls methods`.")],
+    task: Annotated[str, typer.Option(help="A target task of `peft-arena ls tasks`.")],
+    out: Annotated[Path, typer.Option(help="Runs directory.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="config.KEY, train.KEY, task.KEY, model.KEY or seed = value.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Train one run by supervised fine-tuning, evaluate it and its base on the task, and measure its cost."""
+    from peft_arena import console
+    from peft_arena.execute.single import train_one
+
+    outcome, study = train_one(model, method, task, settings or [], out, quiet=as_json)
+    console.show_outcome(study, outcome, out, as_json)
+    if outcome.failed:
+        raise typer.Exit(1)
+
+
+@app.command("eval")
+def evaluate(
+    point: Annotated[str, typer.Argument(metavar="POINT", help="RUN, RUN@STEP, or a model name for the base model.")],
+    tasks: Annotated[str, typer.Option(help="Task names, separated by commas; lm-eval:NAME for lm-eval's own.")],
+    runs: Runs = RUNS,
+    items: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
+    split: Annotated[str, typer.Option(help="validation or test.")] = "test",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for a model name.")] = "float32",
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Never changes a result.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a checkpoint or a base model on tasks; records are kept and never made twice."""
+    from peft_arena import console
+    from peft_arena.execute.single import evaluate_point
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()]
+    rows = evaluate_point(point, names, runs, items=items, split=split, dtype=dtype, batch_size=batch_size)
+    console.show_table(rows, as_json, title=point)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Check this machine: packages, devices, memory, disk, hub, wheels, caches."""
+    from peft_arena import catalogue, console
+
+    rows = catalogue.doctor()
+    console.show_table(rows, as_json, title="doctor")
+    if any(row["state"] == "failed" for row in rows):
+        raise typer.Exit(1)
+
+
+def _study(name: str, overrides: list[str] | None) -> Any:  # noqa: ANN401
+    from peft_arena.execute.study import find_study, read_study
+
+    return read_study(find_study(name), overrides or [])
+
+
+def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = False) -> None:  # noqa: ANN401
+    from peft_arena import console
+    from peft_arena.execute.view import view_of
+    from peft_arena.report.build import build_report
+    from peft_arena.store.store import Store
+
+    summary = build_report(Store(runs), view_of(study), out)
+    if not quiet:
+        console.show_report(summary, out, as_json)
+
+
+def main() -> None:
+    """Run the command line; a wrong request is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"peft-arena: {error}", err=True)
+        raise SystemExit(2) from None

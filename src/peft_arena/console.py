@@ -1,0 +1,146 @@
+"""What commands print: a table or lines for people, one JSON value with ``--json``."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from peft_arena.execute.plan import RunPlan
+    from peft_arena.execute.run import StudyOutcome
+    from peft_arena.execute.study import Study
+
+Row = Mapping[str, Any]
+STYLES = {"done": "green", "failed": "red", "running": "yellow", "refused": "magenta", "ok": "green"}
+
+
+def show_json(value: Any) -> None:
+    """Print one JSON value on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=str))  # noqa: T201
+
+
+def show_table(rows: Sequence[Row], as_json: bool, title: str = "") -> None:
+    """Print rows of the same keys as a table, or as a JSON list."""
+    if as_json:
+        show_json(list(rows))
+        return
+    console = Console()
+    if not rows:
+        console.print(f"{title}: none")
+        return
+    table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    for key in rows[0]:
+        numeric = all(isinstance(row[key], int | float) for row in rows)
+        table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(_cell(value) for value in row.values()))
+    console.print(table)
+
+
+def show_value(value: Mapping[str, Any], as_json: bool) -> None:
+    """Print a mapping as indented lines, or as JSON."""
+    if as_json:
+        show_json(value)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for line in _lines(value, 0):
+        console.print(line, markup=False)
+
+
+def show_plan(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
+    """Print every run of a study with its stages."""
+    rows = [
+        {
+            "arm": item.label,
+            "seed": item.run.seed if item.run.train else "",
+            "run": item.run.run_id,
+            "state": item.state,
+            "done": f"{sum(stage.state == 'done' for stage in item.stages)}/{len(item.stages)}",
+            "reason": item.reason,
+        }
+        for item in plans
+    ]
+    if as_json:
+        stages = [[{"what": s.what, "state": s.state, "reason": s.reason} for s in item.stages] for item in plans]
+        runs = [{**row, "stages": list(parts)} for row, parts in zip(rows, stages, strict=True)]
+        show_json({"study": study.file.name, "runs": runs})
+        return
+    show_table(rows, False, title=f"{study.file.name}: {study.file.title}")
+    Console().print(_count(plans))
+
+
+def show_status(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
+    """Print how many runs are in which state, and every failure with its reason."""
+    if as_json:
+        show_plan(study, plans, as_json)
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"{study.file.name}: {_count(plans)}")
+    for item in plans:
+        if item.state in {"failed", "refused", "running"}:
+            console.print(f"  {item.state} {item.label} {item.run.run_id}: {item.reason}", markup=False)
+
+
+def show_outcome(study: Study, outcome: StudyOutcome, runs: Path, as_json: bool) -> None:
+    """Print what a command on a study did."""
+    if as_json:
+        states = {item.run.run_id: item.state for item in outcome.plans}
+        show_json({"study": study.file.name, "worked": outcome.worked, "failed": outcome.failed, "runs": states})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    if outcome.worked == 0:
+        console.print(f"{study.file.name}: nothing to do. {_count(outcome.plans)}, in {runs}")
+        return
+    console.print(f"{study.file.name}: worked on {outcome.worked} runs. {_count(outcome.plans)}, in {runs}")
+    for run_id, reason in outcome.failed.items():
+        console.print(f"  failed {run_id}: {reason}", style="red", markup=False)
+
+
+def show_report(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    """Print where a report is and what it says first."""
+    if as_json:
+        show_json({**summary, "report": str(out / "index.html")})
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    for sentence in summary.get("headline", ()):
+        console.print(sentence, markup=False)
+    console.print(f"report: {out / 'index.html'}")
+
+
+def _count(plans: Sequence[RunPlan]) -> str:
+    counts = Counter(item.state for item in plans)
+    return ", ".join(f"{counts[state]} {state}" for state in ("done", "missing", "running", "failed", "refused") if counts[state])
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(part) for part in value)
+    text = str(value).replace("[", "\\[")
+    return f"[{STYLES[text]}]{text}[/]" if text in STYLES else text
+
+
+def _lines(value: Any, depth: int) -> list[str]:
+    pad = "  " * depth
+    lines: list[str] = []
+    for key, part in value.items():
+        if isinstance(part, Mapping) and part:
+            lines += [f"{pad}{key}:", *_lines(part, depth + 1)]
+        elif isinstance(part, list | tuple) and part and isinstance(part[0], Mapping):
+            lines.append(f"{pad}{key}:")
+            lines += [f"{pad}  - " + ", ".join(f"{k} {v}" for k, v in row.items()) for row in part]
+        else:
+            shown = ", ".join(map(str, part)) if isinstance(part, list | tuple) else part
+            lines.append(f"{pad}{key}: {shown}")
+    return lines

@@ -1,0 +1,78 @@
+"""Check that what is on disk is sound: study files, runs, checkpoints, records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from peft_arena.core.errors import UserError
+from peft_arena.execute.study import read_study
+from peft_arena.store.checkpoint import HASHES, verify_checkpoint
+from peft_arena.store.files import read_json
+from peft_arena.store.records import CostRecord, EvaluationRecord, Record, RunRecord, TrainingRecord
+from peft_arena.store.store import read_record
+
+KINDS: dict[str, type[Record]] = {
+    "run": RunRecord,
+    "training": TrainingRecord,
+    "cost": CostRecord,
+    "evaluation": EvaluationRecord,
+}
+
+
+def check_path(path: Path) -> dict[str, Any]:
+    """Check one file or directory, whatever it is.
+
+    Returns:
+        What was checked and how many of each.
+
+    Raises:
+        UserError: something is damaged; every problem is named.
+    """
+    if path.suffix in {".yaml", ".yml"}:
+        study = read_study(path)
+        return {"checked": str(path), "study": study.file.name, "runs": len(study.runs())}
+    if path.suffix == ".json":
+        return {"checked": str(path), "record": _check_record(path)}
+    if not path.is_dir():
+        raise UserError(f"cannot check {path}: give a study file, a record, a checkpoint, a run or a runs directory")
+    if (path / HASHES).exists():
+        verify_checkpoint(path)
+        return {"checked": str(path), "checkpoints": 1}
+    return _check_tree(path)
+
+
+def _check_tree(path: Path) -> dict[str, Any]:
+    records = [file for file in sorted(path.rglob("*.json")) if _is_record(file, path)]
+    checkpoints = sorted(file.parent for file in path.rglob(HASHES))
+    if not records and not checkpoints:
+        raise UserError(f"cannot check {path}: it holds no records and no checkpoints")
+    jobs: list[Callable[[], object]] = [lambda file=file: _check_record(file) for file in records]  # type: ignore[misc]
+    jobs += [lambda folder=folder: verify_checkpoint(folder) for folder in checkpoints]  # type: ignore[misc]
+    problems = [problem for job in jobs if (problem := _problem(job))]
+    if problems:
+        raise UserError(f"{len(problems)} of {len(jobs)} damaged: " + "; ".join(problems))
+    return {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+
+
+def _is_record(file: Path, root: Path) -> bool:
+    inside = file.relative_to(root).parts
+    return file.name == "run.json" or "records" in (root.name, *inside[:-1])
+
+
+def _check_record(file: Path) -> str:
+    data = read_json(file)
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind not in KINDS:
+        raise UserError(f"{file} is not a record: its kind is {kind!r}. Known: {', '.join(sorted(KINDS))}")
+    read_record(KINDS[kind], file)
+    return str(kind)
+
+
+def _problem(job: Callable[[], object]) -> str:
+    try:
+        job()
+    except UserError as error:
+        return str(error)
+    return ""

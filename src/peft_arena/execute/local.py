@@ -1,0 +1,182 @@
+"""Many runs on this machine: one process per run, so that memory is measured and freed per run.
+
+Workers are forked from a server process that has imported the heavy libraries once (``forkserver``), which makes a
+worker start in a fraction of a second instead of ten.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.context import ForkServerContext, ForkServerProcess
+from multiprocessing.queues import SimpleQueue
+from typing import Protocol
+
+from peft_arena.core.errors import UserError
+from peft_arena.execute.work import Busy, Order, do
+from peft_arena.store.store import Store
+
+POLL_S = 0.1
+BUSY_POLL_S = 2.0
+
+
+class Watcher(Protocol):
+    """Is told what happens, to show it."""
+
+    def started(self, run_id: str) -> None:
+        """Say that work on a run began."""
+
+    def progress(self, run_id: str, stage: str, fraction: float) -> None:
+        """Say how far a stage of a run is."""
+
+    def ended(self, run_id: str, problem: str) -> None:
+        """Say that a run ended, with the problem that ended it or an empty string."""
+
+
+@dataclass
+class _Running:
+    """A worker process and the order it works on."""
+
+    order: Order
+    process: ForkServerProcess
+
+
+@dataclass
+class Outcome:
+    """What became of the orders."""
+
+    finished: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Run id to reason."""
+
+
+def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
+    """Work on all orders, ``jobs`` at a time; a failing run does not stop the others.
+
+    Runs that another process holds are waited for and then checked again, so that two commands on one study share
+    the work. Interrupting ends the workers; every finished record stays and the runs can be resumed.
+    """
+    outcome = Outcome()
+    waiting = list(orders)
+    later: list[tuple[float, Order]] = []
+    running: list[_Running] = []
+    threads = orders[0].threads if orders else 1
+    with _fork_server(threads) as context:
+        messages = context.SimpleQueue()
+        try:
+            while waiting or later or running:
+                now = time.monotonic()
+                waiting += [order for due, order in later if due <= now]
+                later = [(due, order) for due, order in later if due > now]
+                while waiting and len(running) < jobs:
+                    running.append(_start(context, waiting.pop(0), messages, watcher))
+                _show(messages, watcher)
+                for worker in [worker for worker in running if not worker.process.is_alive()]:
+                    running.remove(worker)
+                    _show(messages, watcher)
+                    if _collect(worker, outcome, watcher):
+                        later.append((time.monotonic() + BUSY_POLL_S, worker.order))
+                time.sleep(POLL_S)
+        finally:
+            for worker in running:
+                worker.process.terminate()
+            for worker in running:
+                worker.process.join(10)
+    return outcome
+
+
+EXIT_FAILED = 1
+EXIT_BUSY = 75
+
+
+def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None:
+    """Run in the worker process: do the order and end with a code that says how it went."""
+    import torch
+
+    torch.set_num_threads(order.threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    run_id = order.run.run_id
+    try:
+        do(order, lambda stage, fraction: messages.put((run_id, stage, fraction)))
+    except Busy:
+        os._exit(EXIT_BUSY)
+    except UserError as error:
+        messages.put((run_id, f"failed: {error}", -1.0))
+        raise SystemExit(EXIT_FAILED) from None
+
+
+def _start(
+    context: ForkServerContext, order: Order, messages: SimpleQueue[tuple[str, str, float]], watcher: Watcher
+) -> _Running:
+    process = context.Process(target=_worker, args=(order, messages), name=order.run.run_id)
+    process.start()
+    watcher.started(order.run.run_id)
+    return _Running(order, process)
+
+
+def _show(messages: SimpleQueue[tuple[str, str, float]], watcher: Watcher) -> None:
+    while not messages.empty():
+        run_id, stage, fraction = messages.get()
+        watcher.progress(run_id, stage, fraction)
+
+
+def _collect(worker: _Running, outcome: Outcome, watcher: Watcher) -> bool:
+    """Note how a worker ended; True if its run was busy and must be looked at again."""
+    run_id = worker.order.run.run_id
+    code = worker.process.exitcode
+    if code == EXIT_BUSY:
+        watcher.progress(run_id, "another process works on it", 0.0)
+        return True
+    if code == 0:
+        outcome.finished.append(run_id)
+        watcher.ended(run_id, "")
+        return False
+    run = Store(worker.order.root).run(worker.order.run)
+    reason = _reason(run.events(), code)
+    if code is not None and code < 0:
+        run.event("failed", stage=_stage_of(run.events()), reason=reason)
+    outcome.failed[run_id] = reason
+    watcher.ended(run_id, reason)
+    return False
+
+
+def _reason(events: list[dict[str, object]], code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"the worker process was ended by {name}{hint}"
+    for event in reversed(events):
+        if event.get("event") == "failed":
+            return f"{event.get('stage')}: {event.get('reason')}"
+    return f"the worker process ended with code {code}"
+
+
+def _stage_of(events: list[dict[str, object]]) -> str:
+    for event in reversed(events):
+        if event.get("event") == "started":
+            return str(event.get("stage"))
+    return "start"
+
+
+@contextmanager
+def _fork_server(threads: int) -> Iterator[ForkServerContext]:
+    """Give a context whose server has imported the heavy libraries, with the thread count of the workers."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["peft_arena.execute.preload"])
+    try:
+        yield context
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,120 @@
+"""What of a study is done, what is missing, what failed and what is refused. A record on disk decides, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import EvalSpec, Point, RunSpec
+from peft_arena.execute.study import Study
+from peft_arena.store.store import RunDirectory, Store
+
+State = Literal["done", "missing", "failed", "running", "refused"]
+TRAIN, COST_TRAINING, COST_INFERENCE = "train", "cost training", "cost inference"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One piece of work of a run."""
+
+    what: str
+    state: State
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """All stages of a run."""
+
+    label: str
+    run: RunSpec
+    stages: tuple[Stage, ...]
+
+    @property
+    def state(self) -> State:
+        """Return the run's state: that of its worst stage."""
+        order: tuple[State, ...] = ("refused", "running", "failed", "missing", "done")
+        return min((stage.state for stage in self.stages), key=order.index)
+
+    @property
+    def reason(self) -> str:
+        """Return the reason of the first stage that has one."""
+        return next((stage.reason for stage in self.stages if stage.reason), "")
+
+
+def evaluation_name(spec: EvalSpec) -> str:
+    """Return how a plan and the event log call an evaluation."""
+    return f"evaluate {spec.task.name} {spec.id}"
+
+
+def plan(study: Study, store: Store) -> list[RunPlan]:
+    """Return the plan of every run of a study, the base model first."""
+    plans = [RunPlan("base", study.base, _stages(study, store.run(study.base)))]
+    for arm in study.arms:
+        for run in arm.runs:
+            if arm.refused:
+                plans.append(RunPlan(arm.label, run, (Stage(TRAIN, "refused", arm.refused),)))
+            else:
+                plans.append(RunPlan(arm.label, run, _stages(study, store.run(run))))
+    return plans
+
+
+def points_to_evaluate(study: Study, run: RunDirectory) -> list[Point]:
+    """Return the points of a trained run that the study evaluates; empty while it is not trained."""
+    final = run.final_point()
+    if final is None:
+        return []
+    training = run.training()
+    if study.file.evaluate_at == "save_points" and training is not None:
+        return [run.point(step) for step in training.save_points]
+    return [final]
+
+
+def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
+    """Compare what the study wants of a run with what is on disk."""
+    failures = _failures(run)
+    running = run.is_locked()
+    wanted: list[tuple[str, bool, str]] = []
+    try:
+        trained = run.final_point() is not None
+        problem = ""
+    except UserError as error:
+        trained, problem = False, str(error)
+    if not run.spec.is_base:
+        wanted.append((TRAIN, trained, problem))
+        wanted.append((COST_TRAINING, *_check(lambda: run.cost("training") is not None)))
+    points = [] if problem else points_to_evaluate(study, run)
+    for spec in study.evaluations(run.spec):
+        done, problem = _check(
+            lambda spec=spec: bool(points) and all(run.evaluation(point, spec) is not None for point in points)
+        )
+        wanted.append((evaluation_name(spec), done, problem))
+    wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
+    stages = []
+    for what, done, problem in wanted:
+        state: State = "done" if done else "failed" if problem else "running" if running else "missing"
+        if state == "missing" and what in failures:
+            state, problem = "failed", failures[what]
+        stages.append(Stage(what, state, problem))
+    return tuple(stages)
+
+
+def _check(question: Callable[[], bool]) -> tuple[bool, str]:
+    try:
+        return question(), ""
+    except UserError as error:
+        return False, str(error)
+
+
+def _failures(run: RunDirectory) -> dict[str, str]:
+    """Return stage → reason for every stage whose last attempt failed."""
+    found: dict[str, str] = {}
+    for event in run.events():
+        stage = str(event.get("stage", ""))
+        if event.get("event") == "failed":
+            found[stage] = str(event.get("reason", ""))
+        elif event.get("event") == "started":
+            found.pop(stage, None)
+    return found

@@ -1,0 +1,76 @@
+"""Run a study: plan it, work on what is missing, say what happened."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from peft_arena.execute.plan import RunPlan, plan
+from peft_arena.execute.study import Execution, Study
+from peft_arena.execute.work import Order
+from peft_arena.store.store import Store
+
+
+@dataclass(frozen=True)
+class StudyOutcome:
+    """What a command on a study did."""
+
+    plans: list[RunPlan]
+    """The state afterwards."""
+    worked: int
+    """Runs that were worked on."""
+    failed: dict[str, str]
+    """Run id to reason."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether every run that is not refused is done."""
+        return all(item.state in {"done", "refused"} for item in self.plans)
+
+
+def orders_for(study: Study, store: Store, execution: Execution) -> list[Order]:
+    """Return an order for every run with something missing, the base model first."""
+    threads = execution.threads or max(1, (os.cpu_count() or 1) // execution.jobs)
+    orders = []
+    for item in plan(study, store):
+        if item.state in {"done", "refused"}:
+            continue
+        orders.append(
+            Order(
+                root=store.root.resolve(),
+                run=item.run,
+                evaluations=tuple(study.evaluations(item.run)),
+                at_save_points=study.file.evaluate_at == "save_points",
+                eval_batch_size=execution.eval_batch_size,
+                resume_every=execution.resume_every,
+                latency_repeats=execution.latency_repeats,
+                jobs=execution.jobs,
+                threads=threads,
+            )
+        )
+    return orders
+
+
+def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = False) -> StudyOutcome:
+    """Work on everything that is missing of a study.
+
+    Args:
+        study: the study.
+        root: the runs directory, shared by all studies; runs of other studies with the same spec are reused.
+        jobs: runs at once, over what the study's file says.
+        quiet: show nothing while working.
+    """
+    from peft_arena.execute.local import run_orders
+    from peft_arena.execute.board import Board
+
+    store = Store(root)
+    execution = study.file.execution
+    if jobs is not None:
+        execution = execution.model_copy(update={"jobs": jobs})
+    orders = orders_for(study, store, execution)
+    if not orders:
+        return StudyOutcome(plan(study, store), 0, {})
+    with Board(len(orders), quiet=quiet) as board:
+        outcome = run_orders(orders, execution.jobs, board)
+    return StudyOutcome(plan(study, store), len(orders), outcome.failed)

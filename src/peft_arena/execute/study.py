@@ -1,0 +1,309 @@
+"""Study files: the only input of a comparison. Reading one gives every run it stands for, or one line of complaint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from peft_arena.core.build import Locate, build
+from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
+from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
+from peft_arena.methods.base import Capability, Method
+from peft_arena.methods.registry import METHODS, make_method
+from peft_arena.models.load import pin
+from peft_arena.tasks.base import Role
+from peft_arena.tasks.registry import make_task
+
+BASE_METHOD = "none"
+FOREIGN_TASK = "lm-eval:"
+PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
+"""Where shipped studies are: beside the installed package, or in the source tree it runs from."""
+
+
+class TargetEntry(Spec):
+    """A task that every arm is trained on, and judged by."""
+
+    task: Name
+    config: Table = Field(default_factory=dict)
+    train: Table = Field(default_factory=dict)
+    """Training settings for this target, over those of the study."""
+    items: int | None = Field(default=None, ge=1)
+
+
+class RetentionEntry(Spec):
+    """A task that is only evaluated, to see what was forgotten."""
+
+    task: Name
+    config: Table = Field(default_factory=dict)
+    items: int | None = Field(default=None, ge=1)
+
+
+class ArmEntry(Spec):
+    """A method with its settings, one competitor of the comparison."""
+
+    method: Name
+    label: str | None = None
+    """Name in tables and figures; the method's name unless given."""
+    config: Table = Field(default_factory=dict)
+    train: Table = Field(default_factory=dict)
+    """Training settings of this arm, over those of the study and the target."""
+
+
+class Execution(Spec):
+    """How the work is done. Nothing here may change a result, so nothing here is part of a run's identity."""
+
+    jobs: int = Field(default=1, ge=1)
+    """Runs worked on at once."""
+    threads: int | None = Field(default=None, ge=1)
+    """Threads of each run; None: the machine's cores divided by jobs."""
+    eval_batch_size: int | None = Field(default=None, ge=1)
+    resume_every: int | None = Field(default=None, ge=1)
+    """Steps between two states a killed run can continue from; save points always are."""
+    latency_repeats: int = Field(default=5, ge=2)
+
+
+class StudyFile(Spec):
+    """The content of a study file."""
+
+    name: Name
+    title: str
+    description: str = ""
+    model: ModelSpec
+    targets: tuple[TargetEntry, ...] = Field(min_length=1)
+    retention: tuple[RetentionEntry, ...] = ()
+    train: Table
+    arms: tuple[ArmEntry, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(min_length=1)
+    evaluate_at: Literal["final", "save_points"] = "final"
+    execution: Execution = Execution()
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One competitor: a method with its settings on one target, over all seeds."""
+
+    label: str
+    method: str
+    target: EvalSpec
+    runs: tuple[RunSpec, ...]
+    refused: str = ""
+    """Why this arm cannot run; empty if it can."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study file, read, checked and expanded."""
+
+    file: StudyFile
+    base: RunSpec
+    arms: tuple[Arm, ...]
+    targets: tuple[EvalSpec, ...]
+    retention: tuple[EvalSpec, ...]
+
+    def runs(self) -> list[RunSpec]:
+        """Return every run, the base model first, refused arms left out."""
+        return [self.base, *(run for arm in self.arms if not arm.refused for run in arm.runs)]
+
+    def evaluations(self, run: RunSpec) -> list[EvalSpec]:
+        """Return what is evaluated at a run's points: its own target, then retention; for the base all targets."""
+        if run.train is None:
+            return [*self.targets, *self.retention]
+        own = [spec for spec in self.targets if spec.task == run.train.task]
+        return [*own, *self.retention]
+
+
+def find_study(name: str) -> Path:
+    """Return the path of a study given as a file or by the name of a shipped one.
+
+    Raises:
+        UserError: neither a file nor a shipped study.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"} or path.exists():
+        if not path.is_file():
+            raise UserError(f"no study file {path}")
+        return path
+    shipped = shipped_studies()
+    if name not in shipped:
+        raise unknown("study", name, shipped)
+    return shipped[name]
+
+
+def shipped_studies() -> dict[str, Path]:
+    """Return name to path of every study that comes with peft-arena."""
+    for directory in PACKAGED:
+        if directory.is_dir():
+            return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    return {}
+
+
+def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
+    """Read a study file and expand it into runs.
+
+    Args:
+        path: the YAML file.
+        overrides: ``key.path=value`` assignments applied before checking, for example ``train.schedule.steps=5``.
+
+    Raises:
+        UserError: anything unknown, missing or contradictory, with the line of the file.
+    """
+    yaml_file = YamlFile(path)
+    for text in overrides:
+        _override(yaml_file.data, text)
+    return study_from(yaml_file.data, path, yaml_file.locate)
+
+
+def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate | None = None) -> Study:
+    """Expand the content of a study file into runs.
+
+    Args:
+        data: what a study file holds.
+        path: the file, where there is one.
+        locate: gives the place of a key in the file.
+
+    Raises:
+        UserError: anything unknown, missing or contradictory.
+    """
+    file = build(StudyFile, data, where="study", locate=locate)
+    reader = _Reader(file, locate or (lambda keys: "study"))
+    model = pin(file.model)
+    base = RunSpec(model=model, method=MethodSpec(name=BASE_METHOD))
+    targets = tuple(reader.target(index) for index in range(len(file.targets)))
+    retention = tuple(reader.retention(index) for index in range(len(file.retention)))
+    arms = tuple(
+        reader.arm(model, arm, target, targets[target])
+        for target in range(len(file.targets))
+        for arm in range(len(file.arms))
+    )
+    _refuse_twins(arms, str(path or "study"))
+    return Study(file=file, base=base, arms=arms, targets=targets, retention=retention)
+
+
+def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
+    """Return a task's spec with its settings checked and its defaults written out.
+
+    Raises:
+        UserError: unknown task or setting.
+    """
+    if name.startswith(FOREIGN_TASK):
+        return TaskSpec(name=name, config=dict(config))
+    task = make_task(name, config, where)
+    return TaskSpec(name=name, version=task.card.version, config=task.config.model_dump(mode="json"))
+
+
+class _Reader:
+    """Turns entries of one study file into specs, keeping the file's lines for complaints."""
+
+    def __init__(self, file: StudyFile, locate: Locate) -> None:
+        self.file = file
+        self.locate = locate
+
+    def target(self, index: int) -> EvalSpec:
+        entry = self.file.targets[index]
+        where = self.locate(("targets", index, "task"))
+        if entry.task.startswith(FOREIGN_TASK):
+            raise UserError(
+                f"'{entry.task}' cannot be a target (in {where}): tasks of lm-eval are evaluated, not trained on; "
+                "use one of ours or task 'custom' with your own data"
+            )
+        spec = task_spec(entry.task, entry.config, where)
+        if make_task(spec.name, spec.config, where).card.role != Role.TARGET:
+            raise UserError(f"task '{entry.task}' cannot be a target (in {where}): it has no training items")
+        return EvalSpec(task=spec, items=entry.items)
+
+    def retention(self, index: int) -> EvalSpec:
+        entry = self.file.retention[index]
+        where = self.locate(("retention", index, "task"))
+        return EvalSpec(task=task_spec(entry.task, entry.config, where), items=entry.items)
+
+    def arm(self, model: ModelSpec, index: int, target: int, evaluation: EvalSpec) -> Arm:
+        entry = self.file.arms[index]
+        where = self.locate(("arms", index, "method"))
+        METHODS.get(entry.method, where)
+        method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
+        spec = MethodSpec(name=entry.method, config=method.config.model_dump(mode="json"))
+        label = entry.label or entry.method
+        train = self._train(index, target, evaluation.task, method)
+        runs = tuple(RunSpec(model=model, method=spec, train=train, seed=seed) for seed in self.file.seeds)
+        return Arm(label=label, method=entry.method, target=evaluation, runs=runs, refused=_refusal(method))
+
+    def _train(self, arm: int, target: int, task: TaskSpec, method: Method) -> TrainSpec:
+        layers: list[tuple[KeyPath, Mapping[str, Any]]] = [
+            (("train",), self.file.train),
+            (("targets", target, "train"), self.file.targets[target].train),
+            (("arms", arm, "train"), self.file.arms[arm].train),
+        ]
+        merged: dict[str, Any] = {}
+        origin: dict[str, KeyPath] = {}
+        for path, table in layers:
+            for key, value in table.items():
+                if key == "task":
+                    raise UserError(f"'task' is set by targets, not by train (in {self.locate((*path, key))})")
+                merged[key] = value
+                origin[key] = path
+        if "learning_rate" not in merged:
+            raise UserError(
+                f"train.learning_rate is required (in {self.locate(('arms', arm))}); "
+                f"a search for {method.card.name} may start at {method.card.learning_rate}"
+            )
+
+        def locate(path: KeyPath) -> str:
+            head = origin.get(str(path[0]), ("train",)) if path else ("train",)
+            return self.locate((*head, *path))
+
+        return build(TrainSpec, {**merged, "task": task.model_dump()}, where="train", locate=locate)
+
+
+def _refusal(method: Method) -> str:
+    missing = {Capability.NEEDS_CALIBRATION} & method.card.capabilities
+    if missing:
+        return f"{method.card.name} needs calibration data, which supervised fine-tuning runs do not give it yet"
+    if Capability.TRAINS not in method.card.capabilities:
+        return f"{method.card.name} trains nothing; the base model is always part of a study"
+    return ""
+
+
+def _refuse_twins(arms: Sequence[Arm], path: str) -> None:
+    seen: dict[str, str] = {}
+    labels: set[tuple[str, str]] = set()
+    for arm in arms:
+        if (arm.target.id, arm.label) in labels:
+            raise UserError(f"two arms are labelled '{arm.label}' (in {path}); give one of them another label")
+        labels.add((arm.target.id, arm.label))
+        for run in arm.runs:
+            if run.id in seen:
+                raise UserError(f"arms '{seen[run.id]}' and '{arm.label}' are the same run {run.run_id} (in {path})")
+            seen[run.id] = arm.label
+
+
+def _override(data: dict[str, Any], text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set takes key=value, got '{text}'")
+    current: Any = data
+    parts = key.split(".")
+    for part in parts[:-1]:
+        current = _inside(current, part, text, make=True)
+    last = parts[-1]
+    if isinstance(current, list):
+        _inside(current, last, text, make=False)
+        current[int(last)] = parse_scalar(value)
+    elif isinstance(current, dict):
+        current[last] = parse_scalar(value)
+    else:
+        raise UserError(f"--set {text}: '{'.'.join(parts[:-1])}' is a single value and has no keys")
+
+
+def _inside(current: Any, part: str, text: str, make: bool) -> Any:
+    if isinstance(current, list):
+        if not part.isdigit() or int(part) >= len(current):
+            raise UserError(f"--set {text}: '{part}' is no position in a list of {len(current)} (from 0)")
+        return current[int(part)]
+    if isinstance(current, dict):
+        return current.setdefault(part, {}) if make else current[part]
+    raise UserError(f"--set {text}: '{part}' is inside a single value")

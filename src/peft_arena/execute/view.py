@@ -1,0 +1,19 @@
+"""From a study file's runs to what the analysis needs to know."""
+
+from __future__ import annotations
+
+from peft_arena.analyze.view import Arm, Refusal, StudyView
+from peft_arena.execute.study import Study
+
+
+def view_of(study: Study) -> StudyView:
+    """Return the analysis' view of a study: arms, evaluations, refusals."""
+    return StudyView(
+        name=study.file.name,
+        title=study.file.title,
+        description=study.file.description,
+        base=study.base,
+        arms=tuple(Arm(label=arm.label, runs=arm.runs, target=arm.target) for arm in study.arms if not arm.refused),
+        retention=study.retention,
+        refused=tuple(Refusal(label=arm.label, reason=arm.refused) for arm in study.arms if arm.refused),
+    )
