@@ -51,6 +51,8 @@ class TaskSpec(Spec):
 
     name: Name
     version: int = 1
+    revision: str = ""
+    """Version of the task's data, from its card: other data is another task."""
     config: Table = Field(default_factory=dict)
 
 

@@ -18,7 +18,7 @@ from multiprocessing.queues import SimpleQueue
 from typing import Protocol
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute.work import Busy, Order, do
+from peft_arena.execute.work import BusyError, Order, do
 from peft_arena.store.store import Store
 
 POLL_S = 0.1
@@ -79,8 +79,14 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                 for worker in [worker for worker in running if not worker.process.is_alive()]:
                     running.remove(worker)
                     _show(messages, watcher)
-                    if _collect(worker, outcome, watcher):
+                    code = worker.process.exitcode
+                    if code == EXIT_MORE:
+                        waiting.insert(0, worker.order)
+                    elif code == EXIT_BUSY:
+                        watcher.progress(worker.order.run.run_id, "another process works on it", 0.0)
                         later.append((time.monotonic() + BUSY_POLL_S, worker.order))
+                    else:
+                        _note(worker.order, code, outcome, watcher)
                 time.sleep(POLL_S)
         finally:
             for worker in running:
@@ -92,6 +98,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
 
 EXIT_FAILED = 1
 EXIT_BUSY = 75
+EXIT_MORE = 76
 
 
 def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None:
@@ -102,12 +109,14 @@ def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_id = order.run.run_id
     try:
-        do(order, lambda stage, fraction: messages.put((run_id, stage, fraction)))
-    except Busy:
-        os._exit(EXIT_BUSY)
+        more = do(order, lambda stage, fraction: messages.put((run_id, stage, fraction)))
+    except BusyError:
+        raise SystemExit(EXIT_BUSY) from None
     except UserError as error:
-        messages.put((run_id, f"failed: {error}", -1.0))
+        messages.put((run_id, f"failed: {error}", 0.0))
         raise SystemExit(EXIT_FAILED) from None
+    if more:
+        raise SystemExit(EXIT_MORE)
 
 
 def _start(
@@ -125,24 +134,19 @@ def _show(messages: SimpleQueue[tuple[str, str, float]], watcher: Watcher) -> No
         watcher.progress(run_id, stage, fraction)
 
 
-def _collect(worker: _Running, outcome: Outcome, watcher: Watcher) -> bool:
-    """Note how a worker ended; True if its run was busy and must be looked at again."""
-    run_id = worker.order.run.run_id
-    code = worker.process.exitcode
-    if code == EXIT_BUSY:
-        watcher.progress(run_id, "another process works on it", 0.0)
-        return True
+def _note(order: Order, code: int | None, outcome: Outcome, watcher: Watcher) -> None:
+    """Note how a run ended; a worker that died without a word is written into the run's log."""
+    run_id = order.run.run_id
     if code == 0:
         outcome.finished.append(run_id)
         watcher.ended(run_id, "")
-        return False
-    run = Store(worker.order.root).run(worker.order.run)
+        return
+    run = Store(order.root).run(order.run)
     reason = _reason(run.events(), code)
     if code is not None and code < 0:
         run.event("failed", stage=_stage_of(run.events()), reason=reason)
     outcome.failed[run_id] = reason
     watcher.ended(run_id, reason)
-    return False
 
 
 def _reason(events: list[dict[str, object]], code: int | None) -> str:

@@ -12,7 +12,7 @@ from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
 
 State = Literal["done", "missing", "failed", "running", "refused"]
-TRAIN, COST_TRAINING, COST_INFERENCE = "train", "cost training", "cost inference"
+TRAIN, COST_INFERENCE = "train", "cost of inference"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
         trained, problem = False, str(error)
     if not run.spec.is_base:
         wanted.append((TRAIN, trained, problem))
-        wanted.append((COST_TRAINING, *_check(lambda: run.cost("training") is not None)))
     points = [] if problem else points_to_evaluate(study, run)
     for spec in study.evaluations(run.spec):
         done, problem = _check(

@@ -45,7 +45,6 @@ def orders_for(study: Study, store: Store, execution: Execution) -> list[Order]:
                 eval_batch_size=execution.eval_batch_size,
                 resume_every=execution.resume_every,
                 latency_repeats=execution.latency_repeats,
-                jobs=execution.jobs,
                 threads=threads,
             )
         )

@@ -124,7 +124,7 @@ def find_study(name: str) -> Path:
         UserError: neither a file nor a shipped study.
     """
     path = Path(name)
-    if path.suffix in {".yaml", ".yml"} or path.exists():
+    if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
         if not path.is_file():
             raise UserError(f"no study file {path}")
         return path
@@ -193,7 +193,12 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
     if name.startswith(FOREIGN_TASK):
         return TaskSpec(name=name, config=dict(config))
     task = make_task(name, config, where)
-    return TaskSpec(name=name, version=task.card.version, config=task.config.model_dump(mode="json"))
+    return TaskSpec(
+        name=name,
+        version=task.card.version,
+        revision=task.card.revision,
+        config=task.config.model_dump(mode="json"),
+    )
 
 
 class _Reader:

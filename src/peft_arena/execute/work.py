@@ -1,18 +1,23 @@
-"""The work of one run: train, cost, evaluate, each stage skipped if its record is on disk."""
+"""The work of one run: train, measure its cost, evaluate; each stage is skipped if its record is on disk."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, RunSpec
-from peft_arena.execute.plan import COST_INFERENCE, COST_TRAINING, TRAIN, evaluation_name
+from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name
+from peft_arena.store.checkpoint import verify_checkpoint
+from peft_arena.store.records import EvaluationRecord
 from peft_arena.store.store import RunDirectory, Store
 
 if TYPE_CHECKING:
@@ -21,65 +26,114 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float], None]
 """Called with a stage and the fraction of it that is done."""
+LOCK_WAIT_S = 600.0
+TRACE_LENGTH = 4000
 
 
 @dataclass(frozen=True)
 class Order:
-    """What one worker is asked to do. Everything in it is plain text or numbers, so it crosses processes."""
+    """What one worker is asked to do."""
 
     root: Path
     run: RunSpec
     evaluations: tuple[EvalSpec, ...]
     at_save_points: bool
+    """Evaluate every save point, not only the last."""
     eval_batch_size: int | None
     resume_every: int | None
     latency_repeats: int
-    jobs: int
-    """Runs worked on at once on this machine: timings say so."""
     threads: int
 
 
-class Busy(Exception):
+class BusyError(Exception):
     """Another process works on this run."""
 
 
-def do(order: Order, report: Report = lambda stage, fraction: None) -> None:
-    """Do what is missing of a run, under its lock.
+def do(order: Order, report: Report = lambda stage, fraction: None) -> bool:
+    """Do the next part of what is missing of a run, under its lock: training, or everything after it.
+
+    The two parts are left to two processes, so that the memory of each is measured from a clean start.
+
+    Returns:
+        Whether something is still missing.
 
     Raises:
-        Busy: another process holds the run.
+        BusyError: another process holds the run.
         UserError: a stage failed; it is in the event log, and what was finished stays.
     """
     run = Store(order.root).run(order.run)
     try:
         with run.lock().acquire(timeout=0):
             run.create()
-            _Worker(order, run, report).go()
+            return _Worker(order, run, report).go()
     except Timeout:
-        raise Busy(run.run_id) from None
+        raise BusyError(run.run_id) from None
+
+
+def evaluate_run(
+    run: RunDirectory, step: int, specs: Sequence[EvalSpec], batch_size: int | None = None
+) -> list[EvaluationRecord]:
+    """Return the evaluations of one point, doing those that are not on disk.
+
+    Raises:
+        UserError: the checkpoint is damaged, a task is unknown, or another process holds the run for too long.
+    """
+    try:
+        with run.lock().acquire(timeout=LOCK_WAIT_S):
+            run.create()
+            point = _Point(run, step)
+            for spec in specs:
+                point.evaluate(spec, batch_size, progress=True)
+    except Timeout:
+        raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
+    return [record for spec in specs if (record := run.evaluation(run.point(step), spec)) is not None]
 
 
 class _Worker:
-    """Carries out one order; loads the model once per state of its weights."""
+    """Carries out one order."""
 
     def __init__(self, order: Order, run: RunDirectory, report: Report) -> None:
         self.order = order
         self.run = run
         self.report = report
 
-    def go(self) -> None:
-        if self.order.run.is_base:
-            self._measure(0)
-            return
-        if self.run.training() is None:
+    def go(self) -> bool:
+        if not self.order.run.is_base and self.run.training() is None:
             self._stage(TRAIN, self._train)
+            return True
+        from peft_arena.cost.memory import PeakMemory
+
+        problems: list[UserError] = []
+        evaluated = 0
+        with PeakMemory("evaluation") as memory:
+            for step in self._steps():
+                point = _Point(self.run, step)
+                for spec in self._missing(step):
+                    name = evaluation_name(spec)
+                    try:
+                        self._stage(name, lambda point=point, spec=spec: self._evaluate(point, spec))  # type: ignore[misc]
+                    except UserError as error:
+                        problems.append(error)
+                    evaluated += 1
+        if problems:
+            raise problems[0]
+        if self.run.cost("inference") is None:
+            self._stage(COST_INFERENCE, lambda: self._inference_cost(memory.measures if evaluated else ()))
+        return False
+
+    def _steps(self) -> tuple[int, ...]:
+        """Return the steps to evaluate."""
         training = self.run.training()
-        assert training is not None, "training ended without a record"
-        points = training.save_points if self.order.at_save_points else (training.steps,)
-        for step in points:
-            self._measure(step, final=step == training.steps)
+        if training is None:
+            return (0,)
+        return training.save_points if self.order.at_save_points else (training.steps,)
+
+    def _missing(self, step: int) -> list[EvalSpec]:
+        point = self.run.point(step)
+        return [spec for spec in self.order.evaluations if self.run.evaluation(point, spec) is None]
 
     def _stage(self, name: str, work: Callable[[], None]) -> None:
+        """Do one stage and log how it went; whatever goes wrong becomes one line and ends this run only."""
         self.run.event("started", stage=name, process=os.getpid())
         self.report(name, 0.0)
         try:
@@ -87,41 +141,102 @@ class _Worker:
         except UserError as error:
             self.run.event("failed", stage=name, reason=str(error))
             raise
-        except MemoryError:
-            self.run.event("failed", stage=name, reason="out of memory")
-            raise UserError(f"{name}: out of memory") from None
         except Exception as error:
-            reason = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
-            self.run.event("failed", stage=name, reason=reason, traceback=_traceback(error))
+            line = (str(error).strip() or "no message").splitlines()[0]
+            reason = f"{type(error).__name__}: {line}"
+            trace = "".join(traceback.format_exception(error))[-TRACE_LENGTH:]
+            self.run.event("failed", stage=name, reason=reason, traceback=trace)
             raise UserError(f"{name}: {reason}") from error
         self.run.event("finished", stage=name)
         self.report(name, 1.0)
 
     def _train(self) -> None:
+        from peft_arena.cost.memory import PeakMemory
         from peft_arena.cost.record import training_cost
         from peft_arena.methods.registry import make_method
         from peft_arena.models.load import load
-        from peft_arena.tasks.registry import make_task
-        from peft_arena.train.sft import train_sft
+        from peft_arena.tasks.registry import task_of
+        from peft_arena.train.sft import finish, train_sft
 
         spec = self.order.run
-        assert spec.train is not None
+        assert spec.train is not None, "the base model is not trained"
+        with PeakMemory("training") as memory:
+            loaded = load(spec.model)
+            attached = make_method(spec.method.name, spec.method.config).attach(loaded.model, seed=spec.seed)
+            outcome = train_sft(
+                self.run,
+                loaded,
+                attached,
+                task_of(spec.train.task),
+                resume_every=self.order.resume_every,
+                progress=False,
+                on_step=lambda step: self.report(TRAIN, step.step / step.total),
+            )
+        record = outcome.record
+        if self.run.cost("training") is None:
+            cost = training_cost(
+                attached,
+                run_id=self.run.run_id,
+                tokens=record.padded_tokens,
+                mean_length=max(1, round(record.padded_tokens / max(outcome.rows, 1))),
+                seconds=outcome.seconds,
+                real_tokens=record.tokens,
+                memory=memory.measures,
+                checkpoint=self.run.checkpoint(record.steps),
+            )
+            self.run.write_cost(cost)
+        finish(self.run, record)
+
+    def _evaluate(self, point: _Point, spec: EvalSpec) -> None:
+        point.evaluate(spec, self.order.eval_batch_size, progress=False)
+
+    def _inference_cost(self, memory: Sequence[Measure]) -> None:
+        from peft_arena.cost.record import inference_cost
+
+        training = self.run.training()
+        _, attached = _Point(self.run, 0 if training is None else training.steps).weights
+        cost = inference_cost(attached, run_id=self.run.run_id, repeats=self.order.latency_repeats, memory=memory)
+        self.run.write_cost(cost)
+
+
+class _Point:
+    """A step of a run; its weights are loaded once, when they are first needed."""
+
+    def __init__(self, run: RunDirectory, step: int) -> None:
+        self.run = run
+        self.step = step
+
+    def evaluate(self, spec: EvalSpec, batch_size: int | None, progress: bool) -> None:
+        """Write the evaluation of this point unless it is there."""
+        from peft_arena.evaluate.run import evaluate
+
+        point = self.run.point(self.step)
+        if self.run.evaluation(point, spec) is not None:
+            return
+        loaded, attached = self.weights
+        record = evaluate(
+            loaded,
+            attached.model,
+            spec,
+            run_id=self.run.run_id,
+            step=self.step,
+            factor=point.factor,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        self.run.write_evaluation(point, record)
+
+    @cached_property
+    def weights(self) -> tuple[Loaded, Attached]:
+        """The model with the checkpoint's weights; the base run's only point is the model itself."""
+        from peft_arena.methods.registry import make_method
+        from peft_arena.models.load import load
+
+        spec = self.run.spec
         loaded = load(spec.model)
         method = make_method(spec.method.name, spec.method.config)
-        attached = method.attach(loaded.model, seed=spec.seed)
-        task = make_task(spec.train.task.name, spec.train.task.config)
-        raise NotImplementedError
-
-    def _measure(self, step: int, final: bool = True) -> None:
-        point = self.run.point(step)
-        missing = [spec for spec in self.order.evaluations if self.run.evaluation(point, spec) is None]
-        costed = not final or self.run.cost("inference") is not None
-        if not missing and costed:
-            return
-        loaded, attached = self._restore(step)
-
-
-def _traceback(error: BaseException) -> str:
-    import traceback
-
-    return "".join(traceback.format_exception(error))[-4000:]
+        if spec.is_base:
+            return loaded, method.attach(loaded.model, seed=spec.seed)
+        path = self.run.checkpoint(self.step)
+        verify_checkpoint(path)
+        return loaded, method.restore(loaded.model, path)

@@ -1,0 +1,156 @@
+"""Study files: every shipped one is planned, every mistake is one line with its place."""
+
+from pathlib import Path
+
+import pytest
+
+from peft_arena.core.errors import UserError
+from peft_arena.execute.plan import plan
+from peft_arena.execute.study import find_study, read_study, shipped_studies
+from peft_arena.execute.view import view_of
+from peft_arena.models.assets import SMOLLM2
+from peft_arena.store.store import Store
+from peft_arena.testing.tasks import need_wheel
+
+STUDIES = shipped_studies()
+TEXT = """\
+name: small
+title: A small study
+model: {name: micro}
+targets:
+  - task: micro-reverse
+    items: 20
+retention:
+  - task: micro-sort
+train:
+  schedule: {steps: 4}
+  batch_size: 4
+arms:
+  - method: lora
+    config: {rank: 4}
+    train: {learning_rate: 1e-3}
+  - method: full
+    train: {learning_rate: 1e-4}
+seeds: [0, 1]
+"""
+
+
+def study_file(tmp_path: Path, *changes: tuple[str, str]) -> Path:
+    text = TEXT
+    for old, new in changes:
+        assert text.count(old) >= 1, old
+        text = text.replace(old, new, 1)
+    path = tmp_path / "s.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_studies_were_found():
+    assert {"demo", "laptop", "micro"} <= set(STUDIES)
+
+
+@pytest.mark.parametrize("name", sorted(STUDIES))
+def test_every_shipped_study_plans(name, tmp_path):
+    if "SmolLM2" in STUDIES[name].read_text():
+        need_wheel(SMOLLM2)
+    study = read_study(STUDIES[name])
+    assert study.file.name == name
+    plans = plan(study, Store(tmp_path))
+    assert len(plans) == len(study.runs()) == 1 + len(study.arms) * len(study.file.seeds)
+    assert {item.state for item in plans} == {"missing"}
+    assert view_of(study).base == study.base
+
+
+def test_a_study_expands_into_runs(tmp_path):
+    study = read_study(study_file(tmp_path))
+    assert [arm.label for arm in study.arms] == ["lora", "full"]
+    assert [run.seed for run in study.arms[0].runs] == [0, 1]
+    assert len({run.id for run in study.runs()}) == 5
+    lora, full = (arm.runs[0] for arm in study.arms)
+    assert lora.method.config["rank"] == 4
+    assert lora.method.config["alpha"] == 16.0, "defaults are written out in the spec"
+    assert (lora.train.learning_rate, full.train.learning_rate) == (1e-3, 1e-4)
+    assert lora.model.revision.startswith("sha256:"), "the model is pinned by its content"
+    assert study.evaluations(study.base) == [*study.targets, *study.retention]
+
+
+def test_two_targets_train_twice_and_are_judged_on_their_own(tmp_path):
+    extra = "    items: 20\n  - task: micro-cipher\n    train: {batch_size: 2}\n"
+    study = read_study(study_file(tmp_path, ("    items: 20\n", extra)))
+    assert len(study.arms) == 4
+    first, second = study.arms[0].runs[0], study.arms[2].runs[0]
+    assert (first.train.task.name, second.train.task.name) == ("micro-reverse", "micro-cipher")
+    assert (first.train.batch_size, second.train.batch_size) == (4, 2)
+    assert [spec.task.name for spec in study.evaluations(second)] == ["micro-cipher", "micro-sort"]
+    assert [spec.task.name for spec in study.evaluations(study.base)] == ["micro-reverse", "micro-cipher", "micro-sort"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("method: lora", "method: lroa", r"unknown method 'lroa' \(in .*s.yaml line 13\). Did you mean 'lora'"),
+        ("task: micro-sort", "task: micro-srot", r"unknown task 'micro-srot' \(in .*line 8\). Did you mean 'micro-sort'"),
+        ("rank: 4", "rnak: 4", r"unknown key 'rnak' .*line 14.* Did you mean 'rank'"),
+        ("rank: 4", "rank: 0", r"rank: .*greater than or equal to 1, got 0"),
+        ("batch_size: 4", "batchsize: 4", r"unknown key 'batchsize' \(in train .*line 11\). Did you mean 'batch_size'"),
+        ("learning_rate: 1e-4", "learning_rate: fast", r"learning_rate: .*valid number.*got 'fast' \(in train .*line 17"),
+        ("    train: {learning_rate: 1e-4}\n", "", r"train.learning_rate is required \(in .*line 16\)"),
+        ("steps: 4", "steps: 4, epochs: 1", r"exactly one of steps, tokens, epochs; given: steps, epochs"),
+        ("seeds: [0, 1]", "seed: [0, 1]", r"unknown key 'seed' .*line 18\). Did you mean 'seeds'"),
+        ("seeds: [0, 1]", "seeds: []", r"seeds: .*at least 1 item"),
+        ("name: micro}", "name: micor}", r"unknown model 'micor'"),
+        ("name: micro}", "name: micro, revision: abc}", r"is at revision sha256:\w+, not abc"),
+        ("task: micro-reverse", "task: micro-sort", r"task 'micro-sort' cannot be a target"),
+        ("task: micro-reverse", "task: 'lm-eval:piqa'", r"'lm-eval:piqa' cannot be a target"),
+        ("method: full", "method: lora\n    config: {rank: 4}", r"two arms are labelled 'lora'"),
+        ("method: full\n    train: {learning_rate: 1e-4}",
+         "method: lora\n    label: again\n    config: {rank: 4}\n    train: {learning_rate: 1e-3}",
+         r"arms 'lora' and 'again' are the same run"),
+        ("title: A small study", "title: [", r"is not valid YAML"),
+        ("title: A small study\n", "title: A\ntitle: B\n", r"line 3: key 'title' is stated twice"),
+    ],
+)  # fmt: skip
+def test_every_mistake_is_one_line_that_says_where(tmp_path, old, new, message):
+    with pytest.raises(UserError, match=message) as caught:
+        read_study(study_file(tmp_path, (old, new)))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_base_method_is_refused_as_an_arm_and_shown(tmp_path):
+    study = read_study(study_file(tmp_path, ("method: full", "method: none")))
+    assert "trains nothing" in study.arms[1].refused
+    plans = plan(study, Store(tmp_path))
+    assert [item.state for item in plans] == ["missing"] * 3 + ["refused"] * 2
+    assert view_of(study).refused[0].label == "none"
+
+
+def test_overrides(tmp_path):
+    path = study_file(tmp_path)
+    settings = ["train.schedule.steps=2", "seeds=[7]", "arms.0.config.rank=2", "execution.jobs=3"]
+    study = read_study(path, settings)
+    run = study.arms[0].runs[0]
+    assert (run.train.schedule.steps, run.seed, run.method.config["rank"], study.file.execution.jobs) == (2, 7, 2, 3)
+    for text, message in [
+        ("seeds", "takes key=value"),
+        ("arms.9.label=x", "no position in a list of 2"),
+        ("name.x.y=1", "inside a single value"),
+        ("name.x=1", "is a single value and has no keys"),
+        ("train.bacth_size=1", "unknown key 'bacth_size'"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            read_study(path, [text])
+
+
+def test_execution_is_not_part_of_a_run(tmp_path):
+    path = study_file(tmp_path)
+    changed = read_study(path, ["execution.jobs=2", "execution.eval_batch_size=3", "execution.resume_every=1"])
+    assert [run.id for run in changed.runs()] == [run.id for run in read_study(path).runs()]
+
+
+def test_finding_studies(tmp_path):
+    assert find_study("micro") == STUDIES["micro"]
+    assert find_study(str(study_file(tmp_path))).name == "s.yaml"
+    with pytest.raises(UserError, match="unknown study 'mirco'. Did you mean 'micro'"):
+        find_study("mirco")
+    with pytest.raises(UserError, match="no study file"):
+        find_study("missing.yaml")
