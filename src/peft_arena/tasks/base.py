@@ -172,7 +172,8 @@ class TaskConfig(BaseModel):
 class Task(ABC):
     """One task. Subclasses set ``card``, may set ``Config`` and ``generation``, and define its items, prompt and score."""
 
-    card: ClassVar[TaskCard]
+    card: TaskCard
+    """Set by the class; an instance whose data depends on its settings replaces it by its own."""
     Config: ClassVar[type[TaskConfig]] = TaskConfig
     generation: Generation = Generation()
 

@@ -32,14 +32,14 @@ class Compare(MicroTask):
         "Comparing numbers",
         Role.RETENTION,
         1 / 2,
-        "Name the larger or the smaller of two different numbers of two or three digits; chance is one of the two.",
+        "Name the larger or the smaller of two different numbers of two digits; chance is one of the two.",
     )
 
     def candidates(self) -> Iterator[Candidate]:
-        """Yield random pairs of numbers, without end; half of the pairs have the same number of digits."""
+        """Yield random pairs of numbers, without end."""
         rng = stream(self.card.name)
         while True:
-            numbers = draw(rng, pick(rng, (range(10, 100), range(100, 1000), range(10, 200), range(10, 1000))), 2)
+            numbers = draw(rng, range(10, 100), 2)
             word = pick(rng, ("larger", "smaller"))
             answer = max(numbers) if word == "larger" else min(numbers)
             key = f"{min(numbers)} {max(numbers)}"

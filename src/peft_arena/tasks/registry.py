@@ -1,0 +1,72 @@
+"""Every task by name, and the one way to make one from a study's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from peft_arena.core.build import build
+from peft_arena.core.errors import UserError
+from peft_arena.core.registry import Registry
+from peft_arena.core.specs import TaskSpec
+from peft_arena.tasks.base import Task
+from peft_arena.tasks.micro import MICRO_TASKS
+
+TASKS: Registry[type[Task]] = Registry(
+    "task",
+    {
+        "asdiv": "peft_arena.tasks.asdiv:Asdiv",
+        "basic_arithmetic": "peft_arena.tasks.arithmetic:BasicArithmetic",
+        "boolq": "peft_arena.tasks.commonsense:BoolQ",
+        "chain_sum": "peft_arena.tasks.arithmetic:ChainSum",
+        "custom": "peft_arena.tasks.custom:Custom",
+        "disambiguation_qa": "peft_arena.tasks.commonsense:DisambiguationQA",
+        "gsm_symbolic": "peft_arena.tasks.arithmetic:GsmSymbolic",
+        "instruction_following": "peft_arena.tasks.instruction_following:InstructionFollowing",
+        "medmcqa": "peft_arena.tasks.medmcqa:MedMCQA",
+        "nq_open": "peft_arena.tasks.nq_open:NqOpen",
+        "openbookqa": "peft_arena.tasks.commonsense:OpenBookQA",
+        "piqa": "peft_arena.tasks.commonsense:Piqa",
+        "siqa": "peft_arena.tasks.commonsense:Siqa",
+        "xsum-text": "peft_arena.tasks.corpus:XsumText",
+        **MICRO_TASKS,
+    },
+)
+"""Name to task class. Listing the names imports no task."""
+
+
+def make_task(name: str, config: Mapping[str, Any] | None = None, where: str = "") -> Task:
+    """Make a task from its name and settings.
+
+    Args:
+        name: a name in :data:`TASKS`.
+        config: the task's settings as plain values; None for the defaults.
+        where: file and line, or the option, the settings were read from.
+
+    Raises:
+        UserError: the name is unknown, or a setting is, and the message gives the nearest one and all that are
+            allowed; or the user's own data cannot be used.
+    """
+    kind = TASKS.get(name, where)
+    place = f"task {name}" + (f", {where}" if where else "")
+    settings = build(kind.Config, config or {}, where=place)
+    try:
+        return kind(settings)
+    except UserError as error:
+        raise UserError(f"{error} (in {place})" if where else str(error)) from error
+
+
+def task_of(spec: TaskSpec) -> Task:
+    """Make the task a spec describes, and only that one.
+
+    Raises:
+        UserError: the task's code or data is not of the version that the spec names.
+    """
+    task = make_task(spec.name, spec.config)
+    for what, found, wanted in (
+        ("version", task.card.version, spec.version),
+        ("data", task.card.revision, spec.revision),
+    ):
+        if found != wanted:
+            raise UserError(f"task {spec.name} has {what} {found}, and the run was planned with {wanted}; plan it again")
+    return task

@@ -1,0 +1,156 @@
+"""Judging a completion against the accepted answers: total functions, any text gives a score and none raises."""
+
+from __future__ import annotations
+
+import logging
+import re
+import string
+import threading
+import unicodedata
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.registry import Registry
+from peft_arena.tasks.base import Score
+
+Scorer = Callable[[Sequence[str], str], Score]
+"""From the accepted answers and the completion to a score of 0 or 1, or None with a reason."""
+
+FINAL_ANSWER_MARK = "####"
+"""What a rationale writes before its final answer."""
+MATH_SECONDS = 5
+MATH_CHARACTERS = 4000
+"""Only the end of a longer completion is compared: an answer stands there, and parsing time is bounded."""
+
+_NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])[-+])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+MATH_BRACKETS = 200
+"""A completion that opens more brackets is not compared: parsing time grows out of bounds with nesting."""
+_HUGE_POWER = re.compile(r"(\^|\*\*)\s*[{(]?\s*[-+]?([0-9]{5,}|[0-9]+\s*[})]?\s*(\^|\*\*))|[0-9]{4,}\s*!")
+
+
+def canonical_number(text: str) -> str:
+    """Return a number without plus sign, commas and needless zeros: ``+01,000.50`` gives ``1000.5``."""
+    sign = "-" if text.startswith("-") else ""
+    whole, _, fraction = text.lstrip("+-").replace(",", "").partition(".")
+    whole = whole.lstrip("0") or "0"
+    fraction = fraction.rstrip("0")
+    number = f"{whole}.{fraction}" if fraction else whole
+    return number if number == "0" else sign + number
+
+
+def find_numbers(text: str) -> list[str]:
+    """Return every decimal number in the text in canonical form, in order.
+
+    A sign counts only where no digit, letter, point or closing bracket precedes it: ``5-3`` holds 5 and 3.
+    """
+    return [canonical_number(found) for found in _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
+
+
+def first_line(text: str) -> str:
+    """Return the first line that holds anything but white space, or an empty text."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def extract_number(text: str) -> str:
+    """Return the number a completion gives as its answer, in canonical form; empty if there is none.
+
+    That is the first number after the last ``####``; in a text without that mark, the last number.
+    """
+    before, mark, after = text.rpartition(FINAL_ANSWER_MARK)
+    numbers = find_numbers(after)
+    if mark:
+        return numbers[0] if numbers else ""
+    return (find_numbers(before + after) or [""])[-1]
+
+
+def normalise_answer(text: str) -> str:
+    """Return the text in lower case without punctuation, English articles and surplus white space.
+
+    The usual normalisation of open question answering (Rajpurkar et al. 2016, SQuAD).
+    """
+    plain = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", plain).split())
+
+
+def exact_match(golds: Sequence[str], completion: str) -> Score:
+    """Compare literally, after white space around both is removed."""
+    said = completion.strip()
+    return Score(float(any(said == gold.strip() for gold in golds)), extracted=said)
+
+
+def normalised_match(golds: Sequence[str], completion: str) -> Score:
+    """Compare the first line after :func:`normalise_answer`."""
+    said = first_line(completion)
+    plain = normalise_answer(said)
+    accepted = {normalise_answer(gold) for gold in golds} - {""}
+    return Score(float(plain in accepted or said in {gold.strip() for gold in golds}), extracted=said)
+
+
+def contains(golds: Sequence[str], completion: str) -> Score:
+    """Ask whether the first line holds an accepted answer as whole words, after :func:`normalise_answer`.
+
+    An answer of which nothing is left (``The The``) must be the whole line, literally.
+    """
+    said = first_line(completion)
+    plain = f" {normalise_answer(said)} "
+    accepted = {normalise_answer(gold) for gold in golds} - {""}
+    held = any(f" {gold} " in plain for gold in accepted) or said in {gold.strip() for gold in golds}
+    return Score(float(held), extracted=said)
+
+
+def numeric(golds: Sequence[str], completion: str) -> Score:
+    """Compare the completion's number (:func:`extract_number`) by value with that of each accepted answer.
+
+    A completion without a number is wrong, not unscored.
+    """
+    said = extract_number(completion)
+    accepted = {Decimal(number) for number in map(extract_number, golds) if number}
+    if not accepted:
+        return Score(None, extracted=said, reason="no accepted answer holds a number")
+    return Score(float(bool(said) and Decimal(said) in accepted), extracted=said)
+
+
+def math_verify(golds: Sequence[str], completion: str) -> Score:
+    r"""Compare as mathematics with the math-verify package: ``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal.
+
+    Its time limit works through signals and so only in the main thread; elsewhere there is none, and therefore huge
+    powers and factorials and masses of brackets, which may take for ever, are unscored everywhere.
+    """
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise UserError("scorer math_verify needs math-verify: pip install peft-arena[eval]") from None
+
+    text = completion[-MATH_CHARACTERS:]
+    if _HUGE_POWER.search(text):
+        return Score(None, reason="the completion holds a power or factorial too large to evaluate")
+    if sum(map(text.count, "([{")) > MATH_BRACKETS:
+        return Score(None, reason=f"the completion opens more than {MATH_BRACKETS} brackets")
+    logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs whole texts it cannot read
+    seconds = MATH_SECONDS if threading.current_thread() is threading.main_thread() else None
+    try:
+        said = parse(text, parsing_timeout=seconds)
+        if not said:
+            return Score(0.0)
+        accepted = [parse(_as_latex(gold), parsing_timeout=seconds) for gold in golds]
+        if not any(accepted):
+            return Score(None, extracted=str(said[-1]), reason="no accepted answer can be read as mathematics")
+        right = any(verify(gold, said, timeout_seconds=seconds) for gold in accepted if gold)
+        return Score(float(right), extracted=str(said[-1]))
+    except Exception as error:  # noqa: BLE001 - sympy raises nearly anything on odd input; a score must not
+        return Score(None, reason=f"math-verify failed: {type(error).__name__}: {str(error)[:200]}")
+
+
+def _as_latex(gold: str) -> str:
+    """Mark a bare expression as mathematics, as math-verify wants it."""
+    return gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
+
+
+SCORERS: Registry[Scorer] = Registry(
+    "scorer",
+    {name: f"{__name__}:{name}" for name in ("contains", "exact_match", "math_verify", "normalised_match", "numeric")},
+)
+"""The scorers a user may choose for data of their own."""
