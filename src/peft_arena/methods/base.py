@@ -60,6 +60,8 @@ class MethodCard(BaseModel):
     """Formula of the trainable parameter count."""
     learning_rate: float | None
     """A rate from which a search may start; None for the base model."""
+    random_init: bool = False
+    """Whether the seed changes where training starts; if not, it only orders the data and draws dropout."""
     deviations: tuple[str, ...] = ()
     """Where this implementation differs from the paper."""
     description: str
@@ -69,6 +71,9 @@ class MethodConfig(BaseModel):
     """Settings of a method; each method subclasses it. Unknown keys are errors, every key changes something."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    alternatives: ClassVar[Mapping[str, Any]] = {}
+    """For each field a value unlike its default; the conformance suite checks that it changes the run."""
 
 
 class Attached(ABC):
@@ -94,7 +99,7 @@ class Attached(ABC):
         """Return every trained parameter by name, each once, in a fixed order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def after_step(self, step: int, total: int) -> None:
+    def after_step(self, step: int, total: int) -> None:  # noqa: B027 - most methods need nothing
         """Do what the method needs after optimizer step ``step`` (from 1) of ``total``; most need nothing."""
 
     def state(self) -> dict[str, Tensor]:
@@ -159,8 +164,16 @@ class Method(ABC):
         """Create the method with its settings; the defaults where none are given."""
         self.config = config if config is not None else self.Config()
 
+    def count(self, model: PreTrainedModel) -> int | None:
+        """Return the number of trained parameters by the card's formula, without attaching; None if not offered.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        return None
+
     @abstractmethod
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Any = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
         """Put the method on a freshly loaded model, which it may change; all randomness comes from ``seed``.
 
         Trained parameters are float32 whatever the base's type, and exactly they have ``requires_grad``.

@@ -1,0 +1,240 @@
+"""What all methods on the ``peft`` library share: wrapping, saving, restoring, merging and the weight change."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peft_arena.core.errors import UserError, unknown
+from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.methods.files import (
+    WEIGHTS,
+    check_settings,
+    read_settings,
+    read_tensors,
+    settings_table,
+    write_adapter,
+)
+from peft_arena.methods.state import check_fits, local_random
+from peft_arena.methods.targets import patterns_for
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+ADAPTER = "default"
+TASK = "CAUSAL_LM"
+PREFIX = "base_model.model."
+EXPECTED_WARNINGS = (
+    "Detected that the base layer has no bias term",
+    "Unsupported layer type",
+    "The PEFT config's `base_model_name_or_path` was renamed",
+)
+"""What peft says about uses that are meant: biases on models without, norms other than torch's, a renamed model."""
+
+
+class PeftAttached(Attached):
+    """A method of the peft library in place on a model."""
+
+    model: PeftModel
+
+    def __init__(self, method: PeftMethod, model: PeftModel, base: str) -> None:
+        """Hold a wrapped model.
+
+        Args:
+            method: what was attached.
+            model: the wrapped model.
+            base: name or path of the pretrained model, written into checkpoints.
+        """
+        self.method = method
+        self.model = model
+        self.base = base
+
+    def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Return optimizer groups; parameters that are vectors in all but shape get no weight decay either."""
+        if not self.method.trains_vectors:
+            return super().parameter_groups(learning_rate, weight_decay)
+        return [{"params": list(self.trained().values()), "lr": learning_rate, "weight_decay": 0.0}]
+
+    def save(self, directory: Path) -> None:
+        """Write a plain adapter directory."""
+        write_adapter(directory, self.model.peft_config[ADAPTER], self.base, stored_tensors(self.model))
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """Give the pretrained model's outputs inside the block."""
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
+        try:
+            with self.model.disable_adapter():
+                yield self.model
+        finally:
+            for parameter, flag in flags:
+                parameter.requires_grad_(flag)
+
+    def delta(self, module: str) -> Tensor | None:
+        """Return tuned minus pretrained weight of one linear module in float32; None where it is unchanged."""
+        import torch
+
+        if Capability.LINEAR_DELTA not in self.method.card.capabilities:
+            return super().delta(module)
+        layer = self.adapted(module)
+        if layer is None:
+            return None
+        with torch.no_grad():
+            tuned: Any = copy.deepcopy(layer)
+            tuned.float()
+            before = tuned.get_base_layer().weight.clone()
+            tuned.merge()
+            change: Tensor = tuned.get_base_layer().weight - before
+        return change
+
+    def adapted(self, module: str) -> BaseTunerLayer | None:
+        """Return the adapter layer in place of a linear module of the base model; None if it has none.
+
+        Raises:
+            UserError: the base model has no linear module of that name.
+        """
+        from torch import nn
+
+        layers = tuner_layers(self.model)
+        if module in layers:
+            return layers[module]
+        linears = [name for name, found in self.model.get_base_model().named_modules() if isinstance(found, nn.Linear)]
+        if module not in linears:
+            raise unknown("linear module", module, {*layers, *linears})
+        return None
+
+    def merged(self) -> PreTrainedModel:
+        """Return the plain model with the tuned weights: merged in float32, then in the type the base has."""
+        import torch
+
+        if Capability.MERGEABLE not in self.method.card.capabilities:
+            return super().merged()
+        with torch.no_grad():
+            for layer in tuner_layers(self.model).values():
+                dtype = layer.get_base_layer().weight.dtype
+                layer.float()
+                layer.merge()
+                layer.get_base_layer().to(dtype)
+            tuner: Any = self.model.base_model
+            model: PreTrainedModel = tuner.unload()
+        return model
+
+    def _unsupported(self, what: str) -> Exception:
+        return UserError(f"method {self.method.card.name} cannot {what}: its card does not declare it")
+
+
+class PeftMethod(Method):
+    """A method of the peft library: subclasses say which layers it adapts and with which peft configuration."""
+
+    trains_vectors: ClassVar[bool] = False
+    """Whether the trained parameters are scales or biases, which get no weight decay whatever their shape."""
+    derived_settings: ClassVar[frozenset[str]] = frozenset()
+    """Entries of the peft configuration that follow from the seed or the model; a checkpoint's own values are used."""
+
+    @abstractmethod
+    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Return the modules to adapt, by name.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+
+    @abstractmethod
+    def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
+        """Return the peft configuration that stands for the settings.
+
+        Args:
+            patterns: names or last parts of names of the modules to adapt.
+            seed: of the run.
+        """
+
+    def stored_config(self, patterns: list[str]) -> PeftConfig:
+        """Return the peft configuration of a checkpoint; the same, except where saving changes the adapter's form."""
+        return self.peft_config(patterns, seed=0)
+
+    def finish(self, model: PeftModel) -> None:
+        """Mend what peft leaves undone on a freshly wrapped model, before any tensor is loaded; usually nothing."""
+
+    def hold(self, model: PeftModel, base: str) -> PeftAttached:
+        """Return the attachment around a wrapped model."""
+        return PeftAttached(self, model, base)
+
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+        """Wrap the model with a new adapter; see :meth:`Method.attach`."""
+        layers = self._targets(model)
+        base = str(model.name_or_path or "")
+        wrapped = self._wrap(model, self.peft_config(patterns_for(model, layers), seed), seed, set(layers))
+        return self.hold(wrapped, base)
+
+    def restore(self, model: PreTrainedModel, directory: Path) -> Attached:
+        """Put a saved adapter on a freshly loaded model, frozen and in evaluation mode; see :meth:`Method.restore`."""
+        from peft import set_peft_model_state_dict
+
+        name = self.card.name
+        saved = read_settings(directory, name)
+        tensors = read_tensors(directory / WEIGHTS, name)
+        layers = self._targets(model)
+        config = self.stored_config(patterns_for(model, layers))
+        check_settings(saved, settings_table(config), self.derived_settings, name, directory)
+        for setting in self.derived_settings:
+            setattr(config, setting, saved[setting])
+        base = str(model.name_or_path or "")
+        wrapped = self._wrap(model, config, 0, set(layers))
+        where = str(directory / WEIGHTS)
+        check_fits(stored_tensors(wrapped), tensors, where)
+        set_peft_model_state_dict(wrapped, tensors)
+        loaded = stored_tensors(wrapped)
+        if any(not bool((loaded[key] == tensors[key].to(loaded[key].device)).all()) for key in tensors):
+            raise UserError(f"{where} could not be put on the model: the values read back differ (not a number?)")
+        wrapped.requires_grad_(False)
+        wrapped.eval()
+        return self.hold(wrapped, base)
+
+    def _targets(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Return the modules to adapt, refusing a model that has been adapted before."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+            raise UserError(f"cannot attach {self.card.name}: the model already has an adapter")
+        return self.layers(model)
+
+    def _wrap(self, model: PreTrainedModel, config: PeftConfig, seed: int, wanted: set[str]) -> PeftModel:
+        from peft import get_peft_model
+
+        training = model.training
+        with local_random(seed), warnings.catch_warnings():
+            for message in EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            wrapped: PeftModel = get_peft_model(model, config)
+        adapted = set(tuner_layers(wrapped))
+        if adapted != wanted:
+            wrong = ", ".join(sorted(adapted ^ wanted)[:3])
+            counts = f"{len(adapted)} layers instead of {len(wanted)}"
+            raise UserError(f"method {self.card.name} would adapt {counts}; they differ in {wrong}")
+        self.finish(wrapped)
+        wrapped.train(training)
+        return wrapped
+
+
+def tuner_layers(model: PeftModel) -> dict[str, Any]:
+    """Return peft's adapter layers by the name of the base module each stands for."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {name.removeprefix(PREFIX): module for name, module in layers.items()}
+
+
+def stored_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by the names peft gives them in files."""
+    from peft import get_peft_model_state_dict
+
+    tensors: dict[str, Tensor] = get_peft_model_state_dict(model, save_embedding_layers=False)
+    return tensors

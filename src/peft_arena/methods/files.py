@@ -1,0 +1,120 @@
+"""The two files of an adapter directory: written plainly, read with every doubt raised as a user error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_arena.core.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import Tensor
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+CIRCUMSTANCES = frozenset({"base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping"})
+"""Entries of an adapter's configuration that say where it was made, not what it is."""
+
+
+def settings_table(config: PeftConfig) -> dict[str, Any]:
+    """Return a peft configuration as JSON values, sets sorted so that equal settings give equal text."""
+    return {name: _plain(value) for name, value in config.to_dict().items()}
+
+
+def write_adapter(directory: Path, config: PeftConfig, base: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a plain adapter directory that ``PeftModel.from_pretrained`` loads.
+
+    Args:
+        directory: created if it does not exist.
+        config: the adapter's settings.
+        base: name or path of the model the adapter belongs to.
+        tensors: the adapter's weights by their names in a peft checkpoint.
+    """
+    from safetensors.torch import save_file
+
+    table = settings_table(config) | {"base_model_name_or_path": base, "inference_mode": True}
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SETTINGS).write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def read_settings(directory: Path, method: str) -> dict[str, Any]:
+    """Read the settings of an adapter directory.
+
+    Raises:
+        UserError: there is no such file, or it is damaged.
+    """
+    table = read_table(directory / SETTINGS, method)
+    if "peft_type" not in table:
+        raise UserError(f"{directory / SETTINGS} is not an adapter configuration: it has no peft_type")
+    return table
+
+
+def read_table(file: Path, method: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        table = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint of method {method} in {file.parent}: {file.name} is missing") from None
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+    if not isinstance(table, dict):
+        raise UserError(f"{file} is damaged: it holds no JSON object")
+    return table
+
+
+def check_settings(
+    saved: Mapping[str, Any], own: Mapping[str, Any], ignored: Collection[str], method: str, directory: Path
+) -> None:
+    """Check that a checkpoint was made with the settings of the method that is to read it.
+
+    Raises:
+        UserError: another kind of adapter, or the first settings that differ.
+    """
+    if saved["peft_type"] != own["peft_type"]:
+        raise UserError(f"{directory} holds a {saved['peft_type']} adapter, method {method} needs {own['peft_type']}")
+    skipped = CIRCUMSTANCES | set(ignored)
+    shared = [name for name in own if name in saved and name not in skipped]
+    wrong = [
+        f"{name} = {saved[name]!r} instead of {own[name]!r}"
+        for name in shared
+        if _comparable(saved[name]) != _comparable(own[name])
+    ]
+    if wrong:
+        raise UserError(f"{directory} was made with other settings than method {method} has: {', '.join(wrong[:3])}")
+
+
+def read_tensors(file: Path, method: str) -> dict[str, Tensor]:
+    """Read a safetensors file.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not file.exists():
+        raise UserError(f"no checkpoint of method {method} in {file.parent}: {file.name} is missing")
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, set | frozenset):
+        return sorted(value)
+    return value.value if isinstance(value, Enum) else value
+
+
+def _comparable(value: object) -> object:
+    return sorted(value, key=str) if isinstance(value, list | tuple) else value

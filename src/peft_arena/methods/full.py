@@ -1,0 +1,173 @@
+"""Full fine-tuning: every weight trains, in float32 whatever the base's type.
+
+A checkpoint is a plain model directory in the base's own type. The pretrained weights are put into a temporary file
+(under ``tempfile.gettempdir()``) rather than kept in memory, where they would falsify what training is measured to
+need.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from peft_arena.core.errors import UserError, unknown
+from peft_arena.methods.base import Attached, Capability, Method, MethodCard
+from peft_arena.methods.files import read_table
+from peft_arena.methods.state import copy_into, swapped
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+class Pretrained:
+    """The weights a model had when this was made, in a temporary file that goes when nobody needs it."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        """Write every parameter of the model.
+
+        Raises:
+            UserError: the temporary directory has no room.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        self._directory = tempfile.TemporaryDirectory(prefix="peft-arena-", ignore_cleanup_errors=True)
+        self._file = Path(self._directory.name) / "pretrained.safetensors"
+        tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+        try:
+            save_file(tensors, self._file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"cannot keep the pretrained weights in {self._directory.name}: {error}") from error
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one parameter as it was."""
+        from safetensors import safe_open
+
+        with safe_open(self._file, framework="pt") as file:
+            found: Tensor = file.get_tensor(name)
+        return found
+
+
+class FullAttached(Attached):
+    """A model all of whose weights are tuned."""
+
+    model: PreTrainedModel
+
+    def __init__(self, model: PreTrainedModel, pretrained: Pretrained, dtypes: dict[str, torch.dtype]) -> None:
+        """Hold a model.
+
+        Args:
+            model: the model with tuned, or still to be tuned, weights.
+            pretrained: the weights it started from.
+            dtypes: the base's type of every parameter, by name.
+        """
+        self.model = model
+        self._pretrained = pretrained
+        self._dtypes = dtypes
+
+    def save(self, directory: Path) -> None:
+        """Write a plain model directory in the base's type."""
+        parameters = dict(self.model.named_parameters())
+        with swapped(parameters, {name: p.data.to(self._dtypes[name]) for name, p in parameters.items()}):
+            self.model.save_pretrained(directory)
+
+    @contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """Give the pretrained model's outputs inside the block; its weights are read back from disk."""
+        parameters = dict(self.model.named_parameters())
+        values = {name: self._pretrained.tensor(name).to(p.device) for name, p in parameters.items()}
+        with swapped(parameters, values):
+            yield self.model
+
+    def delta(self, module: str) -> Tensor:
+        """Return tuned minus pretrained weight of one linear module, in float32."""
+        from torch import nn
+
+        linears = {name: found for name, found in self.model.named_modules() if isinstance(found, nn.Linear)}
+        if module not in linears:
+            raise unknown("linear module", module, linears)
+        weight = linears[module].weight
+        name = next(name for name, p in self.model.named_parameters() if p is weight)
+        return weight.detach().float() - self._pretrained.tensor(name).to(weight.device).float()
+
+    def merged(self) -> PreTrainedModel:
+        """Return the model in the base's type."""
+        for name, parameter in self.model.named_parameters():
+            parameter.data = parameter.data.to(self._dtypes[name])
+        return self.model
+
+
+class Full(Method):
+    """Full fine-tuning: every weight of the model trains."""
+
+    card: ClassVar[MethodCard] = MethodCard(
+        name="full",
+        title="Full fine-tuning",
+        family="full",
+        paper="none",
+        url="",
+        capabilities=frozenset(
+            {
+                Capability.TRAINS,
+                Capability.LINEAR_DELTA,
+                Capability.MERGEABLE,
+                Capability.IDENTITY_AT_INIT,
+                Capability.CHANGES_BASE,
+                Capability.ONLINE_RL,
+            }
+        ),
+        parameters="all parameters of the model, tied ones once",
+        learning_rate=2e-5,
+        random_init=False,
+        deviations=(
+            "trains float32 weights on every base; a checkpoint is rounded to the base's type",
+            "the pretrained weights are kept in a temporary file, not in memory",
+        ),
+        description="Trains every weight, with float32 master weights.",
+    )
+
+    def count(self, model: PreTrainedModel) -> int:
+        """Return the number of parameters of the model."""
+        return sum(p.numel() for p in model.parameters())
+
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+        """Make every weight float32 and trainable; see :meth:`Method.attach`."""
+        dtypes = {name: p.dtype for name, p in model.named_parameters()}
+        pretrained = Pretrained(model)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
+        model.requires_grad_(True)
+        return FullAttached(model, pretrained, dtypes)
+
+    def restore(self, model: PreTrainedModel, directory: Path) -> Attached:
+        """Read a model directory over the model, in the base's type; see :meth:`Method.restore`."""
+        from safetensors import SafetensorError
+
+        read_table(directory / "config.json", self.card.name)
+        kind: Any = type(model)
+        try:
+            loaded, report = kind.from_pretrained(
+                directory, dtype=model.dtype, output_loading_info=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise UserError(f"cannot read the model in {directory}: {first}") from error
+        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if report[problem]:
+                first = sorted(str(key) for key in report[problem])[0]
+                raise UserError(
+                    f"{directory} is no checkpoint of this model: {problem.replace('_', ' ')}, e.g. {first}"
+                )
+        pretrained = Pretrained(model)
+        targets = dict(model.named_parameters())
+        dtypes = {name: p.dtype for name, p in targets.items()}
+        values = {name: p.detach().to(dtypes.get(name, p.dtype)) for name, p in loaded.named_parameters()}
+        copy_into(targets, values, where=str(directory))
+        model.requires_grad_(False)
+        model.eval()
+        return FullAttached(model, pretrained, dtypes)

@@ -1,0 +1,89 @@
+"""MiSS: one small trained matrix repeated over shards of the input.
+
+W = W0 + [D^T D^T ... ] with D (rank, out), zero at the start, repeated along the input; where the rank does not divide
+the input size the last copy is cut. This is ``peft``'s default ("balance") form; its ``bat`` and ``mini`` forms are
+other methods and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from peft_arena.methods.adapter import TASK, PeftMethod
+from peft_arena.methods.base import Capability, MethodCard, MethodConfig
+from peft_arena.methods.targets import LinearTargets, check_rank, linear_targets
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+class MissConfig(MethodConfig):
+    """Settings of MiSS."""
+
+    rank: int = Field(default=8, ge=2, multiple_of=2)
+    """Inputs per shard, an even number; the change of weights has at most this rank."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Probability with which an input of the update is zeroed in training."""
+    targets: LinearTargets = "all-linear"
+    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {"rank": 4, "dropout": 0.5, "targets": ("q_proj", "v_proj")}
+
+
+class Miss(PeftMethod):
+    """MiSS: the input is summed over shards and mapped by one trained matrix."""
+
+    Config: ClassVar[type[MethodConfig]] = MissConfig
+    config: MissConfig
+    card: ClassVar[MethodCard] = MethodCard(
+        name="miss",
+        title="MiSS",
+        family="low-rank",
+        paper="Kang and Yin, 2024, Balancing LoRA Performance and Efficiency with Simple Shard Sharing (MiSS)",
+        url="https://arxiv.org/abs/2409.15371",
+        capabilities=frozenset(
+            {
+                Capability.TRAINS,
+                Capability.LINEAR_DELTA,
+                Capability.MERGEABLE,
+                Capability.IDENTITY_AT_INIT,
+                Capability.ONLINE_RL,
+                Capability.PEFT_ADAPTER,
+            }
+        ),
+        parameters="sum over targets of rank * out",
+        learning_rate=2e-4,
+        random_init=False,
+        deviations=("an input size that the rank does not divide is padded with zeros",),
+        description="Adds one trained matrix, repeated over shards of the input, to each target weight.",
+    )
+
+    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Return the target layers, refusing a rank that does not fit one of them."""
+        layers = linear_targets(model, self.config.targets)
+        check_rank(self.config.rank, layers)
+        return dict(layers)
+
+    def count(self, model: PreTrainedModel) -> int:
+        """Return the number of trained parameters by the card's formula."""
+        self.layers(model)
+        layers = linear_targets(model, self.config.targets).values()
+        return sum(self.config.rank * layer.out_features for layer in layers)
+
+    def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
+        """Return peft's MiSS configuration."""
+        import peft
+
+        return peft.MissConfig(
+            task_type=TASK,
+            r=self.config.rank,
+            miss_dropout=self.config.dropout,
+            init_weights=True,
+            target_modules=patterns,
+            bias="none",
+        )
