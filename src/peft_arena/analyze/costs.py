@@ -1,0 +1,103 @@
+"""What an arm cost: every measure of its cost records, averaged over seeds, with the range."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from peft_arena.analyze.evidence import ArmEvidence, RunEvidence
+from peft_arena.core.measure import Measure
+
+
+class CostColumn(NamedTuple):
+    """A cost shown in the main table."""
+
+    metric: str
+    """Name of the measure in the cost records."""
+    title: str
+
+
+TRAINABLE = "trained_parameters"
+PEAK_MEMORY = "peak_memory_training"
+SPEED = "tokens_per_second"
+"""Derived: real tokens trained on over ``training_time``."""
+LATENCY = "latency_ratio"
+"""Derived: ``time_per_token`` over ``time_per_token_base``, both measured in the same process."""
+MAIN_COSTS: tuple[CostColumn, ...] = (
+    CostColumn(TRAINABLE, "trained parameters"),
+    CostColumn(PEAK_MEMORY, "peak training memory"),
+    CostColumn(SPEED, "training tokens/s"),
+    CostColumn("training_flops", "training FLOPs"),
+    CostColumn(LATENCY, "time per token ÷ base"),
+    CostColumn("checkpoint_bytes", "adapter size"),
+)
+"""What the main table shows; every other measure of the records is in the cost table."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One cost of one arm over its seeds."""
+
+    metric: str
+    stage: str
+    value: float | None
+    """Mean over the runs that have it."""
+    low: float | None
+    high: float | None
+    unit: str
+    better: str
+    how: str
+    runs: int
+    """Runs with a value."""
+
+
+def arm_costs(arm: ArmEvidence) -> dict[str, Cost]:
+    """Return every cost of an arm by metric; one measured in two stages is there twice, as ``metric (stage)``."""
+    found: dict[tuple[str, str], list[Measure]] = {}
+    for run in arm.runs:
+        measured = [(stage, measure) for stage, record in run.costs.items() for measure in record.measures]
+        for stage, measure in (*measured, *_derived(run, {measure.metric: measure for _, measure in measured})):
+            found.setdefault((measure.metric, stage), []).append(measure)
+    stages = Counter(metric for metric, _ in found)
+    return {
+        metric if stages[metric] == 1 else f"{metric} ({stage})": _cost(metric, stage, measures)
+        for (metric, stage), measures in found.items()
+    }
+
+
+def _derived(run: RunEvidence, measured: Mapping[str, Measure]) -> list[tuple[str, Measure]]:
+    """Return the speed of training and the ratio of latencies of a run, where the records do not have them."""
+    made = []
+    time, training = measured.get("training_time"), run.training
+    if SPEED not in measured and time is not None and time.value and training is not None:
+        whole = training.resumed_at is None
+        how = "real tokens trained on over the wall time of the training loop" if whole else "training was resumed"
+        speed = training.tokens / time.value if whole else None
+        made.append(("training", Measure(metric=SPEED, value=speed, unit="tokens/s", better="higher", how=how, n=1)))
+    mine, base = measured.get("time_per_token"), measured.get("time_per_token_base")
+    if LATENCY not in measured and mine is not None and mine.value is not None:
+        known = base is not None and base.value
+        ratio = mine.value / base.value if base is not None and base.value else None
+        how = f"time per token over that without the adapter; {mine.how}" if known else "no base latency in the record"
+        made.append(
+            ("inference", Measure(metric=LATENCY, value=ratio, unit="ratio", better="lower", how=how, n=mine.n))
+        )
+    return made
+
+
+def _cost(metric: str, stage: str, measures: Sequence[Measure]) -> Cost:
+    values = [measure.value for measure in measures if measure.value is not None]
+    ways = list(dict.fromkeys(measure.how for measure in measures))
+    return Cost(
+        metric=metric,
+        stage=stage,
+        value=sum(values) / len(values) if values else None,
+        low=min(values, default=None),
+        high=max(values, default=None),
+        unit=measures[0].unit,
+        better=measures[0].better,
+        how="; ".join(ways[:3]),
+        runs=len(values),
+    )

@@ -1,0 +1,187 @@
+"""The whole analysis of a study, from the store's records to one result that reports only have to show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from peft_arena.analyze.compare import AXES, Axis, Comparison, Rank, TradeOff, Versus, compare_arms, ranks, trade_offs
+from peft_arena.analyze.costs import Cost, arm_costs
+from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects
+from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence, task_labels
+from peft_arena.analyze.paired import LEVEL, Estimate, Resamples
+from peft_arena.analyze.pareto import ParetoStatus, pareto
+from peft_arena.analyze.view import StudyView
+from peft_arena.core.specs import EvalSpec
+from peft_arena.store.store import Store
+
+DRAWS = 4000
+
+
+@dataclass(frozen=True, eq=False)
+class TargetResult:
+    """Everything about the arms that were trained on one target."""
+
+    spec: EvalSpec
+    label: str
+    task: TaskInfo | None
+    """None while no run was evaluated on it."""
+    arms: tuple[ArmEffects, ...]
+    costs: Mapping[str, Mapping[str, Cost]]
+    """Arm label to metric to cost."""
+    comparisons: tuple[Comparison, ...]
+    ranks: Mapping[Axis, Mapping[str, Rank]]
+    pareto: Mapping[str, ParetoStatus]
+    trade_offs: tuple[TradeOff, ...]
+
+    @property
+    def gain_pairs(self) -> int:
+        """Number of pairs of arms that could be compared on the gain; what Holm's correction counts."""
+        return sum(comparison.gain.estimate is not None for comparison in self.comparisons)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyResult:
+    """The analysed study."""
+
+    evidence: Evidence
+    targets: tuple[TargetResult, ...]
+    draws: int
+    seed: int
+
+    @property
+    def view(self) -> StudyView:
+        """The study that was analysed."""
+        return self.evidence.view
+
+    def summary(self) -> dict[str, Any]:
+        """Return the result as JSON values: what ``summary.json`` and ``--json`` say."""
+        return {
+            "study": self.view.name,
+            "level": LEVEL,
+            "draws": self.draws,
+            "seed": self.seed,
+            "base": self.view.base.run_id,
+            "targets": [_target_summary(target) for target in self.targets],
+            "gaps": [asdict(gap) for gap in self.evidence.gaps],
+        }
+
+
+def analyze_study(store: Store, view: StudyView, *, seed: int = 0, draws: int = DRAWS) -> StudyResult:
+    """Analyse a study.
+
+    Args:
+        store: where the records are.
+        view: which runs and evaluations belong to the study.
+        seed: seeds the bootstrap; the same records and seed give the same numbers.
+        draws: bootstrap draws.
+    """
+    evidence = read_evidence(store, view)
+    resamples = Resamples(np.random.default_rng(seed), draws)
+    names = task_labels((*view.targets, *view.retention))
+    targets = tuple(_target(evidence, spec, names[spec.id], resamples) for spec in view.targets)
+    return StudyResult(evidence, targets, draws, seed)
+
+
+def _target(evidence: Evidence, spec: EvalSpec, label: str, resamples: Resamples) -> TargetResult:
+    arms = tuple(arm_effects(evidence, arm, resamples) for arm in evidence.arms if arm.arm.target.id == spec.id)
+    comparisons = compare_arms(evidence, arms, resamples)
+    labels = [arm.label for arm in arms]
+    return TargetResult(
+        spec=spec,
+        label=label,
+        task=evidence.tasks.get(spec.id),
+        arms=arms,
+        costs={arm.label: arm_costs(arm.evidence) for arm in arms},
+        comparisons=comparisons,
+        ranks={axis: ranks(labels, comparisons, axis) for axis in AXES},
+        pareto=pareto(arms, comparisons),
+        trade_offs=trade_offs(comparisons),
+    )
+
+
+def _target_summary(target: TargetResult) -> dict[str, Any]:
+    return {
+        "target": target.label,
+        "evaluation": target.spec.model_dump(mode="json"),
+        "arms": [_arm_summary(target, arm) for arm in target.arms],
+        "comparisons": [
+            {
+                "left": comparison.left,
+                "right": comparison.right,
+                "gain": _versus_summary(comparison.gain),
+                "retention": _versus_summary(comparison.retention),
+            }
+            for comparison in target.comparisons
+        ],
+        "trade_offs": [pair.sentence for pair in target.trade_offs],
+    }
+
+
+def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
+    standing = target.pareto.get(arm.label)
+    return {
+        "label": arm.label,
+        "method": arm.evidence.arm.method,
+        "learning_rate": arm.evidence.arm.learning_rate,
+        "runs": [run.spec.run_id for run in arm.evidence.runs],
+        "seeds_planned": len(arm.evidence.runs),
+        "seeds_trained": len(arm.evidence.trained_seeds),
+        "gain": _effect_summary(arm.gain),
+        "retention_mean": estimate_summary(arm.mean),
+        "retention_mean_missing": arm.mean_missing or None,
+        "retention": {effect.task.label: _effect_summary(effect) for effect in arm.retention},
+        "gain_rank": _rank_summary(target.ranks["gain"].get(arm.label)),
+        "retention_rank": _rank_summary(target.ranks["retention"].get(arm.label)),
+        "pareto": None if standing is None else asdict(standing),
+        "costs": {name: asdict(cost) for name, cost in target.costs[arm.label].items()},
+    }
+
+
+def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
+    """Return an estimate as JSON values; None stays None."""
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "stderr": found.stderr,
+        "p": found.p,
+        "unit": found.unit,
+        "seeds": found.seeds,
+        "items": found.items,
+        "left_out": found.left_out,
+        "covers": "items only" if found.seeds == 1 else "seeds and items",
+    }
+
+
+def _effect_summary(effect: TaskEffect | None) -> dict[str, Any] | None:
+    if effect is None:
+        return None
+    return {
+        "task": effect.task.label,
+        "metric": effect.task.metric,
+        "unit": effect.task.unit,
+        "better": effect.task.better,
+        "chance": effect.task.chance,
+        "base": effect.base,
+        "tuned": effect.tuned,
+        "delta": estimate_summary(effect.delta),
+        "kept_above_chance": estimate_summary(effect.kept),
+    }
+
+
+def _versus_summary(versus: Versus) -> dict[str, Any]:
+    return {
+        "difference": estimate_summary(versus.estimate),
+        "p_corrected": versus.p_corrected,
+        "verdict": versus.verdict,
+    }
+
+
+def _rank_summary(rank: Rank | None) -> dict[str, int] | None:
+    return None if rank is None else {"first": rank.first, "last": rank.last}

@@ -1,0 +1,90 @@
+"""A study as the analysis sees it: which runs belong to which arm, and on what they are judged."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import EvalSpec, RunSpec
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is compared: a method with its settings, run once per seed."""
+
+    label: str
+    """Shown to the reader, for example ``lora`` or ``full lr=1e-3``; unique among the arms of a target."""
+    runs: tuple[RunSpec, ...]
+    """One per seed; they differ in nothing else."""
+    target: EvalSpec
+    """The task the arm was trained on, on its test items."""
+
+    def __post_init__(self) -> None:
+        """Require at least one run, no seed twice, and the same method in all runs."""
+        if not self.runs:
+            raise UserError(f"arm '{self.label}' has no runs")
+        twice = [str(seed) for seed, count in Counter(self.seeds).items() if count > 1]
+        if twice:
+            raise UserError(f"arm '{self.label}' has more than one run with seed {', '.join(twice)}")
+        methods = sorted({run.method.name for run in self.runs})
+        if len(methods) > 1:
+            raise UserError(f"arm '{self.label}' mixes methods: {', '.join(methods)}")
+
+    @property
+    def method(self) -> str:
+        """Name of the arm's method."""
+        return self.runs[0].method.name
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seed of every run."""
+        return tuple(run.seed for run in self.runs)
+
+    @property
+    def learning_rate(self) -> float | None:
+        """Learning rate of the arm; None for the base model."""
+        train = self.runs[0].train
+        return None if train is None else train.learning_rate
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Something the study asked for that the planner refused to run."""
+
+    label: str
+    """What was asked for, for example the arm's label."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class StudyView:
+    """Everything the analysis and the report need to know about a study; the numbers come from the store."""
+
+    name: str
+    base: RunSpec
+    """The pretrained model's run; it has one run and answers every task of the study."""
+    arms: tuple[Arm, ...]
+    retention: tuple[EvalSpec, ...]
+    """What is only evaluated, to see what was forgotten."""
+    title: str = ""
+    description: str = ""
+    refused: tuple[Refusal, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Require a base model and labels that are unique among the arms of a target."""
+        if not self.base.is_base:
+            raise UserError(f"study '{self.name}': the base run {self.base.run_id} is a trained run")
+        counts = Counter((arm.target.id, arm.label) for arm in self.arms)
+        twice = sorted({label for (_, label), count in counts.items() if count > 1})
+        if twice:
+            raise UserError(f"study '{self.name}': more than one arm is called {', '.join(map(repr, twice))}")
+
+    @property
+    def targets(self) -> tuple[EvalSpec, ...]:
+        """Every target evaluation once, in the order of the arms."""
+        return tuple({arm.target.id: arm.target for arm in self.arms}.values())
+
+    def arms_of(self, target: EvalSpec) -> tuple[Arm, ...]:
+        """Return the arms trained on a target, in the study's order."""
+        return tuple(arm for arm in self.arms if arm.target.id == target.id)

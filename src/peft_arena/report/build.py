@@ -1,0 +1,173 @@
+"""Writing a report: one self-contained page, the tables as CSV, the figures as PNG and SVG, and a summary."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_arena.analyze.study import DRAWS, StudyResult, analyze_study
+from peft_arena.analyze.view import StudyView
+from peft_arena.core.errors import UserError
+from peft_arena.store.store import RunDirectory, Store
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from peft_arena.analyze.paired import Estimate
+    from peft_arena.report.figures import Drawn
+
+
+def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
+    """Analyse a study and write its report; works with whatever part of the study is done.
+
+    Writes ``index.html``, ``summary.json``, ``tables/*.csv`` and ``figures/*.{svg,png}``; files of an earlier report of
+    the same names are replaced.
+
+    Args:
+        store: where the records are.
+        view: which runs and evaluations belong to the study.
+        out: directory to write to; made if it does not exist.
+        seed: seeds the bootstrap.
+        draws: bootstrap draws.
+
+    Returns:
+        What ``summary.json`` says.
+
+    Raises:
+        UserError: the directory cannot be written.
+    """
+    from peft_arena.report.page import render_page
+    from peft_arena.report.svg import save_figure
+
+    result = analyze_study(store, view, seed=seed, draws=draws)
+    summary = {**result.summary(), "headline": _headline(result)}
+    try:
+        for directory in (out / "tables", out / "figures"):
+            directory.mkdir(parents=True, exist_ok=True)
+        figures = draw_figures(result)
+        images = {
+            label: [(figure, save_figure(figure, out / "figures")) for figure in found]
+            for label, found in figures.items()
+        }
+        for name, frame in report_tables(result).items():
+            frame.write_csv(out / "tables" / f"{name}.csv")
+        (out / "index.html").write_text(render_page(result, images), encoding="utf-8")
+        text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        (out / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
+    return summary
+
+
+def _headline(result: StudyResult) -> list[str]:
+    from peft_arena.report.headline import caveats, headline
+
+    return [*headline(result), *caveats(result)]
+
+
+def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
+    """Draw every figure there are numbers for, by target label; names are unique over targets."""
+    from peft_arena.report.figures import cost_figure, curves_figure, style, trade_figure
+
+    figures: dict[str, list[Drawn]] = {}
+    with style():
+        for number, target in enumerate(result.targets, start=1):
+            drawn = (
+                trade_figure(target, f"tradeoff-{number}"),
+                cost_figure(target, f"costs-{number}"),
+                curves_figure(target, f"curves-{number}"),
+            )
+            figures[target.label] = [figure for figure in drawn if figure is not None]
+    return figures
+
+
+def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
+    """Return the tables of a report by name: the records' tables and the analysis' effects, comparisons and gaps."""
+    import polars as pl
+
+    from peft_arena.store.tables import all_tables
+
+    tables = all_tables(_readable(result))
+    wanted = [spec.id for spec in (*result.view.targets, *result.view.retention)]
+    for name in ("items", "metrics"):
+        tables[name] = tables[name].filter(pl.col("eval_id").is_in(wanted))
+    arms = [(run.spec.run_id, arm.arm.label) for arm in result.evidence.arms for run in arm.runs]
+    known = pl.DataFrame(arms, schema={"run_id": pl.String, "arm": pl.String}, orient="row").unique("run_id")
+    tables["runs"] = tables["runs"].join(known, on="run_id", how="left")
+    tables["effects"] = _effects(result)
+    tables["comparisons"] = _comparisons(result)
+    gaps = [(gap.who, gap.what, gap.kind, gap.reason) for gap in result.evidence.gaps]
+    columns = dict.fromkeys(("who", "what", "kind", "reason"), pl.String)
+    tables["gaps"] = pl.DataFrame(gaps, schema=columns, orient="row")
+    return tables
+
+
+def _readable(result: StudyResult) -> list[RunDirectory]:
+    """Return the runs that exist and whose records can all be read; damaged ones are among the study's gaps."""
+    damaged = {gap.who for gap in result.evidence.gaps if gap.kind == "damaged"}
+    return [run.directory for run in result.evidence.runs if run.created and run.who not in damaged]
+
+
+def _effects(result: StudyResult) -> pl.DataFrame:
+    import polars as pl
+
+    rows = []
+    for target in result.targets:
+        for arm in target.arms:
+            start = {"target": target.label, "arm": arm.label}
+            for role, effect in (("target", arm.gain), *(("retention", found) for found in arm.retention)):
+                if effect is None:
+                    continue
+                scores = {"task": effect.task.label, "role": role, "base": effect.base, "tuned": effect.tuned}
+                kept = _columns(effect.kept, "kept_")
+                rows.append(
+                    {**start, **scores, **_columns(effect.delta), **_only(kept, "kept_value", "kept_low", "kept_high")}
+                )
+            if arm.mean is not None:
+                rows.append({**start, "task": "", "role": "mean retention", **_columns(arm.mean)})
+    text = dict.fromkeys(("target", "arm", "task", "role"), pl.String)
+    floats = dict.fromkeys(("base", "tuned"), pl.Float64)
+    kept_schema = dict.fromkeys(("kept_value", "kept_low", "kept_high"), pl.Float64)
+    return pl.DataFrame(rows, schema={**text, **floats, **_schema(), **kept_schema}, orient="row")
+
+
+def _comparisons(result: StudyResult) -> pl.DataFrame:
+    import polars as pl
+
+    rows = [
+        {
+            "target": target.label,
+            "left": pair.left,
+            "right": pair.right,
+            "axis": axis,
+            **_columns(versus.estimate),
+            "p_corrected": versus.p_corrected,
+            "verdict": versus.verdict,
+        }
+        for target in result.targets
+        for pair in target.comparisons
+        for axis, versus in (("gain", pair.gain), ("retention", pair.retention))
+    ]
+    text = dict.fromkeys(("target", "left", "right", "axis"), pl.String)
+    end = {"p_corrected": pl.Float64, "verdict": pl.String}
+    return pl.DataFrame(rows, schema={**text, **_schema(), **end}, orient="row")
+
+
+def _schema() -> dict[str, Any]:
+    import polars as pl
+
+    floats = dict.fromkeys(("value", "low", "high", "stderr", "p"), pl.Float64)
+    return {**floats, "unit": pl.String, "seeds": pl.Int64, "items": pl.Int64, "left_out": pl.Int64}
+
+
+def _columns(found: Estimate | None, prefix: str = "") -> dict[str, Any]:
+    return {f"{prefix}{name}": getattr(found, name, None) for name in _NAMES}
+
+
+_NAMES = ("value", "low", "high", "stderr", "p", "unit", "seeds", "items", "left_out")
+
+
+def _only(row: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: row[name] for name in names}

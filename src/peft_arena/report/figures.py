@@ -1,0 +1,416 @@
+"""The report's figures, drawn with matplotlib; legible in grey, as every arm has its own marker and a direct label."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE
+from peft_arena.analyze.paired import Estimate
+from peft_arena.report.labels import Box, place_labels
+from peft_arena.report.numbers import estimate_text, quantity, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from peft_arena.analyze.study import TargetResult
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#5b3a8c", "#333333")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
+INK, FAINT = "#1f2328", "#8c959f"
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "peft-arena",
+    "font.family": ["Liberation Sans", "Arial", "Helvetica", "DejaVu Sans"],
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.linewidth": 0.8,
+    "grid.color": "#d8dee4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure with what a page needs beside it."""
+
+    name: str
+    """File-name-safe."""
+    canvas: Canvas
+    alt: str
+    """What the figure shows, for those who cannot see it."""
+    caption: str
+    hovers: dict[str, str] = field(default_factory=dict)
+    """Id of a drawn element to the text shown when the pointer is on it."""
+
+
+class _Point(NamedTuple):
+    label: str
+    place: int
+    gain: Estimate
+    kept: Estimate
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Apply the report's look to everything drawn or saved inside the block."""
+    import logging
+
+    from matplotlib import font_manager
+
+    logger = logging.getLogger(font_manager.__name__)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with rc_context(_STYLE):
+            yield
+    finally:
+        logger.setLevel(before)
+
+
+def look(index: int) -> tuple[str, str]:
+    """Return colour and marker of the arm at a position; the same in all figures of a report."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def trade_figure(target: TargetResult, name: str) -> Drawn | None:
+    """Draw what is gained against what is kept, with both intervals; None without an arm that has both.
+
+    Where a few arms lie so far off that the others crowd together, a second panel enlarges the others.
+    """
+    points = [
+        _Point(arm.label, index, arm.gain.delta, arm.mean)
+        for index, arm in enumerate(target.arms)
+        if arm.gain and arm.gain.delta and arm.mean
+    ]
+    if not points:
+        return None
+    near = _crowd(points)
+    zoomed = 1 < len(near) < len(points)
+    canvas = Canvas(figsize=(10.4, 4.9) if zoomed else (8.6, 5.4), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(1, 2 if zoomed else 1, squeeze=False)[0]
+    hovers: dict[str, str] = {}
+    front = {label for label, standing in target.pareto.items() if standing.on_front}
+    unit = points[0].gain.unit
+    for panel, axis in enumerate(axes):
+        shown = near if panel else points
+        _limits(axis, shown, base=panel == 0)
+        _draw_points(axis, shown, points, front, f"{name}-p{panel}", hovers)
+        axis.set_xlabel(f"gain on {target.label} over the base model ({unit})")
+    axes[0].set_ylabel("mean retention, change from the base model (points)")
+    if zoomed:
+        low, high = axes[1].get_xlim(), axes[1].get_ylim()
+        axes[0].add_patch(_rectangle(low, high))
+        axes[1].set_title("enlarged: the box on the left", fontsize=10, color=INK, loc="left")
+    canvas.draw_without_rendering()
+    hidden = {point.label for point in near} if zoomed else set()
+    _label(axes[0], [point for point in points if point.label not in hidden], points, base=True)
+    if zoomed:
+        _label(axes[1], near, near, base=False)
+    canvas.set_layout_engine("none")
+    listed = "; ".join(f"{p.label}: gain {estimate_text(p.gain)}, retention {estimate_text(p.kept)}" for p in points)
+    return Drawn(
+        name=name,
+        canvas=canvas,
+        alt=f"Gain on {target.label} against mean retention for {len(points)} arms. {listed}.",
+        caption=(
+            "Each mark is an arm: right is more learned, up is less forgotten; the base model is the cross at (0, 0). "
+            "Bars are 95 % intervals. Filled marks joined by the dashed line are the Pareto front of the estimates."
+        ),
+        hovers=hovers,
+    )
+
+
+def _draw_points(
+    axis: Axes, shown: Sequence[_Point], every: Sequence[_Point], front: set[str], prefix: str, hovers: dict[str, str]
+) -> None:
+    axis.axhline(0, color=FAINT, linewidth=0.9, zorder=1)
+    axis.axvline(0, color=FAINT, linewidth=0.9, zorder=1)
+    axis.grid(True)
+    line = sorted((p.gain.value, p.kept.value) for p in every if p.label in front)
+    if len(line) > 1:
+        axis.plot(*zip(*line, strict=True), linestyle=(0, (4, 3)), color=INK, linewidth=1.0, zorder=2)
+    axis.plot(0, 0, marker="+", markersize=12, markeredgewidth=1.8, color=INK, zorder=4)
+    for point in shown:
+        colour, marker = look(point.place)
+        for value, found, across in ((point.gain, point.gain, True), (point.kept, point.kept, False)):
+            if value.low is None or found.high is None:
+                continue
+            ends = [value.low, found.high]
+            x = ends if across else [point.gain.value] * 2
+            y = [point.kept.value] * 2 if across else ends
+            axis.plot(x, y, color=colour, linewidth=1.5, alpha=0.75, zorder=3, solid_capstyle="butt")
+        (mark,) = axis.plot(
+            point.gain.value,
+            point.kept.value,
+            marker=marker,
+            markersize=8.5,
+            markerfacecolor=colour if point.label in front else "white",
+            markeredgecolor=colour,
+            markeredgewidth=1.8,
+            linestyle="none",
+            zorder=5,
+        )
+        key = f"{prefix}-{point.place}"
+        mark.set_gid(key)
+        hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
+
+
+def _ends(found: Estimate) -> tuple[float, float]:
+    return (found.value if found.low is None else found.low, found.value if found.high is None else found.high)
+
+
+def _limits(axis: Axes, points: Sequence[_Point], *, base: bool) -> None:
+    """Fit the axes to the intervals, and to the base model where it is shown, with room for labels."""
+    for ends, apply in (
+        ([_ends(point.gain) for point in points], axis.set_xlim),
+        ([_ends(point.kept) for point in points], axis.set_ylim),
+    ):
+        values = [value for pair in ends for value in pair] + ([0.0] if base else [])
+        low, high = min(values), max(values)
+        room = 0.09 * (high - low or 1.0)
+        apply(low - room, high + room * (1.8 if apply == axis.set_xlim else 1.0))
+
+
+def _crowd(points: Sequence[_Point]) -> list[_Point]:
+    """Return the arms that stay when arms far below the others are set aside; all of them if that gains little."""
+    order = sorted(points, key=lambda point: -point.kept.value)
+    whole = _height(order)
+    for keep in range(len(order) - 1, max(1, len(order) // 2 - 1), -1):
+        if _height(order[:keep]) < 0.4 * whole:
+            kept = {point.label for point in order[:keep]}
+            return [point for point in points if point.label in kept]
+    return list(points)
+
+
+def _height(points: Sequence[_Point]) -> float:
+    ends = [value for point in points for value in _ends(point.kept)] + [0.0]
+    return max(ends) - min(ends)
+
+
+def _rectangle(across: tuple[float, float], up: tuple[float, float]) -> object:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        (across[0], up[0]), across[1] - across[0], up[1] - up[0], fill=False, edgecolor=FAINT, linewidth=0.9, zorder=1.5
+    )
+
+
+def _label(axis: Axes, labelled: Sequence[_Point], shown: Sequence[_Point], *, base: bool) -> None:
+    names = [point.label for point in labelled] + (["base model"] if base else [])
+    at = [(point.gain.value, point.kept.value) for point in labelled] + ([(0.0, 0.0)] if base else [])
+    to_pixels = axis.transData.transform
+    pixels = [(float(x), float(y)) for x, y in to_pixels(np.asarray(at).reshape(-1, 2))]
+    solid, soft = [], []
+    for point in shown:
+        x, y = to_pixels((point.gain.value, point.kept.value))
+        (left, right), (low, high) = _ends(point.gain), _ends(point.kept)
+        solid.append(Box(x - 7, y - 7, x + 7, y + 7))
+        soft += [Box(to_pixels((left, 0))[0], y - 2, to_pixels((right, 0))[0], y + 2)]
+        soft += [Box(x - 2, to_pixels((0, low))[1], x + 2, to_pixels((0, high))[1])]
+    texts = [_shorten(name) for name in names]
+    frame = axis.get_window_extent()
+    sizes = _text_sizes(axis, texts)
+    places = place_labels(pixels, sizes, Box(*frame.extents), solid, soft)
+    for text, place, size, (x, y) in zip(texts, places, sizes, pixels, strict=True):
+        centre = axis.transData.inverted().transform((place.x + size[0] / 2, place.y + size[1] / 2))
+        if place.leader:
+            start = axis.transData.inverted().transform((x, y))
+            axis.plot([start[0], centre[0]], [start[1], centre[1]], color=FAINT, linewidth=0.7, zorder=2.5)
+        axis.text(
+            float(centre[0]),
+            float(centre[1]),
+            text,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            color=INK,
+            zorder=6,
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+        )
+
+
+def _text_sizes(axis: Axes, texts: Sequence[str]) -> list[tuple[float, float]]:
+    figure = axis.get_figure()
+    renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
+    sizes = []
+    for text in texts:
+        drawn = axis.text(0, 0, text, fontsize=9.5)
+        box = drawn.get_window_extent(renderer)
+        sizes.append((box.width + 4, box.height + 2))
+        drawn.remove()
+    return sizes
+
+
+def _shorten(text: str, most: int = 28) -> str:
+    """Return text for a figure: not too long, and no dollar sign begins a formula."""
+    short = text if len(text) <= most else f"{text[: most - 1]}…"
+    return short.replace("$", r"\$")
+
+
+def cost_figure(target: TargetResult, name: str) -> Drawn | None:
+    """Draw the gain against trainable parameters (log scale) and the peak memory; None where neither is known."""
+    costs = [target.costs[arm.label] for arm in target.arms]
+    counted = [
+        (index, arm.label, cost.value, arm.gain.delta)
+        for index, arm in enumerate(target.arms)
+        if (cost := costs[index].get(TRAINABLE)) and cost.value and arm.gain and arm.gain.delta
+    ]
+    memory = [
+        (index, arm.label, cost)
+        for index, arm in enumerate(target.arms)
+        if (cost := costs[index].get(PEAK_MEMORY)) and cost.value is not None
+    ]
+    if not counted and not memory:
+        return None
+    panels = bool(counted) + bool(memory)
+    height = max(3.6, 0.28 * len(memory) + 1.2)
+    canvas = Canvas(figsize=(5.2 * panels, min(height, 12.0)), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = list(canvas.subplots(1, panels, squeeze=False)[0])
+    hovers: dict[str, str] = {}
+    caption = ["Gain against the number of trained parameters, with 95 % intervals."] if counted else []
+    caption += ["Bars: peak training memory, mean over seeds."] if memory else []
+    if counted:
+        _gain_by_size(axes.pop(0), counted, name, hovers)
+    if memory:
+        axis = axes.pop(0)
+        order = sorted(memory, key=lambda entry: -(entry[2].value or 0.0))
+        for row, (index, label, cost) in enumerate(order):
+            (bar,) = axis.barh(row, (cost.value or 0.0) / 2**30, color=look(index)[0], height=0.62, alpha=0.85)
+            axis.text((cost.value or 0.0) / 2**30, row, f" {quantity(cost.value, cost.unit)}", va="center", fontsize=9)
+            bar.set_gid(f"{name}-mem-{index}")
+            hovers[f"{name}-mem-{index}"] = f"{label}: {quantity(cost.value, cost.unit)}, {cost.how}, {cost.runs} runs"
+        axis.set_yticks(range(len(order)), [_shorten(label, 22) for _, label, _ in order])
+        axis.set_xlabel("peak training memory (GiB)")
+        axis.margins(x=0.18)
+        axis.set_xlim(left=0)
+        axis.tick_params(axis="y", length=0)
+    _settle(canvas)
+    listed = "; ".join(f"{label}: {quantity(size, 'parameters')} parameters" for _, label, size, _ in counted)
+    return Drawn(
+        name=name,
+        canvas=canvas,
+        alt=f"Gain against the number of trainable parameters, and peak training memory. {listed}.",
+        caption=" ".join(caption),
+        hovers=hovers,
+    )
+
+
+def _settle(canvas: Canvas) -> None:
+    """Lay the figure out once; without this every file it is saved to costs another layout."""
+    canvas.draw_without_rendering()
+    canvas.set_layout_engine("none")
+
+
+def _gain_by_size(
+    axis: Axes, counted: Sequence[tuple[int, str, float, Estimate]], name: str, hovers: dict[str, str]
+) -> None:
+    axis.set_xscale("log")
+    axis.grid(True)
+    axis.axhline(0, color=FAINT, linewidth=0.9)
+    for index, label, size, gain in counted:
+        colour, marker = look(index)
+        axis.plot([size, size], _ends(gain), color=colour, linewidth=1.5, alpha=0.75)
+        (mark,) = axis.plot(size, gain.value, marker=marker, color=colour, markersize=8, linestyle="none")
+        mark.set_gid(f"{name}-par-{index}")
+        hovers[f"{name}-par-{index}"] = (
+            f"{label}: {quantity(size, 'parameters')} parameters, gain {estimate_text(gain)}"
+        )
+    sizes = [size for _, _, size, _ in counted]
+    axis.set_xlim(min(sizes) / 3, max(sizes) * 3)
+    axis.set_xlabel("trained parameters (log scale)")
+    axis.set_ylabel(f"gain ({counted[0][3].unit})")
+    axis.margins(y=0.12)
+    canvas = axis.get_figure()
+    canvas.draw_without_rendering()  # type: ignore[union-attr]
+    points = [tuple(axis.transData.transform((size, gain.value))) for _, _, size, gain in counted]
+    solid = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points]
+    soft = []
+    for (x, _), (_, _, size, gain) in zip(points, counted, strict=True):
+        low, high = _ends(gain)
+        to_pixels = axis.transData.transform
+        soft.append(Box(x - 2, to_pixels((size, low))[1], x + 2, to_pixels((size, high))[1]))
+    texts = [_shorten(label, 22) for _, label, _, _ in counted]
+    label_sizes = _text_sizes(axis, texts)
+    frame = Box(*axis.get_window_extent().extents)
+    for text, place, extent in zip(
+        texts, place_labels(points, label_sizes, frame, solid, soft), label_sizes, strict=True
+    ):
+        middle = axis.transData.inverted().transform((place.x + extent[0] / 2, place.y + extent[1] / 2))
+        axis.text(float(middle[0]), float(middle[1]), text, ha="center", va="center", fontsize=9, color=INK)
+
+
+def curves_figure(target: TargetResult, name: str) -> Drawn | None:
+    """Draw training and held-out loss, one panel per arm on common axes, one line per seed; None without a log."""
+    arms = [
+        (index, arm.label, [run.training for run in arm.evidence.runs if run.training and run.training.log])
+        for index, arm in enumerate(target.arms)
+    ]
+    arms = [entry for entry in arms if entry[2]]
+    if not arms:
+        return None
+    columns = min(4, len(arms)) if len(arms) > 6 else min(3, len(arms))
+    rows = -(-len(arms) // columns)
+    canvas = Canvas(figsize=(10.0, 0.5 + 2.15 * rows), layout="constrained")
+    FigureCanvasAgg(canvas)
+    grid = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    firsts, tops, lows = [], [], []
+    for place, axis in enumerate(grid.flat):
+        if place >= len(arms):
+            axis.set_visible(False)
+            continue
+        index, label, records = arms[place]
+        for record in records:
+            train = [(entry.step, entry.loss) for entry in record.log if entry.loss is not None]
+            held = [(entry.step, entry.validation_loss) for entry in record.log if entry.validation_loss is not None]
+            if train:
+                axis.plot(*zip(*train, strict=True), color=FAINT, linewidth=0.8, alpha=0.8)
+                firsts.append(train[0][1])
+            if held:
+                axis.plot(
+                    *zip(*held, strict=True), color=look(index)[0], linewidth=1.3, marker=look(index)[1], markersize=3.5
+                )
+            values = [loss for _, loss in (*train, *held)]
+            tops.append(max(values, default=0.0))
+            lows.append(min(values, default=0.0))
+        axis.set_title(_shorten(label), fontsize=10, color=INK, loc="left")
+        axis.grid(True)
+    top = min(max(tops), 1.6 * max(firsts)) if firsts else max(tops)
+    room = 0.05 * (top - min(lows) or 1.0)
+    grid.flat[0].set_ylim(min(0.0, min(lows)) - room if min(lows) < room else min(lows) - room, top + room)
+    canvas.supxlabel("optimizer step", fontsize=10, color=INK)
+    canvas.supylabel("loss (nats per answer token)", fontsize=10, color=INK)
+    _settle(canvas)
+    cut = " Lines that leave a panel go on above it." if max(tops) > top else ""
+    ends = "; ".join(f"{label}: {_ending(records)}" for _, label, records in arms)
+    return Drawn(
+        name=name,
+        canvas=canvas,
+        alt=f"Training and held-out loss by step for {len(arms)} arms, one line per seed. Last held-out loss: {ends}.",
+        caption=f"Grey: training loss. Coloured with marks: held-out loss. One line per seed, common axes.{cut}",
+    )
+
+
+def _ending(records: Sequence[object]) -> str:
+    """Return the last held-out losses of some trainings as text."""
+    values = []
+    for record in records:
+        held = [entry.validation_loss for entry in record.log if entry.validation_loss is not None]  # type: ignore[attr-defined]
+        values += held[-1:]
+    return ", ".join(signed(value, 2).lstrip("+") for value in values) or "not measured"

@@ -1,0 +1,305 @@
+"""The report's tables as markup: arms, retention per task, comparisons, costs, gaps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from peft_arena.analyze.compare import Comparison, Versus
+from peft_arena.analyze.costs import MAIN_COSTS, TRAINABLE, Cost
+from peft_arena.analyze.effects import ArmEffects, TaskEffect, unit_of
+from peft_arena.analyze.evidence import Evidence, Gap, TaskInfo
+from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.study import StudyResult, TargetResult
+from peft_arena.report.markup import Markup, cell, join, table, tag
+from peft_arena.report.numbers import (
+    NONE,
+    digits_of,
+    estimate_text,
+    interval,
+    listed,
+    p_text,
+    quantity,
+    rate,
+    score,
+    signed,
+)
+
+_BLUE, _ORANGE = (33, 113, 181), (217, 95, 14)
+_FULL_COLOUR_POINTS = 30.0
+_MOST_PAIRS = 400
+_LOST_ITEMS = ("unscored", "dropped")
+
+
+def main_table(target: TargetResult) -> Markup:
+    """Return the table of arms: what each gained, kept and cost."""
+    shown = [
+        column
+        for column in MAIN_COSTS
+        if any((cost := costs.get(column.metric)) and cost.value is not None for costs in target.costs.values())
+    ]
+    hidden = [column.title for column in MAIN_COSTS if column not in shown]
+    unit = unit_of(target.task) if target.task else "points"
+    scale = "%" if target.task is None or target.task.unit == "fraction" else target.task.unit
+    metric = target.task.metric if target.task else "score"
+    head: list[object] = ["arm", f"{metric}, base → tuned ({scale})", f"gain ({unit})", "gain rank"]
+    head += ["mean retention (points)", "ret. rank", "worst task (points)", "Pareto front"]
+    head += [column.title for column in shown]
+    rows = [_main_row(target, arm, [column.metric for column in shown]) for arm in _ordered(target)]
+    note = (
+        "Square brackets: 95 % intervals. Ranks are the places an arm may hold: arms with overlapping ranks may be "
+        "tied; the comparisons below say which. Pareto front: share of bootstrap draws in which no other arm is at "
+        "least as good on both."
+    )
+    if hidden:
+        note += f" Not measured in any run: {', '.join(hidden)}."
+    return table(f"Arms on {target.label}, highest gain first", head, rows, "main", note)
+
+
+def _ordered(target: TargetResult) -> list[ArmEffects]:
+    """Return the arms by gain, those without one last."""
+    return sorted(target.arms, key=lambda arm: -arm.gain.delta.value if arm.gain and arm.gain.delta else float("inf"))
+
+
+def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str]) -> list[Markup]:
+    source = arm.evidence.arm
+    trained, planned = len(arm.evidence.trained_seeds), len(arm.evidence.runs)
+    seeds = f"{planned} seed{'s' if planned > 1 else ''}" if trained == planned else f"{trained} of {planned} seeds"
+    first = join([arm.label, tag("small", f"{source.method}, lr {rate(source.learning_rate)}, {seeds}")])
+    gain = arm.gain
+    scores = NONE
+    if gain is not None and (gain.base is not None or gain.tuned is not None):
+        scores = f"{score(gain.base, gain.task.unit)} → {score(gain.tuned, gain.task.unit)}"
+    worst = arm.worst
+    costs = target.costs[arm.label]
+    return [
+        first,
+        cell(scores),
+        _estimate_cell(gain.delta if gain else None, "not evaluated", planned),
+        cell(target.ranks["gain"].get(arm.label, NONE)),
+        _estimate_cell(arm.mean, arm.mean_missing, planned),
+        cell(target.ranks["retention"].get(arm.label, NONE)),
+        _worst_cell(worst),
+        _pareto_cell(target, arm.label),
+        *(_cost_cell(costs.get(metric)) for metric in metrics),
+    ]
+
+
+def _estimate_cell(found: Estimate | None, missing: str, planned: int | None = None) -> Markup:
+    if found is None:
+        return cell(tag("span", NONE, class_="none", title=missing or None), title=missing or None)
+    value = signed(found.value, digits_of(found.unit))
+    covers = "items only (one seed)" if found.seeds == 1 else f"{found.seeds} seeds and the items"
+    out = f"; {found.left_out} answers left out" if found.left_out else ""
+    few = "1 seed: items only" if found.seeds == 1 else f"{found.seeds} seeds"
+    one = tag("small", few) if found.seeds == 1 or (planned is not None and found.seeds < planned) else ""
+    return cell(
+        join([value, tag("small", interval(found)), one]), title=f"interval covers {covers}; {found.items} items{out}"
+    )
+
+
+def _worst_cell(worst: TaskEffect | None) -> Markup:
+    if worst is None or worst.delta is None:
+        return cell(NONE)
+    return cell(
+        join([signed(worst.delta.value, digits_of(worst.delta.unit)), tag("small", worst.task.label)]),
+        title=f"{worst.task.label}: {estimate_text(worst.delta)}",
+    )
+
+
+def _pareto_cell(target: TargetResult, label: str) -> Markup:
+    standing = target.pareto.get(label)
+    if standing is None:
+        return cell(NONE)
+    share = NONE if standing.probability is None else f"{100 * standing.probability:.0f} %"
+    if standing.dominated_by:
+        others = listed(list(standing.dominated_by))
+        by = others if len(standing.dominated_by) == 1 else f"{len(standing.dominated_by)} arms"
+        return cell(join([share, tag("small", f"dominated by {by}", class_="narrow")]), title=f"dominated by {others}")
+    return cell(join([share, tag("small", "on the front" if standing.on_front else "not dominated")]))
+
+
+def _cost_cell(cost: Cost | None) -> Markup:
+    if cost is None or cost.value is None:
+        return cell(tag("span", NONE, class_="none"), title=cost.how if cost else "not measured")
+    span = f"{quantity(cost.low, cost.unit)} to {quantity(cost.high, cost.unit)}"
+    many = "" if cost.runs == 1 else f"; {cost.runs} runs, {span}"
+    text = _sized(cost)
+    return cell(text, title=f"{cost.how}{many}")
+
+
+def _sized(cost: Cost) -> str:
+    if cost.metric == TRAINABLE and cost.value is not None:
+        return f"{cost.value:,.0f}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    return quantity(cost.value, cost.unit)
+
+
+def heat_table(evidence: Evidence, target: TargetResult) -> Markup:
+    """Return retention per task: a cell per arm and task, coloured by the change; tasks of other units at the end."""
+    tasks = [evidence.tasks[spec.id] for spec in evidence.view.retention if spec.id in evidence.tasks]
+    tasks = [task for task in tasks if task.is_fraction] + [task for task in tasks if not task.is_fraction]
+    head: list[object] = ["arm", "mean (points)"]
+    head += [join([task.label, tag("small", f"{task.metric}, {unit_of(task)}")]) for task in tasks]
+    base: list[Markup] = [Markup(join(["base model", tag("small", "score (fractions in %)")])), cell("")]
+    for task in tasks:
+        found = evidence.base_scores.get(task.spec.id)
+        value = None if found is None else float(found.means()[0])
+        base.append(cell(score(value if value == value else None, task.unit)))
+    rows = [base] + [_heat_row(arm, tasks) for arm in _ordered(target)]
+    apart = [task.label for task in tasks if not task.is_fraction]
+    note = (
+        "Change from the base model, turned so that positive is better. Blue is better, orange worse, full colour at "
+        "30 points; bold: the interval of this one cell excludes zero (not corrected for the number of cells)."
+    )
+    if apart:
+        note += f" In another unit and not in the mean: {', '.join(apart)} (coloured where the interval excludes zero)."
+    return table("Change on every retention task", head, rows, "heat", note)
+
+
+def _heat_row(arm: ArmEffects, tasks: Sequence[TaskInfo]) -> list[Markup]:
+    effects = {effect.task.spec.id: effect for effect in arm.retention}
+    cells = [_heat_cell(arm.mean, None, arm.mean_missing)]
+    for task in tasks:
+        effect = effects.get(task.spec.id)
+        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated"))
+    return [Markup(join([arm.label])), *cells]
+
+
+def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str) -> Markup:
+    if found is None:
+        return cell(NONE, kind="heat none", title=missing)
+    in_points = found.unit == "points"
+    strength = min(abs(found.value) / _FULL_COLOUR_POINTS, 1.0) if in_points else 0.25 * found.excludes_zero
+    colour = _BLUE if found.value > 0 else _ORANGE
+    told = (
+        []
+        if effect is None
+        else [f"{effect.task.label}: {score(effect.base, effect.task.unit)} → {score(effect.tuned, effect.task.unit)}"]
+    )
+    if effect is not None and effect.kept is not None:
+        told.append(
+            f"share of the base score above chance kept: {effect.kept.value:.2f} "
+            f"[{effect.kept.low:.2f}, {effect.kept.high:.2f}]"
+        )
+    told.append(f"{found.seeds} seeds, {found.items} items, {found.left_out} answers left out")
+    return cell(
+        join([signed(found.value, digits_of(found.unit)), tag("small", interval(found))]),
+        kind="heat sure" if found.excludes_zero else "heat",
+        title="; ".join(told),
+        style=f"background:rgba({colour[0]},{colour[1]},{colour[2]},{0.75 * strength:.2f})",
+    )
+
+
+def pairs_table(target: TargetResult) -> Markup:
+    """Return every pair of arms, on the gain and on the mean retention."""
+    gain_unit = unit_of(target.task) if target.task else "points"
+    head: list[object] = ["arms", f"gain, difference ({gain_unit})", "p (Holm)", "gain"]
+    head += ["retention, difference (points)", "p (Holm)", "retention"]
+    order = sorted(target.comparisons, key=_surprise)
+    rows = [
+        [_pair_name(pair), *_versus(pair.gain, pair), *_versus(pair.retention, pair)] for pair in order[:_MOST_PAIRS]
+    ]
+    note = (
+        "Pairs are matched by seed and item; brackets are uncorrected 95 % intervals, p-values are Holm-corrected "
+        "over all pairs of the column. Tied: p is 0.05 or more, which does not prove that the two are equal."
+    )
+    if len(order) > _MOST_PAIRS:
+        note += f" The {_MOST_PAIRS} pairs with the smallest p-values of {len(order)}; all are in comparisons.csv."
+    return table("Left minus right, the clearest difference first", head, rows, "pairs", note, text=(3, 6))
+
+
+def _surprise(pair: Comparison) -> float:
+    return min(versus.p_corrected if versus.p_corrected is not None else 2.0 for versus in (pair.gain, pair.retention))
+
+
+def _pair_name(pair: Comparison) -> Markup:
+    return join([pair.left, Markup(' <span class="none">against</span> '), pair.right])
+
+
+def _versus(versus: Versus, pair: Comparison) -> list[Markup]:
+    if versus.estimate is None:
+        return [cell(NONE), cell(NONE), cell("not comparable", "txt none")]
+    words = {"better": f"{pair.left} better", "worse": f"{pair.right} better", "tied": "tied", "unknown": "no interval"}
+    kind = "txt none" if versus.verdict in ("tied", "unknown") else "txt better"
+    return [
+        _estimate_cell(versus.estimate, ""),
+        cell(p_text(versus.p_corrected)),
+        cell(words[versus.verdict], kind),
+    ]
+
+
+def cost_table(target: TargetResult) -> Markup | None:
+    """Return every measure of the cost records, with how it was obtained; None where there is no cost record."""
+    names = list(dict.fromkeys(name for costs in target.costs.values() for name in costs))
+    if not names:
+        return None
+    head: list[object] = ["measure", *(arm.label for arm in target.arms), "how"]
+    rows = []
+    for name in names:
+        found = [target.costs[arm.label].get(name) for arm in target.arms]
+        how = next((cost.how for cost in found if cost is not None), "")
+        rows.append([join([name.replace("_", " ")]), *(_cost_cell(cost) for cost in found), cell(how, "txt")])
+    return table(
+        "All costs, mean over seeds",
+        head,
+        rows,
+        "costs",
+        "Hover over a number for its range over runs.",
+        text=(len(head) - 1,),
+    )
+
+
+def gaps_table(gaps: Sequence[Gap]) -> Markup:
+    """Return what is missing, failed, refused, dropped or unscored, with reasons; lost items are folded away."""
+    if not gaps:
+        return tag("p", "Nothing: every planned run is trained and evaluated, and every item was scored.")
+    items = [gap for gap in gaps if gap.kind in _LOST_ITEMS]
+    runs = [gap for gap in gaps if gap.kind not in _LOST_ITEMS]
+    parts: list[Markup] = []
+    if runs:
+        parts.append(_gap_rows(runs, "None of these is replaced by a number."))
+    else:
+        parts.append(tag("p", "Every planned run is trained and evaluated."))
+    if items:
+        unscored = sum(gap.kind == "unscored" for gap in items)
+        title = f"{unscored} evaluations have unscored items, {len(items) - unscored} trainings dropped examples"
+        parts.append(tag("details", tag("summary", title), _gap_rows(items, "Left out on both sides, never zero.")))
+    return join(parts)
+
+
+def _gap_rows(gaps: Sequence[Gap], note: str) -> Markup:
+    """Return one row per run, state and reason, the failed ones first."""
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for gap in gaps:
+        grouped.setdefault((gap.kind, gap.who, gap.reason), []).append(gap.what)
+    order = {kind: place for place, kind in enumerate(("failed", "damaged", "refused", "missing", "running"))}
+    rows = [
+        [
+            join([who]),
+            cell(kind, "txt worse" if order.get(kind, 9) < 3 else "txt"),
+            cell(", ".join(whats), "txt"),
+            cell(why, "txt"),
+        ]
+        for (kind, who, why), whats in sorted(grouped.items(), key=lambda entry: order.get(entry[0][0], 9))
+    ]
+    caption = ", ".join(f"{count} {kind}" for kind, count in Counter(gap.kind for gap in gaps).most_common())
+    return table(caption, ["who", "state", "what", "reason"], rows, "gaps", note, text=(1, 2, 3))
+
+
+def tasks_table(result: StudyResult) -> Markup:
+    """Return the tasks with items, metric, chance level and the source of their data."""
+    evidence = result.evidence
+    rows = []
+    wanted = {spec.id: spec for spec in (*evidence.view.targets, *evidence.view.retention)}
+    for spec in wanted.values():
+        task = evidence.tasks.get(spec.id)
+        role = "target" if spec in evidence.view.targets else "retention"
+        if task is None:
+            rows.append([join([spec.task.name]), cell(role, "txt"), *[cell(NONE)] * 2, cell("no record yet", "txt")])
+            continue
+        chance = NONE if task.chance is None else score(task.chance, task.unit)
+        source = ", ".join(str(task.card[key]) for key in ("source", "revision", "licence") if task.card.get(key))
+        what = f"{task.title}: {task.metric}, {task.unit}, {task.better} is better. {source}"
+        rows.append([join([task.label]), cell(role, "txt"), cell(task.items), cell(chance), cell(what, "txt")])
+    head = ["task", "role", "items", "chance", "metric and data"]
+    return table("What was asked", head, rows, "tasks", text=(1, 4))

@@ -1,0 +1,211 @@
+"""Tidy tables of the records: one row per observation, typed columns, the same schema when there are no rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import polars as pl
+
+from peft_arena.core.measure import Measure
+from peft_arena.store.records import EvaluationRecord, RunRecord
+from peft_arena.store.store import read_record
+
+if TYPE_CHECKING:
+    from polars.datatypes import DataTypeClass
+
+    from peft_arena.store.store import RunDirectory
+
+Schema = Mapping[str, "DataTypeClass"]
+
+RUNS: Schema = {
+    "run_id": pl.String,
+    "model": pl.String,
+    "model_revision": pl.String,
+    "dtype": pl.String,
+    "method": pl.String,
+    "method_config": pl.String,
+    "task": pl.String,
+    "seed": pl.Int64,
+    "learning_rate": pl.Float64,
+    "batch_size": pl.Int64,
+    "trained": pl.Boolean,
+    "steps": pl.Int64,
+    "tokens": pl.Int64,
+    "padded_tokens": pl.Int64,
+    "examples": pl.Int64,
+    "dropped": pl.Int64,
+    "resumed_at": pl.Int64,
+    "created": pl.String,
+    "git_commit": pl.String,
+    "git_dirty": pl.Boolean,
+}
+"""One row per run; ``method_config`` is canonical JSON, training columns are null until training has finished."""
+
+_POINT: Schema = {
+    "run_id": pl.String,
+    "step": pl.Int64,
+    "factor": pl.Float64,
+    "task": pl.String,
+    "task_version": pl.Int64,
+    "split": pl.String,
+    "eval_id": pl.String,
+}
+
+ITEMS: Schema = {
+    **_POINT,
+    "item_id": pl.String,
+    "metric": pl.String,
+    "headline": pl.Boolean,
+    "value": pl.Float64,
+    "weight": pl.Float64,
+    "extracted": pl.String,
+    "reason": pl.String,
+}
+"""One row per item and metric; ``value`` is null where the item could not be scored."""
+
+_MEASURE: Schema = {
+    "metric": pl.String,
+    "value": pl.Float64,
+    "unit": pl.String,
+    "better": pl.String,
+    "stderr": pl.Float64,
+    "n": pl.Int64,
+    "unscored": pl.Int64,
+    "how": pl.String,
+}
+
+METRICS: Schema = {**_POINT, "headline": pl.Boolean, **_MEASURE}
+"""One row per evaluation and metric."""
+
+COSTS: Schema = {"run_id": pl.String, "stage": pl.String, **_MEASURE}
+"""One row per run, stage and cost measure."""
+
+CURVES: Schema = {
+    "run_id": pl.String,
+    "step": pl.Int64,
+    "tokens": pl.Int64,
+    "loss": pl.Float64,
+    "validation_loss": pl.Float64,
+    "learning_rate": pl.Float64,
+    "grad_norm": pl.Float64,
+}
+"""One row per entry of a training log; losses in nats per answer token."""
+
+
+def runs_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+    """Return one row per run that exists in the store."""
+    return _frame((_run_row(run) for run in runs if _exists(run)), RUNS)
+
+
+def items_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+    """Return one row per item and metric of every evaluation of the runs."""
+    return _frame((row for run in runs for record in run.evaluations() for row in _item_rows(record)), ITEMS)
+
+
+def metrics_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+    """Return one row per metric of every evaluation of the runs."""
+    rows = (
+        {**_point(record), "headline": place == 0, **_measure(measure)}
+        for run in runs
+        for record in run.evaluations()
+        for place, measure in enumerate(record.metrics)
+    )
+    return _frame(rows, METRICS)
+
+
+def costs_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+    """Return one row per cost measure of the runs."""
+    rows = (
+        {"run_id": run.run_id, "stage": stage, **_measure(measure)}
+        for run in runs
+        for stage in ("training", "inference")
+        if (record := run.cost(stage)) is not None
+        for measure in record.measures
+    )
+    return _frame(rows, COSTS)
+
+
+def curves_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+    """Return one row per logged point of every finished training."""
+    rows = (
+        {"run_id": run.run_id, **entry.model_dump()}
+        for run in runs
+        if (training := run.training()) is not None
+        for entry in training.log
+    )
+    return _frame(rows, CURVES)
+
+
+def all_tables(runs: Iterable[RunDirectory]) -> dict[str, pl.DataFrame]:
+    """Return every table by name: runs, items, metrics, costs, curves."""
+    listed = list(runs)
+    return {
+        "runs": runs_table(listed),
+        "items": items_table(listed),
+        "metrics": metrics_table(listed),
+        "costs": costs_table(listed),
+        "curves": curves_table(listed),
+    }
+
+
+def _frame(rows: Iterable[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
+    return pl.DataFrame(list(rows), schema=dict(schema), orient="row")
+
+
+def _exists(run: RunDirectory) -> bool:
+    return (run.path / "run.json").exists()
+
+
+def _run_row(run: RunDirectory) -> dict[str, Any]:
+    record = read_record(RunRecord, run.path / "run.json")
+    spec, training = run.spec, run.training()
+    return {
+        "run_id": run.run_id,
+        "model": spec.model.name,
+        "model_revision": spec.model.revision,
+        "dtype": spec.model.dtype,
+        "method": spec.method.name,
+        "method_config": json.dumps(spec.method.config, sort_keys=True, separators=(",", ":")),
+        "task": spec.train.task.name if spec.train else None,
+        "seed": spec.seed if spec.train else None,
+        "learning_rate": spec.train.learning_rate if spec.train else None,
+        "batch_size": spec.train.batch_size if spec.train else None,
+        "trained": training is not None,
+        "steps": training.steps if training else None,
+        "tokens": training.tokens if training else None,
+        "padded_tokens": training.padded_tokens if training else None,
+        "examples": training.examples if training else None,
+        "dropped": training.dropped if training else None,
+        "resumed_at": training.resumed_at if training else None,
+        "created": record.created,
+        "git_commit": record.provenance.get("git_commit"),
+        "git_dirty": record.provenance.get("git_dirty"),
+    }
+
+
+def _point(record: EvaluationRecord) -> dict[str, Any]:
+    return {
+        "run_id": record.run_id,
+        "step": record.step,
+        "factor": record.factor,
+        "task": record.spec.task.name,
+        "task_version": record.spec.task.version,
+        "split": record.spec.split,
+        "eval_id": record.spec.id,
+    }
+
+
+def _measure(measure: Measure) -> dict[str, Any]:
+    return {name: getattr(measure, name) for name in _MEASURE}
+
+
+def _item_rows(record: EvaluationRecord) -> Iterator[dict[str, Any]]:
+    point = _point(record)
+    headline = record.metrics[0].metric if record.metrics else "value"
+    for item in record.items:
+        common = {**point, "item_id": item.id, "extracted": item.extracted, "reason": item.reason}
+        yield {**common, "metric": headline, "headline": True, "value": item.value, "weight": item.weight}
+        for name, (value, weight) in item.others.items():
+            yield {**common, "metric": name, "headline": False, "value": value, "weight": weight}

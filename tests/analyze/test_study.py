@@ -1,0 +1,168 @@
+"""The analysis of whole studies with known truth."""
+
+import numpy as np
+import pytest
+
+from peft_arena.analyze.compare import Comparison, Versus, both_ways, holm, ranks
+from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.pareto import on_front
+from peft_arena.analyze.study import analyze_study
+from peft_arena.analyze.view import Arm, StudyView
+from peft_arena.core.errors import UserError
+from tests.analyze.synthetic import RETENTION, Truth, build_synthetic
+
+TRUTHS = [
+    Truth("strong", gain=0.6, forget=-0.15, corpus=0.2),
+    Truth("careful", gain=0.6, forget=-0.01, corpus=0.0),
+    Truth("twin", gain=0.6, forget=-0.01, corpus=0.0),
+    Truth("weak", gain=0.1, forget=0.0, corpus=0.0),
+]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return build_synthetic(tmp_path_factory.mktemp("runs"), TRUTHS, items=150)
+
+
+@pytest.fixture(scope="module")
+def result(study):
+    return analyze_study(study.store, study.view, draws=1000)
+
+
+def arm_of(result, label, target=0):
+    return next(arm for arm in result.targets[target].arms if arm.label == label)
+
+
+@pytest.mark.parametrize("truth", TRUTHS, ids=lambda truth: truth.label)
+def test_gain_and_retention_are_recovered(result, truth):
+    arm = arm_of(result, truth.label)
+    assert arm.gain.delta.unit == "points"
+    assert arm.gain.delta.value == pytest.approx(100 * truth.gain, abs=10)
+    assert arm.mean.value == pytest.approx(100 * truth.forget, abs=4)
+    assert arm.mean.seeds == 3
+    assert len(arm.retention) == len(RETENTION) + 1
+
+
+def test_cross_entropy_is_oriented_in_its_own_unit_and_not_in_the_mean(result):
+    arm = arm_of(result, "strong")
+    corpus = next(effect for effect in arm.retention if not effect.task.is_fraction)
+    assert corpus.delta.unit == "nats/token"
+    assert corpus.delta.value == pytest.approx(-0.2, abs=0.03)
+    fractions = [effect.delta.value for effect in arm.retention if effect.task.is_fraction]
+    assert arm.mean.value == pytest.approx(np.mean(fractions))
+
+
+def test_share_kept_is_above_chance(result):
+    for effect in arm_of(result, "strong").retention:
+        if effect.kept is not None:
+            expected = (effect.tuned - effect.task.chance) / (effect.base - effect.task.chance)
+            assert effect.kept.value == pytest.approx(expected)
+    assert sum(effect.kept is not None for effect in arm_of(result, "strong").retention) == len(RETENTION)
+
+
+def test_a_true_tie_is_a_tie_and_a_true_difference_is_found(result):
+    table = both_ways(result.targets[0].comparisons)
+    assert table["careful", "twin"].gain.verdict == "tied"
+    assert table["careful", "twin"].retention.verdict == "tied"
+    assert table["careful", "strong"].retention.verdict == "better"
+    assert table["strong", "weak"].gain.verdict == "better"
+    assert table["weak", "strong"].gain.verdict == "worse"
+    assert result.targets[0].ranks["gain"]["weak"] == (4, 4)
+    assert result.targets[0].ranks["gain"]["careful"].last == 3
+
+
+def test_trade_offs_and_dominance_name_the_arm_that_forgets_needlessly(result):
+    target = result.targets[0]
+    assert ("careful", "strong") in {(pair.keeps, pair.forgets) for pair in target.trade_offs}
+    assert all(pair.forgets == "strong" for pair in target.trade_offs if pair.keeps in ("careful", "twin"))
+    sentence = next(pair.sentence for pair in target.trade_offs if pair.keeps == "careful")
+    assert "careful forgets" in sentence
+    assert "points [" in sentence
+    for standing in target.pareto.values():
+        assert not (standing.on_front and standing.dominated_by)
+        assert 0 <= standing.probability <= 1
+    assert target.pareto["weak"].dominated_by == () or not target.pareto["weak"].on_front
+
+
+def test_missing_failed_and_refused_runs_are_named_and_give_no_numbers(tmp_path):
+    truths = [
+        Truth("half", failed={1: "out of memory"}, untrained=(2,)),
+        Truth("partly", skipped={"facts": (0,)}),
+        Truth("never", skipped={"facts": (0, 1, 2)}),
+        Truth("none", untrained=(0, 1, 2)),
+    ]
+    study = build_synthetic(tmp_path, truths, items=30, unscored=0.1)
+    result = analyze_study(study.store, study.view, draws=200)
+    gaps = {(gap.who, gap.kind): gap for gap in result.evidence.gaps}
+    assert gaps["half, seed 1", "failed"].reason == "out of memory"
+    assert gaps["half, seed 2", "missing"].reason == "not started"
+    assert any(gap.kind == "unscored" for gap in result.evidence.gaps)
+    assert arm_of(result, "half").gain.delta.seeds == 1
+    assert arm_of(result, "half").gain.delta.left_out > 0
+    assert arm_of(result, "partly").mean.seeds == 2
+    assert arm_of(result, "never").mean is None
+    assert "facts" in arm_of(result, "never").mean_missing
+    assert arm_of(result, "none").gain.delta is None
+    assert arm_of(result, "none").gain.base is not None
+    summary = result.summary()["targets"][0]["arms"]
+    assert summary[0]["gain"]["delta"]["covers"] == "items only"
+    assert [arm["seeds_trained"] for arm in summary] == [1, 3, 3, 0]
+
+
+def test_a_failed_evaluation_is_told_from_the_stage_with_its_id(tmp_path):
+    study = build_synthetic(tmp_path, [Truth("one", seeds=(0,), skipped={"facts": (0,)})], items=10)
+    spec = next(spec for spec in study.view.retention if spec.task.name == "facts")
+    run = study.store.run(study.view.arms[0].runs[0])
+    run.event("failed", stage=f"evaluate facts {spec.id}", reason="the engine died")
+    run.event("finished", stage="something else")
+    gaps = analyze_study(study.store, study.view, draws=50).evidence.gaps
+    assert [(gap.what, gap.kind, gap.reason) for gap in gaps] == [("facts", "failed", "the engine died")]
+
+
+def test_a_damaged_record_is_a_gap(tmp_path):
+    study = build_synthetic(tmp_path, [Truth("one", seeds=(0,))], items=10)
+    run = study.store.run(study.view.arms[0].runs[0])
+    next((run.path / "records").glob("*/eval-facts-*.json")).write_text("{")
+    result = analyze_study(study.store, study.view, draws=50)
+    assert [gap.kind for gap in result.evidence.gaps] == ["damaged"]
+    assert arm_of(result, "one").mean is None
+
+
+def test_without_a_base_nothing_is_compared_with_it(tmp_path):
+    study = build_synthetic(tmp_path, [Truth("one"), Truth("two")], items=20, with_base=False)
+    target = analyze_study(study.store, study.view, draws=100).targets[0]
+    assert [arm.gain.delta for arm in target.arms] == [None, None]
+    assert "base model was not evaluated" in target.arms[0].mean_missing
+    assert target.comparisons[0].gain.estimate is not None
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
+
+
+def test_ranks_are_ranges():
+    def pair(left, right, p):
+        found = Versus(Estimate(1.0, 0.5, 1.5, 0.2, p, "points", 3, 10), p)
+        return Comparison(left, right, found, found)
+
+    found = ranks(["a", "b", "c"], [pair("a", "b", 0.5), pair("a", "c", 0.01), pair("b", "c", 0.5)], "gain")
+    assert {label: str(rank) for label, rank in found.items()} == {"a": "1–2", "b": "1–3", "c": "2–3"}
+
+
+def test_the_front_by_hand():
+    gain, kept = np.array([3.0, 2.0, 1.0, 1.0, 3.0]), np.array([1.0, 2.0, 1.0, 3.0, 1.0])
+    assert on_front(gain, kept).tolist() == [True, True, False, True, True]
+
+
+def test_views_refuse_what_makes_no_sense(study):
+    arm = study.view.arms[0]
+    with pytest.raises(UserError, match="has no runs"):
+        Arm("x", (), arm.target)
+    with pytest.raises(UserError, match="more than one run with seed 0"):
+        Arm("x", (arm.runs[0], arm.runs[0]), arm.target)
+    with pytest.raises(UserError, match="more than one arm is called 'strong'"):
+        StudyView("s", study.view.base, (arm, arm), study.view.retention)
+    with pytest.raises(UserError, match="is a trained run"):
+        StudyView("s", arm.runs[0], (arm,), study.view.retention)

@@ -1,0 +1,235 @@
+"""The report: self-contained, safe, honest about what is missing, and readable back."""
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import polars as pl
+import pytest
+
+from peft_arena.analyze.study import analyze_study
+from peft_arena.analyze.view import Refusal
+from peft_arena.core.errors import UserError
+from peft_arena.report.build import build_report
+from peft_arena.report.headline import headline
+from peft_arena.report.labels import Box, place_labels
+from peft_arena.report.markup import Markup, cell, tag
+from peft_arena.report.numbers import listed, plain, quantity, rate, signed
+from tests.analyze.synthetic import Truth, build_synthetic
+
+HOSTILE = '<script>alert("x")</script> & $a$ "q"'
+
+
+class Page(HTMLParser):
+    """Collects tags, references and ids; notes elements that are never closed."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.references, self.ids, self.open, self.text = [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        given = dict(attrs)
+        self.references += [given[name] for name in ("src", "href", "xlink:href") if given.get(name)]
+        if "id" in given:
+            self.ids.append(given["id"])
+        if tag not in ("meta", "br", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    root = tmp_path_factory.mktemp("full")
+    truths = [
+        Truth("lora", gain=0.5, forget=-0.12, parameters=50_000),
+        Truth("oft", "oft", gain=0.5, forget=-0.01, parameters=20_000, memory=2e9),
+        Truth("wrecked", "full", gain=-0.03, forget=-0.97, corpus=3.0),
+        Truth(HOSTILE, gain=0.2, failed={1: "out of <memory>"}, seeds=(0, 1)),
+    ]
+    refused = (Refusal("grpo & co", "needs <sampling>"),)
+    study = build_synthetic(root / "runs", truths, items=80, unscored=0.02, refused=refused)
+    summary = build_report(study.store, study.view, root / "out", draws=500)
+    return root / "out", summary, study
+
+
+def test_the_page_refers_to_nothing_outside(full):
+    page = Page((full[0] / "index.html").read_text())
+    assert page.open == []
+    assert "script" not in page.tags
+    assert page.references, "no reference found: is the parser right?"
+    assert all(reference.startswith("#") for reference in page.references)
+    assert {reference[1:] for reference in page.references} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+    text = (full[0] / "index.html").read_text()
+    assert not re.search(r"url\((?!#)|@import", text)
+    assert len(text) < 2_000_000
+
+
+def test_text_is_escaped_everywhere(full):
+    text = (full[0] / "index.html").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+    assert "out of &lt;memory&gt;" in text
+    assert "needs &lt;sampling&gt;" in text
+    assert "<script" not in "".join(path.read_text() for path in (full[0] / "figures").glob("*.svg"))
+
+
+def test_figures_have_an_accessible_name_and_hover_texts(full):
+    text = (full[0] / "index.html").read_text()
+    assert text.count('role="img"') == 3
+    assert all(len(found) > 40 for found in re.findall(r'role="img" aria-label="([^"]*)"', text))
+    assert "<title>oft: gain" in text
+    assert 'scope="row"' in text
+    for suffix in ("svg", "png"):
+        assert len(list((full[0] / "figures").glob(f"*.{suffix}"))) == 3
+
+
+def test_the_findings_are_the_truth(full):
+    findings = " ".join(full[1]["headline"])
+    assert "gains most on operator" in findings
+    assert "tied with" in findings
+    assert re.search(r"oft forgets [\d.]+ points .* less than lora", findings)
+    assert "wrecked most" in findings
+    assert "oft trains the fewest parameters" in findings
+    assert "1 of 11 runs is missing" not in findings
+    assert "1 of 11 runs are missing or failed" in findings
+    assert "one seed" in findings
+
+
+def test_what_is_missing_is_on_the_page(full):
+    text = (full[0] / "index.html").read_text()
+    for expected in (
+        "1 failed",
+        "1 refused",
+        "no answer in the output",
+        "1 seed: items only",
+        "Test CPU",
+        "0123456789abcdef",
+    ):
+        assert expected in text
+
+
+def test_the_summary_is_the_file_and_says_what_intervals_cover(full):
+    out, summary, _ = full
+    assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
+    arms = {arm["label"]: arm for arm in summary["targets"][0]["arms"]}
+    assert arms["lora"]["gain"]["delta"]["covers"] == "seeds and items"
+    assert arms[HOSTILE]["gain"]["delta"]["covers"] == "items only"
+    assert arms["lora"]["costs"]["tokens_per_second"]["value"] == pytest.approx(2500)
+    assert arms["lora"]["costs"]["latency_ratio"]["value"] == pytest.approx(1.05)
+    assert arms["oft"]["retention_mean"]["low"] < arms["oft"]["retention_mean"]["value"]
+
+
+def test_the_tables_parse_back(full):
+    out, summary, study = full
+    frames = {path.stem: pl.read_csv(path) for path in (out / "tables").glob("*.csv")}
+    assert set(frames) == {"runs", "items", "metrics", "costs", "curves", "effects", "comparisons", "gaps"}
+    effects = frames["effects"].filter((pl.col("arm") == "lora") & (pl.col("role") == "mean retention"))
+    assert effects["value"][0] == pytest.approx(summary["targets"][0]["arms"][0]["retention_mean"]["value"])
+    assert frames["comparisons"].height == 2 * 6
+    assert HOSTILE in frames["runs"]["arm"].to_list()
+    assert frames["items"]["run_id"].n_unique() == 11
+    assert frames["gaps"].height == len(summary["gaps"])
+
+
+def test_nothing_trained_yet(tmp_path):
+    truths = [Truth("a", untrained=(0, 1, 2)), Truth("b", untrained=(0, 1, 2))]
+    study = build_synthetic(tmp_path / "runs", truths, items=10, with_base=False)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert summary["headline"][0].startswith("No arm can be compared yet")
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert page.open == []
+    assert "svg" not in page.tags
+    assert pl.read_csv(tmp_path / "out" / "tables" / "items.csv").height == 0
+    assert len(summary["gaps"]) == 6 + 7
+
+
+def test_one_arm_without_costs_and_a_damaged_run(tmp_path):
+    study = build_synthetic(tmp_path / "runs", [Truth("a"), Truth("b")], items=20, corpus=False)
+    for path in (tmp_path / "runs").glob("*/records/cost-*.json"):
+        path.unlink()
+    damaged = study.store.run(study.view.arms[1].runs[0])
+    (damaged.path / "records" / "training.json").write_text("{}")
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert "damaged" in {gap["kind"] for gap in summary["gaps"]}
+    assert "Not measured in any run" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_several_targets_are_told_apart(tmp_path):
+    truths = [Truth("a"), Truth("b"), Truth("a", target="cipher"), Truth("b", target="cipher")]
+    study = build_synthetic(tmp_path / "runs", truths, items=20)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert [target["target"] for target in summary["targets"]] == ["operator", "cipher"]
+    assert len(list((tmp_path / "out" / "figures").glob("tradeoff-*.svg"))) == 2
+    page = Page((tmp_path / "out" / "index.html").read_text())
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_an_output_that_cannot_be_written_is_a_user_error(tmp_path):
+    study = build_synthetic(tmp_path / "runs", [Truth("a", untrained=(0, 1, 2))], items=5)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write the report"):
+        build_report(study.store, study.view, tmp_path / "file" / "out", draws=20)
+
+
+def test_equal_arms_are_said_to_be_tied(tmp_path):
+    study = build_synthetic(tmp_path / "runs", [Truth(name, forget=0.0) for name in "abc"], items=100)
+    found = headline(analyze_study(study.store, study.view, draws=300))
+    assert found[0].startswith("All 3 arms are tied on the gain on operator")
+    assert found[1].startswith("No arm forgets significantly")
+
+
+def test_labels_do_not_cover_each_other_or_the_marks():
+    rng = np.random.default_rng(0)
+    points = [(float(x), float(y)) for x, y in rng.uniform(200, 330, size=(9, 2))]
+    marks = [Box(x - 6, y - 6, x + 6, y + 6) for x, y in points]
+    sizes = [(70.0, 13.0)] * len(points)
+    places = place_labels(points, sizes, Box(0, 0, 700, 500), marks, [])
+    boxes = [Box(place.x, place.y, place.x + 70, place.y + 13) for place in places]
+    for index, box in enumerate(boxes):
+        assert all(box.overlap(other) == 0 for other in boxes[:index])
+        assert all(box.overlap(mark) == 0 for mark in marks)
+
+
+def test_numbers_as_text():
+    assert signed(-0.04) == "0.0"
+    assert signed(3.25) == "+3.2"
+    assert plain(-2.0) == "\N{MINUS SIGN}2.0"
+    assert quantity(1_500_000_000, "bytes") == "1.40 GiB"
+    assert quantity(512, "bytes") == "512 B"
+    assert quantity(36_864, "parameters") == "36.9 k"
+    assert quantity(3.1e13, "FLOPs") == "31 TFLOPs"
+    assert quantity(1.05, "ratio") == "1.05"
+    assert quantity(None, "bytes") == "\N{EN DASH}"
+    assert rate(2e-4) == "2e\N{MINUS SIGN}4"
+    assert listed(["a", "b", "c"]) == "a, b and c"
+
+
+def test_markup_escapes_what_is_not_markup():
+    assert tag("p", "<b>", Markup("<i>"), title='"x"', class_="a", aria_label="b", style=None) == (
+        '<p title="&quot;x&quot;" class="a" aria-label="b">&lt;b&gt;<i></p>'
+    )
+    assert cell("a & b") == '<td class="num">a &amp; b</td>'
+
+
+def test_importing_the_report_is_light():
+    code = (
+        "import sys, peft_arena.report.build, peft_arena.analyze.study;"
+        "print({'torch', 'matplotlib', 'polars', 'plotly', 'scipy'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()", done.stderr
