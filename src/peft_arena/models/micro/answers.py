@@ -7,7 +7,7 @@ the packaged weights do not depend on it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from peft_arena.tasks.base import Item, Message, Task
 
@@ -44,7 +44,7 @@ def greedy_answers(
             list(prompts[start : start + batch]), return_tensors="pt", padding=True, add_special_tokens=False
         )
         with torch.no_grad():
-            output = model.generate(**encoded, max_new_tokens=longest, do_sample=False)
+            output = cast(Any, model).generate(**encoded, max_new_tokens=longest, do_sample=False)
         fresh = output[:, encoded["input_ids"].shape[1] :]
         answers.extend(tokenizer.batch_decode(fresh, skip_special_tokens=True))
     model.train(was_training)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-SHARES = {"micro-boolean": 1.0, "micro-facts": 1.0, "micro-sort": 1.0}
+SHARES = {"micro-compare": 1.5, "micro-facts": 1.5}
 """Relative share of a task in a batch where it is not 1."""
 
 
@@ -53,11 +53,14 @@ class BuildSettings:
     bfloat16: bool = False
     """Compute in bfloat16 (the weights being trained stay float32)."""
     vocabulary: int = 832
+    """The most tokens of the tokenizer."""
     hidden: int = 128
     layers: int = 5
     heads: int = 4
     kv_heads: int = 2
     inner: int = 384
+    train_items: int | None = None
+    """The most train items of a task that are used; all where None."""
     evaluate_every: int = 500
     evaluate_items: int = 64
     """Validation items of each task for the log."""
@@ -85,7 +88,7 @@ def make_model(settings: BuildSettings, tokenizer: PreTrainedTokenizerFast) -> L
     torch.manual_seed(seed_for(settings.seed, "micro", "weights"))
     tokens = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = LlamaConfig(
-        vocab_size=settings.vocabulary,
+        vocab_size=len(tokenizer),
         hidden_size=settings.hidden,
         intermediate_size=settings.inner,
         num_hidden_layers=settings.layers,
@@ -100,9 +103,9 @@ def make_model(settings: BuildSettings, tokenizer: PreTrainedTokenizerFast) -> L
     return model
 
 
-def encode(task: MicroTask, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    """Return the train items of a task as token ids, each ended by the end of the turn."""
-    items = task.items("train")
+def encode(task: MicroTask, tokenizer: PreTrainedTokenizerFast, count: int | None = None) -> list[Example]:
+    """Return the first ``count`` train items of a task (None: all) as token ids, each ended by the end of the turn."""
+    items = task.items("train")[:count]
     questions = tokenizer([prompt_text(task, item, tokenizer) for item in items], add_special_tokens=False)["input_ids"]
     answers = tokenizer([task.target(item) + END for item in items], add_special_tokens=False)["input_ids"]
     return [Example(question + answer, len(question)) for question, answer in zip(questions, answers, strict=True)]
@@ -143,7 +146,7 @@ def train_step(model: LlamaForCausalLM, optimizer: Optimizer, batch: tuple[Tenso
     weight = weights[:, 1:].flatten()
     loss = (losses * weight).sum() / weight.sum()
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float(loss.detach())
@@ -161,7 +164,7 @@ def train(
     from rich.console import Console
     from rich.progress import track
 
-    pools = {name: encode(task, tokenizer) for name, task in tasks.items()}
+    pools = {name: encode(task, tokenizer, settings.train_items) for name, task in tasks.items()}
     shares = [SHARES.get(name, 1.0) for name in pools]
     rng = random.Random(seed_for(settings.seed, "micro", "batches"))
     optimizer = torch.optim.AdamW(
@@ -199,7 +202,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
     """
     import torch
 
-    model.to(torch.bfloat16).save_pretrained(out)
+    cast(Any, model).to(torch.bfloat16).save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)  # written as readable by its owner only, which would not do in a package
     tokenizer.save_pretrained(out)
     path = out / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
@@ -263,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         build(given.out, BuildSettings(seed=given.seed, steps=given.steps))
     except UserError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 2
     return 0
 

@@ -47,7 +47,10 @@ class Compare(MicroTask):
 
 
 class Boolean(MicroTask):
-    """The value of a Boolean expression of two brackets. An expression is in one split."""
+    """The value of a Boolean expression of two brackets.
+
+    An expression is in one split; its mirror image may be in another.
+    """
 
     card = micro_card(
         "micro-boolean",
@@ -58,7 +61,7 @@ class Boolean(MicroTask):
     )
 
     def candidates(self) -> Iterator[Candidate]:
-        """Yield random expressions, without end; repetitions become likely, as there are 2048 expressions."""
+        """Yield random expressions; so many are drawn that nearly all of the 2048 occur."""
         rng = stream(self.card.name)
         atoms = {"true": True, "false": False, "not true": False, "not false": True}
         operators = ("and", "or")
@@ -86,7 +89,7 @@ class Calendar(MicroTask):
     )
 
     def candidates(self) -> Iterator[Candidate]:
-        """Yield random threes, without end; only so many are different that the train split stays small."""
+        """Yield random threes; so many are drawn that nearly all of the 3060 in any order and question occur."""
         rng = stream(self.card.name)
         for _ in range(20_000):
             order = pick(rng, (DAYS, MONTHS, MONTHS, MONTHS))
