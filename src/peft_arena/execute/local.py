@@ -105,6 +105,7 @@ def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None
     """Run in the worker process: do the order and end with a code that says how it went."""
     import torch
 
+    _hush()
     torch.set_num_threads(order.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_id = order.run.run_id
@@ -117,6 +118,19 @@ def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None
         raise SystemExit(EXIT_FAILED) from None
     if more:
         raise SystemExit(EXIT_MORE)
+
+
+def _hush() -> None:
+    """Keep the libraries' bars and deprecation notes off a terminal that shows many runs at once."""
+    import warnings
+
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _start(

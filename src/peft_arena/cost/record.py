@@ -1,0 +1,104 @@
+"""Cost records of a run: one for training, one for using the result."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_arena.core.measure import Measure
+from peft_arena.core.provenance import provenance
+from peft_arena.cost.flops import REFERENCE_LENGTH, forward_measures, training_measures
+from peft_arena.cost.latency import NEW_TOKENS, PROMPT_TOKENS, latency_measures
+from peft_arena.cost.modes import context_length
+from peft_arena.cost.parameters import checkpoint_measure, parameter_measures
+from peft_arena.store.records import CostRecord
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from peft_arena.methods.base import Attached
+
+
+def training_cost(
+    attached: Attached,
+    *,
+    run_id: str,
+    tokens: int,
+    mean_length: int,
+    seconds: float | None = None,
+    real_tokens: int | None = None,
+    memory: Iterable[Measure] = (),
+    checkpoint: Path | None = None,
+) -> CostRecord:
+    """Return what training a method has cost.
+
+    Args:
+        attached: the method in place, with ``requires_grad`` as in training; left as it was.
+        run_id: the run.
+        tokens: tokens the training processed, padding included.
+        mean_length: their mean number per sequence, for counting operations.
+        seconds: wall time of the training loop, if it was measured.
+        real_tokens: tokens without padding; with ``seconds`` they give the throughput.
+        memory: what :class:`peft_arena.cost.memory.PeakMemory` measured around the training loop.
+        checkpoint: directory of the saved state.
+    """
+    model = attached.model
+    trained = attached.trained()
+    found = list(parameter_measures(model, trained))
+    limit = context_length(model)
+    length = max(mean_length if limit is None else min(mean_length, limit), 2)
+    if trained:
+        found += training_measures(model, tokens, length=length)
+    found += memory
+    if seconds is not None:
+        how = "wall time of the training loop"
+        found.append(Measure(metric="training_time", value=seconds, unit="seconds", better="lower", how=how, n=1))
+        if real_tokens is not None and seconds > 0:
+            how = "real (not padded) tokens over the wall time of the training loop"
+            speed = real_tokens / seconds
+            found.append(
+                Measure(metric="training_speed", value=speed, unit="tokens/second", better="higher", how=how, n=1)
+            )
+    if checkpoint is not None:
+        found.append(checkpoint_measure(checkpoint))
+    return CostRecord(run_id=run_id, stage="training", measures=tuple(found), provenance=provenance())
+
+
+def inference_cost(
+    attached: Attached,
+    *,
+    run_id: str,
+    base: nn.Module | None = None,
+    memory: Iterable[Measure] = (),
+    mean_length: int | None = None,
+    repeats: int = 5,
+    prompt_tokens: int = PROMPT_TOKENS,
+    new_tokens: int = NEW_TOKENS,
+) -> CostRecord:
+    """Return what using a tuned model costs, and how much of it is the method's.
+
+    Args:
+        attached: the method in place; left as it was.
+        run_id: the run.
+        base: the pretrained model, loaded on its own, to compare with; None leaves the comparison out.
+        memory: what :class:`peft_arena.cost.memory.PeakMemory` measured around an evaluation.
+        mean_length: a length at which the forward pass is counted as well.
+        repeats: counted generations.
+        prompt_tokens: tokens of the timed prompt.
+        new_tokens: tokens generated after it.
+    """
+    model = attached.model
+    limit = context_length(model)
+    lengths = {str(REFERENCE_LENGTH): REFERENCE_LENGTH}
+    if mean_length is not None:
+        length = max(mean_length if limit is None else min(mean_length, limit), 1)
+        lengths["mean_length"] = length
+    room = None if limit is None else max(limit - new_tokens, 1)
+    prompt = prompt_tokens if room is None else min(prompt_tokens, room)
+    found = [
+        *forward_measures(model, base, lengths),
+        *latency_measures(model, base, repeats=repeats, prompt_tokens=prompt, new_tokens=new_tokens),
+        *memory,
+    ]
+    return CostRecord(run_id=run_id, stage="inference", measures=tuple(found), provenance=provenance())

@@ -1,0 +1,191 @@
+"""Evaluate a model on tasks: one record per task, with every item."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.provenance import provenance
+from peft_arena.evaluate.metrics import measures
+from peft_arena.store.records import EvaluationRecord, ItemRecord
+from peft_arena.tasks.base import Item, Kind, Score, Task
+
+if TYPE_CHECKING:
+    from lm_eval.api.model import LM
+    from torch import nn
+
+    from peft_arena.core.specs import EvalSpec
+    from peft_arena.evaluate.engine import Engine
+    from peft_arena.models.load import Loaded
+
+HARNESS = "lm-eval:"
+"""Prefix of the names of lm-eval's own tasks."""
+
+HOW = {
+    Kind.GENERATE: "greedy decoding, scored by the task",
+    Kind.CHOICE: "log-likelihood of each option after the prompt, scored by the task",
+    Kind.TEXT: "log-likelihood of every token of the text",
+}
+
+MakeTask = Callable[[str, Mapping[str, Any]], Task]
+
+
+class Outcome(NamedTuple):
+    """What the evaluation of one spec gave."""
+
+    card: dict[str, Any]
+    metrics: tuple[Any, ...]
+    items: tuple[ItemRecord, ...]
+    engine: dict[str, Any]
+
+
+def evaluate(
+    loaded: Loaded,
+    model: nn.Module | LM,
+    spec: EvalSpec,
+    *,
+    run_id: str,
+    step: int,
+    factor: float,
+    batch_size: int | None = None,
+    progress: bool = True,
+    make: MakeTask | None = None,
+) -> EvaluationRecord:
+    """Evaluate a model on the items of one task.
+
+    Args:
+        loaded: the model's tokenizer and description.
+        model: the model to evaluate, which is left as it was: the loaded one, an adapter around it, or an engine of
+            lm-eval such as :class:`peft_arena.testing.engine.ScriptedModel`.
+        spec: which items of which task; ``lm-eval:NAME`` for a task of lm-eval.
+        run_id: the run the weights belong to.
+        step: optimizer step of the weights.
+        factor: how far along the run's change of weights; 1 is the trained weights.
+        batch_size: rows in one forward pass; None chooses by the model's size. Results do not depend on it.
+        progress: show progress bars.
+        make: gives a task by name and settings; the registered tasks if not given.
+
+    Raises:
+        UserError: the task is unknown, its version differs, it has no or too few items, or its data cannot be found.
+    """
+    (record,) = evaluate_many(
+        loaded,
+        model,
+        [spec],
+        run_id=run_id,
+        step=step,
+        factor=factor,
+        batch_size=batch_size,
+        progress=progress,
+        make=make,
+    )
+    return record
+
+
+def evaluate_many(
+    loaded: Loaded,
+    model: nn.Module | LM,
+    specs: Sequence[EvalSpec],
+    *,
+    run_id: str,
+    step: int,
+    factor: float,
+    batch_size: int | None = None,
+    progress: bool = True,
+    make: MakeTask | None = None,
+) -> list[EvaluationRecord]:
+    """Evaluate a model on several tasks in one call of lm-eval; see :func:`evaluate`.
+
+    Returns:
+        One record per spec, in their order.
+
+    Raises:
+        UserError: as :func:`evaluate`; nothing is run then. Or two specs are the same.
+    """
+    if len({spec.id for spec in specs}) < len(specs):
+        raise UserError("the same evaluation is asked for twice")
+    ours = [spec for spec in specs if not spec.task.name.startswith(HARNESS)]
+    theirs = [spec for spec in specs if spec.task.name.startswith(HARNESS)]
+    found = _evaluate_ours(loaded, model, ours, batch_size, progress, make) if ours else {}
+    if theirs:
+        from peft_arena.evaluate.harness import evaluate_harness
+
+        for spec in theirs:
+            found[spec.id] = Outcome(*evaluate_harness(loaded, model, spec, batch_size, progress))
+    return [
+        EvaluationRecord(
+            run_id=run_id,
+            step=step,
+            factor=factor,
+            spec=spec,
+            provenance=provenance(),
+            **found[spec.id]._asdict(),
+        )
+        for spec in specs
+    ]
+
+
+def _evaluate_ours(
+    loaded: Loaded,
+    model: nn.Module | LM,
+    specs: Sequence[EvalSpec],
+    batch_size: int | None,
+    progress: bool,
+    make: MakeTask | None,
+) -> dict[str, Outcome]:
+    from lm_eval.evaluator import evaluate as lm_evaluate
+
+    from peft_arena.evaluate.adapter import SCORE, Adapter, Question, item_record, prepare
+    from peft_arena.evaluate.session import session
+
+    chosen = [(spec, *_select(spec, make)) for spec in specs]
+    with session(loaded, model, batch_size=batch_size, progress=progress) as engine:
+        asked = [
+            (spec, task, items, [prepare(task, item, loaded.tokenizer) for item in items])
+            for spec, task, items in chosen
+        ]
+        adapters = {
+            spec.id: Adapter(spec.id, task, questions, engine)
+            for spec, task, _, prepared in asked
+            if (questions := [found for found in prepared if isinstance(found, Question)])
+        }
+        # lm-eval's evaluate, not simple_evaluate: the latter seeds the global random generators and inspects the
+        # machine in subprocesses for half a second on each call
+        results = lm_evaluate(engine, {"tasks": adapters}, bootstrap_iters=0) if adapters else {"samples": {}}
+        outcomes: dict[str, Outcome] = {}
+        for spec, task, items, prepared in asked:
+            answers = iter(sorted(results["samples"].get(spec.id, []), key=lambda sample: sample["doc_id"]))
+            records = []
+            for item, question in zip(items, prepared, strict=True):
+                if isinstance(question, Score):
+                    records.append(item_record(item, question))
+                    continue
+                answer = next(answers)
+                said = str(answer["filtered_resps"][0]) if task.card.kind is Kind.GENERATE else ""
+                records.append(item_record(item, answer[SCORE], said))
+            how = f"lm-eval {engine.describe()['version']}, {HOW[task.card.kind]}"
+            numbers = measures(task.card.metrics, records, how)
+            outcomes[spec.id] = Outcome(task.card.model_dump(mode="json"), numbers, tuple(records), engine.describe())
+    return outcomes
+
+
+def _select(spec: EvalSpec, make: MakeTask | None) -> tuple[Task, list[Item]]:
+    """Return the task of a spec and the items that are asked for."""
+    if make is None:
+        from peft_arena.tasks.registry import make_task
+
+        make = make_task
+    task = make(spec.task.name, spec.task.config)
+    name = task.card.name
+    if task.card.version != spec.task.version:
+        raise UserError(f"task {name} is version {task.card.version}; version {spec.task.version} was asked for")
+    items = task.items(spec.split)
+    if not items:
+        raise UserError(f"task {name} has no items in its {spec.split} split")
+    if spec.items is not None and spec.items > len(items):
+        raise UserError(f"task {name} has {len(items)} items in its {spec.split} split; {spec.items} were asked for")
+    return task, list(items[: spec.items])
+
+
+__all__ = ["HARNESS", "Engine", "Outcome", "evaluate", "evaluate_many"]

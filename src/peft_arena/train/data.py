@@ -1,0 +1,109 @@
+"""Training examples as tokens: what is trained on, what is too long, how much a batch is padded. Never torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import TrainSpec
+from peft_arena.models.render import encode_example
+from peft_arena.tasks.base import Split, Task
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Example(NamedTuple):
+    """One example as tokens."""
+
+    ids: list[int]
+    first_label: int
+    """The loss is taken on ``ids[first_label:]``; at least 1, because nothing predicts the first token."""
+
+    @property
+    def labels(self) -> int:
+        """Number of tokens the loss is taken on."""
+        return len(self.ids) - self.first_label
+
+
+class Examples(NamedTuple):
+    """The examples of one split that fit, in the task's order."""
+
+    kept: list[Example]
+    dropped: int
+    """Examples left out because they were too long."""
+
+
+def read_examples(
+    task: Task, split: Split, count: int | None, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, limit: int
+) -> Examples:
+    """Tokenize the first ``count`` items of a split as training examples.
+
+    Args:
+        task: gives the items, their prompts and their targets.
+        split: which items.
+        count: use the first so many; None for all.
+        tokenizer: the model's.
+        spec: says what the loss is taken on and what happens to overlong examples.
+        limit: longest example in tokens.
+
+    Raises:
+        UserError: no item, no item that fits, an item without a target, or an overlong one where that is an error.
+    """
+    items = task.items(split)
+    if count is not None and count < len(items):
+        items = items[:count]
+    if not items:
+        raise UserError(f"task {task.card.name} has no {split} items")
+    kept: list[Example] = []
+    lengths: list[int] = []
+    for number, item in enumerate(items):
+        try:
+            encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
+        except UserError as error:
+            raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
+        size = len(encoded.ids)
+        if size <= limit:
+            first = encoded.prompt_length if spec.loss_on == "answer" else 1
+            kept.append(Example(encoded.ids, max(first, 1)))
+            continue
+        lengths.append(size)
+        if spec.overlong == "error":
+            raise UserError(
+                f"task {task.card.name}, {split} item {number} ({item.id}) has {size} tokens and at most {limit} are "
+                "allowed; raise max_length, or set overlong = drop to leave such examples out"
+            )
+    if not any(example.labels for example in kept):
+        raise UserError(
+            f"no {split} example of task {task.card.name} is left: all {len(items)} have more than {limit} tokens "
+            f"(the shortest {min(lengths, default=0)}); raise max_length"
+        )
+    return Examples(kept, len(lengths))
+
+
+def layout(examples: Sequence[Example], packing: bool, limit: int) -> list[list[Example]]:
+    """Arrange the examples of one forward pass in rows.
+
+    Without packing each example is a row. With packing each example, longest first, goes into the first row that has
+    room for it (first-fit decreasing); rows keep the order in which they were opened.
+
+    Args:
+        examples: the examples of one forward pass.
+        packing: whether rows may hold several examples.
+        limit: most tokens in a row.
+    """
+    if not packing:
+        return [[example] for example in examples]
+    rows: list[list[Example]] = []
+    room: list[int] = []
+    for example in sorted(examples, key=lambda one: -len(one.ids)):
+        size = len(example.ids)
+        place = next((index for index, free in enumerate(room) if free >= size), None)
+        if place is None:
+            rows.append([example])
+            room.append(limit - size)
+        else:
+            rows[place].append(example)
+            room[place] -= size
+    return rows

@@ -1,0 +1,168 @@
+"""Memory, latency, PSCP and the cost records."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cost_toys import Adapter, Whole, llama
+
+from peft_arena.core.measure import Measure
+from peft_arena.cost import memory
+from peft_arena.cost.latency import latency_measures, median_measure, time_generation
+from peft_arena.cost.memory import PeakMemory
+from peft_arena.cost.pscp import Operations, PscpConstants, pscp, pscp_measure
+from peft_arena.cost.record import inference_cost, training_cost
+from peft_arena.store.records import CostRecord
+
+MEGA = 1_000_000
+BLOCK = 200 * MEGA
+
+
+@pytest.mark.parametrize("resettable", [True, False])
+def test_peak_memory_sees_a_block_that_is_gone_at_the_end(resettable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not resettable:
+        monkeypatch.setattr(memory, "CLEAR_REFS", Path("/nowhere/clear_refs"))
+    elif not memory._reset_peak():
+        pytest.skip("the kernel's high-water mark cannot be reset here")
+    with PeakMemory("test", cuda=False) as peak:
+        block = np.ones(BLOCK, dtype=np.uint8)
+        time.sleep(0.1)
+        del block
+    (found,) = peak.measures
+    assert found.metric == "peak_memory_test" and found.unit == "bytes"
+    assert found.value == pytest.approx(BLOCK, rel=0.1)
+    assert ("VmHWM" in found.how) == resettable
+
+
+def test_peak_memory_starts_anew_each_time() -> None:
+    with PeakMemory("first", cuda=False):
+        np.ones(BLOCK, dtype=np.uint8)
+    with PeakMemory("second", cuda=False) as peak:
+        pass
+    assert peak.measures[0].value is not None and peak.measures[0].value < BLOCK / 10
+
+
+def test_a_block_inside_another_takes_nothing_from_it() -> None:
+    with PeakMemory("outer", cuda=False) as outer:
+        np.ones(BLOCK, dtype=np.uint8)
+        with PeakMemory("inner", cuda=False) as inner:
+            np.ones(BLOCK // 4, dtype=np.uint8)
+    assert outer.measures[0].value == pytest.approx(BLOCK, rel=0.1)
+    assert inner.measures[0].value == pytest.approx(BLOCK // 4, rel=0.2)
+
+
+def test_peak_memory_is_known_only_after_the_block() -> None:
+    with PeakMemory("test", cuda=False) as peak, pytest.raises(RuntimeError, match="after the block"):
+        _ = peak.measures
+
+
+def test_latency_with_and_without_the_adapter() -> None:
+    attached = Adapter(llama())
+    base = llama()
+    state = torch.get_rng_state()
+    start = time.perf_counter()
+    found = {m.metric: m for m in latency_measures(attached.model, base, repeats=3, new_tokens=6)}
+    assert time.perf_counter() - start < 20
+    assert set(found) == {"time_to_first_token", "time_per_token", "time_to_first_token_base", "time_per_token_base"}
+    for measure in found.values():
+        assert measure.value is not None and 0 < measure.value < 2 and measure.n == 3 and measure.stderr is not None
+    assert "without the method" in found["time_per_token_base"].how
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_a_generation_takes_its_first_and_its_further_tokens() -> None:
+    model = llama()
+    ids = torch.randint(2, 800, (1, 64))
+    start = time.perf_counter()
+    found = time_generation(model, ids, 8)
+    total = time.perf_counter() - start
+    assert found.first_s + 7 * found.token_s <= total
+    assert found.first_s + 7 * found.token_s > 0.5 * total
+
+
+def test_median_and_its_error() -> None:
+    found = median_measure("m", [1.0, 2.0, 9.0], "seconds", "how")
+    assert found.value == 2.0
+    assert found.stderr == pytest.approx(1.2533 * float(np.std([1, 2, 9], ddof=1)) / 3**0.5)
+    assert median_measure("m", [1.0], "seconds", "how").stderr is None
+
+
+PUBLISHED = [
+    (80.1, 14680064, 0.00, 27.75, 60.08),
+    (77.8, 266240, 0.00, 27.43, 60.19),
+    (75.3, 163840, 0.00, 27.20, 58.38),
+    (74.7, 196608, 0.31, 28.41, 55.62),
+    (45.9, 34177536, 0.01, 27.61, 33.18),
+    (50.0, 409600, 1.67, 42.47, 29.49),
+    (51.7, 53130752, 1.68, 34.53, 29.26),
+]
+"""Performance, parameters, extra TFLOPs, gigabytes, and the score, as printed by the source."""
+
+
+@pytest.mark.parametrize(("performance", "parameters", "tera", "giga", "expected"), PUBLISHED)
+def test_pscp_gives_the_published_values(
+    performance: float, parameters: int, tera: float, giga: float, expected: float
+) -> None:
+    assert pscp(performance, parameters, tera * 1e12, giga * 1e9) == pytest.approx(expected, abs=0.01)
+
+
+def test_pscp_exponents() -> None:
+    twice = PscpConstants(beta_parameters=2, beta_flops=2, beta_memory=2)
+    assert pscp(1.0, 5e8, 10e12, 94e9) == pytest.approx(1 / 8)
+    assert pscp(1.0, 5e8, 10e12, 94e9, twice) == pytest.approx(1 / 64)
+    with pytest.raises(ValueError, match="memory must be finite"):
+        pscp(1.0, 0, 0, -1)
+
+
+def measure(metric: str, value: float | None, stderr: float | None = None) -> Measure:
+    return Measure(metric=metric, value=value, unit="u", better="higher", how="h", n=4, stderr=stderr)
+
+
+def test_pscp_names_its_operations_and_carries_the_error() -> None:
+    parts = measure("parameters", 5e8), measure("forward", 0.0), measure("memory", 0.0)
+    found = pscp_measure(measure("accuracy", 0.8, 0.02), *parts, Operations.EXTRA)
+    assert found.metric == "pscp_extra_flops" and "M_f = extra FLOPs (forward)" in found.how
+    assert (found.value, found.stderr, found.n) == (pytest.approx(0.4), pytest.approx(0.01), 4)
+    missing = pscp_measure(measure("accuracy", None), *parts, Operations.TOTAL)
+    assert missing.value is None and "no value of accuracy" in missing.how
+
+
+def test_training_record(tmp_path: Path) -> None:
+    attached = Adapter(llama())
+    attached.save(tmp_path)
+    with PeakMemory("training", cuda=False) as peak:
+        pass
+    record = training_cost(
+        attached,
+        run_id="r",
+        tokens=500,
+        mean_length=20,
+        seconds=1.5,
+        real_tokens=300,
+        memory=peak.measures,
+        checkpoint=tmp_path,
+    )
+    names = [m.metric for m in record.measures]
+    assert names == [
+        "trained_parameters", "total_parameters", "trained_share", "training_flops_per_token", "training_flops",
+        "peak_memory_training", "training_time", "training_speed", "checkpoint_bytes",
+    ]  # fmt: skip
+    assert record.stage == "training" and all(m.how for m in record.measures)
+    assert CostRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_inference_record_with_and_without_a_base() -> None:
+    attached = Adapter(llama())
+    flags = [p.requires_grad for p in attached.model.parameters()]
+    record = inference_cost(attached, run_id="r", base=llama(), mean_length=30, repeats=2, new_tokens=3)
+    assert [p.requires_grad for p in attached.model.parameters()] == flags
+    found = {m.metric: m.value for m in record.measures}
+    assert found["extra_forward_flops_512"] == pytest.approx(2 * 5 * 8 * 448 * 512)
+    assert found["forward_flops_mean_length"] is not None and "time_per_token_base" in found
+    whole = inference_cost(Whole(llama()), run_id="r", repeats=2, new_tokens=3)
+    found = {m.metric: m.value for m in whole.measures}
+    assert found["extra_forward_flops_512"] is None and "time_per_token_base" not in found

@@ -1,0 +1,64 @@
+"""A study small enough to run whole in seconds, and the command line to run it with."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TINY = """\
+name: tiny
+title: A study of seconds
+model: {name: micro}
+targets:
+  - {task: micro-reverse, items: 12}
+retention:
+  - {task: micro-sort, items: 12}
+train:
+  schedule: {steps: 6}
+  batch_size: 4
+  learning_rate: 1e-3
+  validation_items: 4
+  save_points: [0.5, 1.0]
+arms:
+  - {method: lora}
+  - {method: full}
+seeds: [0]
+execution: {jobs: 2, threads: 1, resume_every: 2, latency_repeats: 2}
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+def arena(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "peft_arena", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment},
+        check=False,
+    )
+
+
+VOLATILE = {"provenance", "created", "resumed_at", "engine"}
+
+
+def results(root: Path) -> dict[str, object]:
+    """Return every result under a runs directory without what may differ between two machines or moments."""
+    found: dict[str, object] = {}
+    for path in sorted(root.rglob("*.json")):
+        if "records" in path.parts and not path.name.startswith("cost-"):
+            data = json.loads(path.read_text())
+            found[str(path.relative_to(root))] = {key: data[key] for key in data if key not in VOLATILE}
+    for path in sorted(root.rglob("SHA256")):
+        found[str(path.relative_to(root))] = path.read_text()
+    return found
