@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.measure import Measure
 from peft_arena.cost.flops import sample_ids
-from peft_arena.cost.modes import evaluation_mode
+from peft_arena.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from peft_arena.cost.modes import accepts, base_of, device_of, virtual_tokens
+from peft_arena.models.modes import accepts, base_of, device_of, virtual_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from peft_arena.cost.modes import accepts, device_of
+from peft_arena.models.modes import accepts, device_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

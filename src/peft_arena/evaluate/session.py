@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
-from peft_arena.cost.modes import evaluation_mode
+from peft_arena.models.modes import evaluation_mode
 from peft_arena.evaluate.engine import ModelEngine
 
 if TYPE_CHECKING:

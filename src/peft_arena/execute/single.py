@@ -11,8 +11,8 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec
 from peft_arena.core.yamlfile import parse_scalar
 from peft_arena.execute.run import StudyOutcome, run_study
-from peft_arena.execute.study import Study, study_from, task_spec
-from peft_arena.models.load import pin
+from peft_arena.execute.study import BASE_METHOD, Study, study_from, task_spec
+from peft_arena.models.load import PACKAGED, pin
 from peft_arena.store.store import RunDirectory, Store
 
 SECTIONS = ("config", "train", "task", "model", "seed")
@@ -111,12 +111,8 @@ _SHOWN = ("metric", "value", "unit", "stderr", "n", "unscored")
 def _find(point: str, runs: Path, dtype: str) -> tuple[RunDirectory, int]:
     name, _, step_text = point.partition("@")
     store = Store(runs)
-    fitting = [run for run in store.runs() if run.run_id.startswith(name) or run.spec.id == name]
-    if not fitting:
-        try:
-            spec = RunSpec(model=pin(build(ModelSpec, {"name": name, "dtype": dtype})), method=MethodSpec(name="none"))
-        except UserError as error:
-            raise UserError(f"'{name}' is neither a run in {runs} nor a model: {error}") from None
+    if name in PACKAGED or "/" in name:
+        spec = RunSpec(model=pin(build(ModelSpec, {"name": name, "dtype": dtype})), method=MethodSpec(name=BASE_METHOD))
         return store.run(spec), 0
     run = store.find(name)
     if run.spec.is_base:

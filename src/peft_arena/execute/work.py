@@ -65,7 +65,13 @@ def do(order: Order, report: Report = lambda stage, fraction: None) -> bool:
     try:
         with run.lock().acquire(timeout=0):
             run.create()
-            return _Worker(order, run, report).go()
+            worker = _Worker(order, run, report)
+            try:
+                return worker.go()
+            except UserError as error:
+                if not worker.told:
+                    run.event("failed", stage="read records", reason=str(error))
+                raise
     except Timeout:
         raise BusyError(run.run_id) from None
 
@@ -96,6 +102,8 @@ class _Worker:
         self.order = order
         self.run = run
         self.report = report
+        self.told = False
+        """Whether the event log already says what failed."""
 
     def go(self) -> bool:
         if not self.order.run.is_base and self.run.training() is None:
@@ -108,13 +116,11 @@ class _Worker:
         with PeakMemory("evaluation") as memory:
             for step in self._steps():
                 point = _Point(self.run, step)
-                for spec in self._missing(step):
-                    name = evaluation_name(spec)
+                for spec in self.order.evaluations:
                     try:
-                        self._stage(name, lambda point=point, spec=spec: self._evaluate(point, spec))  # type: ignore[misc]
+                        evaluated += self._evaluate(point, spec)
                     except UserError as error:
                         problems.append(error)
-                    evaluated += 1
         if problems:
             raise problems[0]
         if self.run.cost("inference") is None:
@@ -128,10 +134,6 @@ class _Worker:
             return (0,)
         return training.save_points if self.order.at_save_points else (training.steps,)
 
-    def _missing(self, step: int) -> list[EvalSpec]:
-        point = self.run.point(step)
-        return [spec for spec in self.order.evaluations if self.run.evaluation(point, spec) is None]
-
     def _stage(self, name: str, work: Callable[[], None]) -> None:
         """Do one stage and log how it went; whatever goes wrong becomes one line and ends this run only."""
         self.run.event("started", stage=name, process=os.getpid())
@@ -139,16 +141,20 @@ class _Worker:
         try:
             work()
         except UserError as error:
-            self.run.event("failed", stage=name, reason=str(error))
+            self._failed(name, str(error))
             raise
         except Exception as error:
             line = (str(error).strip() or "no message").splitlines()[0]
             reason = f"{type(error).__name__}: {line}"
             trace = "".join(traceback.format_exception(error))[-TRACE_LENGTH:]
-            self.run.event("failed", stage=name, reason=reason, traceback=trace)
+            self._failed(name, reason, traceback=trace)
             raise UserError(f"{name}: {reason}") from error
         self.run.event("finished", stage=name)
         self.report(name, 1.0)
+
+    def _failed(self, name: str, reason: str, **more: str) -> None:
+        self.run.event("failed", stage=name, reason=reason, **more)
+        self.told = True
 
     def _train(self) -> None:
         from peft_arena.cost.memory import PeakMemory
@@ -187,15 +193,28 @@ class _Worker:
             self.run.write_cost(cost)
         finish(self.run, record)
 
-    def _evaluate(self, point: _Point, spec: EvalSpec) -> None:
-        point.evaluate(spec, self.order.eval_batch_size, progress=False)
+    def _evaluate(self, point: _Point, spec: EvalSpec) -> bool:
+        """Do one evaluation unless its record is there; say whether there was something to do."""
+        name = evaluation_name(spec)
+        try:
+            if self.run.evaluation(self.run.point(point.step), spec) is not None:
+                return False
+        except UserError as error:
+            self._failed(name, str(error))
+            raise
+        self._stage(name, lambda: point.evaluate(spec, self.order.eval_batch_size, progress=False))
+        return True
 
     def _inference_cost(self, memory: Sequence[Measure]) -> None:
         from peft_arena.cost.record import inference_cost
+        from peft_arena.models.load import load
 
         training = self.run.training()
         _, attached = _Point(self.run, 0 if training is None else training.steps).weights
-        cost = inference_cost(attached, run_id=self.run.run_id, repeats=self.order.latency_repeats, memory=memory)
+        base = None if training is None else load(self.order.run.model).model
+        cost = inference_cost(
+            attached, run_id=self.run.run_id, base=base, repeats=self.order.latency_repeats, memory=memory
+        )
         self.run.write_cost(cost)
 
 

@@ -16,6 +16,7 @@ from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import TrainSpec
 from peft_arena.methods.base import Attached
 from peft_arena.models.load import Loaded
+from peft_arena.models.modes import context_length, virtual_tokens
 from peft_arena.store.records import TrainingRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.base import Task
@@ -26,8 +27,6 @@ from peft_arena.train.plan import Plan, make_plan
 from peft_arena.train.state import drop_states
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from peft_arena.train.session import Session
 
 
@@ -123,12 +122,6 @@ class TrainData:
     """Longest row in tokens."""
 
 
-def virtual_tokens(model: nn.Module) -> int:
-    """Return how many trained vectors a model puts before its input, 0 for most."""
-    settings = getattr(model, "active_peft_config", None)
-    return int(getattr(settings, "num_virtual_tokens", None) or 0)
-
-
 def _checked(run: RunDirectory, loaded: Loaded, attached: Attached, task: Task, resume_every: int | None) -> TrainSpec:
     """Refuse objects that are not what the run's spec says they are."""
     spec = run.spec.train
@@ -161,9 +154,8 @@ def _checked(run: RunDirectory, loaded: Loaded, attached: Attached, task: Task, 
 
 def _read(spec: TrainSpec, run: RunDirectory, loaded: Loaded, attached: Attached, task: Task) -> TrainData:
     """Tokenize the data and fix its order."""
-    context = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    room = spec.max_length if context is None else context - virtual_tokens(attached.model)
-    limit = min(spec.max_length, room)
+    room = context_length(attached.model)
+    limit = spec.max_length if room is None else min(spec.max_length, room)
     train = read_examples(task, "train", spec.examples, loaded.tokenizer, spec, limit)
     held_out: list[Example] = []
     if spec.validation_items:

@@ -1,4 +1,4 @@
-"""What evaluation needs to know about a model, and the mode it puts a model in for a while."""
+"""How much a model can read, what is inside an adapter wrapper, and the mode in which a model is measured."""
 
 from __future__ import annotations
 
