@@ -73,7 +73,9 @@ def test_no_file_is_long(file):
 
 
 def test_the_command_line_starts_without_heavy_libraries():
-    code = "import peft_arena.cli, sys; print(sorted({'torch', 'polars', 'plotly', 'lm_eval', 'peft'} & set(sys.modules)))"
+    code = (
+        "import peft_arena.cli, sys; print(sorted({'torch', 'polars', 'plotly', 'lm_eval', 'peft'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

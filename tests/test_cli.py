@@ -6,6 +6,8 @@ import pytest
 
 from tests.execute.conftest import arena
 
+SFT = ["train", "sft", "--model", "micro", "--method", "lora", "--out", "unused"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
@@ -20,17 +22,16 @@ from tests.execute.conftest import arena
         (["eval", "micro", "--tasks", "micro-srot"], "unknown task 'micro-srot'"),
         (["eval", "nothing", "--tasks", "micro-sort"], "no run 'nothing'"),
         (["eval", "./nothing", "--tasks", "micro-sort"], "unknown model './nothing'"),
-        (["train", "sft", "--model", "micro", "--method", "lora", "--task", "micro-sort", "--out", "x"], "cannot be a target"),
-        (["train", "sft", "--model", "micro", "--method", "lora", "--task", "micro-reverse", "--out", "x"],
-         "learning_rate is required"),
-        (["train", "sft", "--model", "micro", "--method", "lora", "--task", "micro-reverse", "--out", "x",
-          "--set", "config.rnak=1"], "unknown key 'rnak'"),
-        (["train", "sft", "--model", "micro", "--method", "lora", "--task", "micro-reverse", "--out", "x",
-          "--set", "rank=1"], "SECTION.KEY=value"),
+        ([*SFT, "--task", "micro-sort"], "cannot be a target"),
+        ([*SFT, "--task", "micro-reverse"], "learning_rate is required"),
+        ([*SFT, "--task", "micro-reverse", "--set", "config.rnak=1"], "unknown key 'rnak'"),
+        ([*SFT, "--task", "micro-reverse", "--set", "rank=1"], "SECTION.KEY=value"),
     ],
 )  # fmt: skip
 def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, message, tmp_path):
-    done = arena(*arguments, "--runs", tmp_path) if arguments[0] in {"run", "plan", "show", "eval"} else arena(*arguments)
+    done = (
+        arena(*arguments, "--runs", tmp_path) if arguments[0] in {"run", "plan", "show", "eval"} else arena(*arguments)
+    )
     assert done.returncode == 2, done.stdout + done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

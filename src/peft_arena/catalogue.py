@@ -171,7 +171,9 @@ def _tasks() -> list[Row]:
     for name in TASKS.names():
         card = getattr(TASKS.get(name), "card", None)
         if card is None:
-            rows.append({"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": "", "title": ""})
+            rows.append(
+                {"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": "", "title": ""}
+            )
             continue
         rows.append(
             {

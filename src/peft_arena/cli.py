@@ -184,13 +184,13 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _study(name: str, overrides: list[str] | None) -> Any:  # noqa: ANN401
+def _study(name: str, overrides: list[str] | None) -> Any:
     from peft_arena.execute.study import find_study, read_study
 
     return read_study(find_study(name), overrides or [])
 
 
-def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = False) -> None:  # noqa: ANN401
+def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = False) -> None:
     from peft_arena import console
     from peft_arena.execute.view import view_of
     from peft_arena.report.build import build_report

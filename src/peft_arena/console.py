@@ -115,7 +115,9 @@ def show_report(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:
 
 def _count(plans: Sequence[RunPlan]) -> str:
     counts = Counter(item.state for item in plans)
-    return ", ".join(f"{counts[state]} {state}" for state in ("done", "missing", "running", "failed", "refused") if counts[state])
+    return ", ".join(
+        f"{counts[state]} {state}" for state in ("done", "missing", "running", "failed", "refused") if counts[state]
+    )
 
 
 def _cell(value: Any) -> str:

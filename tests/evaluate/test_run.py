@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, ModelSpec, TaskSpec
-from peft_arena.models.modes import context_length, evaluation_mode
 from peft_arena.evaluate.decode import Job, Stopper, cut, decode, end_tokens
 from peft_arena.evaluate.run import evaluate, evaluate_many
 from peft_arena.models.load import Loaded
+from peft_arena.models.modes import context_length, evaluation_mode
 from peft_arena.models.render import encode_example, encode_prompt, encode_text
 from peft_arena.store.records import EvaluationRecord, ItemRecord
 from peft_arena.tasks.base import Item

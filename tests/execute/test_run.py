@@ -40,7 +40,12 @@ def test_a_study_runs_whole(finished):
             record = directory.evaluation(point, spec)
             assert len(record.items) == 12
             assert record.metrics[0].n + record.metrics[0].unscored == 12
-        measures = {m.metric: m for stage in ("training", "inference") if directory.cost(stage) for m in directory.cost(stage).measures}
+        measures = {
+            m.metric: m
+            for stage in ("training", "inference")
+            if directory.cost(stage)
+            for m in directory.cost(stage).measures
+        }
         assert measures["peak_memory_evaluation"].value > 0
         if run.train is not None:
             assert directory.steps() == [3, 6]
@@ -137,7 +142,7 @@ def test_a_failing_run_is_recorded_and_the_others_go_on(tiny, tmp_path):
     done = arena("run", tiny, "--runs", tmp_path / "runs", "--json")
     assert done.returncode == 1
     said = json.loads(done.stdout)
-    (run_id, reason), = said["failed"].items()
+    ((run_id, reason),) = said["failed"].items()
     assert "lora" in run_id
     assert "rank" in reason and "4000" in reason
     assert sorted(said["runs"].values()) == ["done", "done", "failed"]

@@ -10,7 +10,6 @@ import pytest
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec, TaskSpec, TrainSpec
-from peft_arena.store import checkpoint as checkpoint_module
 from peft_arena.store.checkpoint import verify_checkpoint, write_checkpoint
 from peft_arena.store.files import append_line, read_json, read_lines, write_once
 from peft_arena.store.records import EvaluationRecord, ItemRecord, TrainingRecord

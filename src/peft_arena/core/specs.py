@@ -110,10 +110,12 @@ class TrainSpec(Spec):
     @model_validator(mode="after")
     def _consistent(self) -> TrainSpec:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}"
-            )
-        if not self.save_points or self.save_points[-1] != 1.0 or list(self.save_points) != sorted(set(self.save_points)):
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
+        if (
+            not self.save_points
+            or self.save_points[-1] != 1.0
+            or list(self.save_points) != sorted(set(self.save_points))
+        ):
             raise ValueError(f"save_points must increase and end in 1.0, got {list(self.save_points)}")
         return self
 

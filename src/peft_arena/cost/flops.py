@@ -188,10 +188,10 @@ def _cpu_attention() -> dict[Any, Callable[..., int]]:
     import torch
     from torch.utils.flop_counter import sdpa_flop_count
 
-    def forward(*shapes: Any, out_shape: object = None, **_: object) -> int:  # noqa: ANN401
+    def forward(*shapes: Any, out_shape: object = None, **_: object) -> int:
         return int(sdpa_flop_count(*shapes[:3]))
 
-    def backward(gradient: object, *shapes: Any, out_shape: object = None, **_: object) -> int:  # noqa: ANN401
+    def backward(gradient: object, *shapes: Any, out_shape: object = None, **_: object) -> int:
         return int(sdpa_flop_count(*shapes[:3])) * 5 // 2
 
     aten = torch.ops.aten

@@ -10,8 +10,8 @@ from peft_arena.core.measure import Measure
 from peft_arena.core.provenance import provenance
 from peft_arena.cost.flops import REFERENCE_LENGTH, forward_measures, training_measures
 from peft_arena.cost.latency import NEW_TOKENS, PROMPT_TOKENS, latency_measures
-from peft_arena.models.modes import context_length
 from peft_arena.cost.parameters import checkpoint_measure, parameter_measures
+from peft_arena.models.modes import context_length
 from peft_arena.store.records import CostRecord
 
 if TYPE_CHECKING:

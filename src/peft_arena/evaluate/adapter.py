@@ -131,7 +131,7 @@ class Adapter(HarnessTask):
             for instance in self.construct_requests(doc, "", metadata=(self._config.task, number, 1))
         ]
 
-    def construct_requests(self, doc: dict[str, int], ctx: str, **settings: Any) -> list[Instance]:  # noqa: ANN401
+    def construct_requests(self, doc: dict[str, int], ctx: str, **settings: Any) -> list[Instance]:
         """Return the instances of one document."""
         kind = "generate_until" if self.OUTPUT_TYPE == "generate_until" else "loglikelihood"
         requests = self.questions[doc["number"]].requests

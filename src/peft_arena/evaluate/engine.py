@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import canonical_json
-from peft_arena.models.modes import UNLIMITED, context_length, device_of
 from peft_arena.evaluate.decode import Job, decode
 from peft_arena.evaluate.likelihood import Likelihood, Pair, log_likelihoods
+from peft_arena.models.modes import UNLIMITED, context_length, device_of
 from peft_arena.models.render import encode_text
 
 if TYPE_CHECKING:

@@ -315,7 +315,7 @@ def _definition(task: HarnessTask) -> str:
     return content_id(path.read_text(encoding="utf-8")) if path.is_file() else "unknown"
 
 
-def _number(value: Any) -> float | None:  # noqa: ANN401
+def _number(value: Any) -> float | None:
     """Return a finite number, or None for whatever else a task reports."""
     if isinstance(value, (str, bytes, list, tuple, dict)) or value is None:
         return None

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import LM
 
-from peft_arena.models.modes import evaluation_mode
 from peft_arena.evaluate.engine import ModelEngine
+from peft_arena.models.modes import evaluation_mode
 
 if TYPE_CHECKING:
     from torch import nn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from peft_arena.core.errors import UserError
@@ -86,10 +87,7 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
         wanted.append((TRAIN, trained, problem))
     points = [] if problem else points_to_evaluate(study, run)
     for spec in study.evaluations(run.spec):
-        done, problem = _check(
-            lambda spec=spec: bool(points) and all(run.evaluation(point, spec) is not None for point in points)
-        )
-        wanted.append((evaluation_name(spec), done, problem))
+        wanted.append((evaluation_name(spec), *_check(partial(_evaluated, run, points, spec))))
     wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
     stages = []
     for what, done, problem in wanted:
@@ -98,6 +96,10 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
             state, problem = "failed", failures[what]
         stages.append(Stage(what, state, problem))
     return tuple(stages)
+
+
+def _evaluated(run: RunDirectory, points: list[Point], spec: EvalSpec) -> bool:
+    return bool(points) and all(run.evaluation(point, spec) is not None for point in points)
 
 
 def _check(question: Callable[[], bool]) -> tuple[bool, str]:

@@ -60,8 +60,8 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
         jobs: runs at once, over what the study's file says.
         quiet: show nothing while working.
     """
-    from peft_arena.execute.local import run_orders
     from peft_arena.execute.board import Board
+    from peft_arena.execute.local import run_orders
 
     store = Store(root)
     execution = study.file.execution

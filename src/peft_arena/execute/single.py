@@ -41,7 +41,9 @@ def train_one(
         key, equals, value = text.partition("=")
         section, dot, rest = key.partition(".")
         if not equals or section not in SECTIONS or bool(dot) == (section == "seed"):
-            raise UserError(f"--set takes SECTION.KEY=value with SECTION in {', '.join(SECTIONS[:-1])}, or seed=N; got '{text}'")
+            raise UserError(
+                f"--set takes SECTION.KEY=value with SECTION in {', '.join(SECTIONS[:-1])}, or seed=N; got '{text}'"
+            )
         if section == "seed":
             tables["seed"] = parse_scalar(value)
         else:

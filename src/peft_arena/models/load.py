@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
@@ -50,7 +50,9 @@ def pin(spec: ModelSpec) -> ModelSpec:
     source = resolve(spec)
     found = _revision(source, spec)
     if spec.revision is not None and source.kind != "hub" and spec.revision != found:
-        raise UserError(f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}")
+        raise UserError(
+            f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
+        )
     return spec.model_copy(update={"revision": found})
 
 
@@ -106,7 +108,7 @@ def load(spec: ModelSpec) -> Loaded:
         pin(spec)
     try:
         tokenizer = load_tokenizer(source)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             source.location, revision=source.revision, dtype=getattr(torch, spec.dtype)
         )
     except (OSError, ValueError, SafetensorError) as error:
@@ -128,8 +130,8 @@ def _revision(source: Source, spec: ModelSpec) -> str:
         commit = _commit(spec)
         if commit is None:
             raise UserError(
-                f"cannot find model '{spec.name}' at revision {spec.revision or 'main'}: the hub does not answer or does "
-                "not have it, and the local cache is empty; give a local directory instead"
+                f"cannot find model '{spec.name}' at revision {spec.revision or 'main'}: the hub does not answer or "
+                "does not have it, and the local cache is empty; give a local directory instead"
             )
         return commit
     return f"sha256:{_fingerprint(Path(source.location))}"

@@ -66,7 +66,7 @@ def virtual_tokens(model: nn.Module) -> int:
     return int(getattr(config, "num_virtual_tokens", 0) or 0)
 
 
-def base_of(model: nn.Module) -> Any:  # noqa: ANN401
+def base_of(model: nn.Module) -> Any:
     """Return the pretrained architecture inside an adapter wrapper, or the model itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, RunSpec
 
-SCHEMA = 1
+SCHEMA: Literal[1] = 1
 """Version of every record below; a change of meaning raises it and adds a migration."""
 
 

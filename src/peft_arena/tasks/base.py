@@ -170,7 +170,7 @@ class TaskConfig(BaseModel):
 
 
 class Task(ABC):
-    """One task. Subclasses set ``card``, may set ``Config`` and ``generation``, and define its items, prompt and score."""
+    """One task: subclasses set its card, may set its config and generation, and define items, prompt and score."""
 
     card: TaskCard
     """Set by the class; an instance whose data depends on its settings replaces it by its own."""
@@ -220,7 +220,7 @@ class Task(ABC):
         return Score(float(picked == item.gold), extracted=item.choices[picked], others=others)
 
     def score_text(self, item: Item, log_likelihood: float, tokens: int) -> Score:
-        """Judge by the log-likelihood (nats) of the item's text over ``tokens`` predicted tokens. For kind TEXT."""
+        """Judge by the log-likelihood (nats) of the item's text over so many predicted tokens. For kind TEXT."""
         if tokens < 1:
             return Score(None, reason="the text has no predicted token")
         size = max(len(item.question.encode()), 1)

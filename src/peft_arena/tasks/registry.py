@@ -68,5 +68,7 @@ def task_of(spec: TaskSpec) -> Task:
         ("data", task.card.revision, spec.revision),
     ):
         if found != wanted:
-            raise UserError(f"task {spec.name} has {what} {found}, and the run was planned with {wanted}; plan it again")
+            raise UserError(
+                f"task {spec.name} has {what} {found}, and the run was planned with {wanted}; plan it again"
+            )
     return task
