@@ -99,6 +99,7 @@ def _setting(task_name: str, steps: int) -> tuple[Any, Any, Any, Any]:
             task=TaskSpec(name=task_name, version=task.card.version),
             schedule=Schedule(steps=steps),
             batch_size=BATCH,
+            group_by_length=True,
             learning_rate=RATE,
             log_every=1,
             validation_items=VALIDATION,

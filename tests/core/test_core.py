@@ -87,7 +87,7 @@ def test_run_ids_change_with_every_field():
     changes = {
         "learning_rate": 2e-3, "batch_size": 4, "micro_batch_size": 2, "examples": 3, "lr_schedule": "linear",
         "warmup_fraction": 0.2, "weight_decay": 0.1, "max_grad_norm": 2.0, "max_length": 64, "overlong": "error",
-        "loss_on": "all", "packing": True, "group_by_length": False, "save_points": (0.5, 1.0), "validation_items": 3,
+        "loss_on": "all", "packing": True, "group_by_length": True, "save_points": (0.5, 1.0), "validation_items": 3,
         "log_every": 2, "validate_every": 0.5, "schedule": {"epochs": 1},
     }  # fmt: skip
     untouched = set(TrainSpec.model_fields) - set(changes) - {"task", "objective"}

@@ -77,7 +77,7 @@ EFFECTS = {
     "overlong": "error",
     "loss_on": "all",
     "packing": True,
-    "group_by_length": False,
+    "group_by_length": True,
     "save_points": (0.2, 1.0),
     "validation_items": 3,
     "log_every": 3,

@@ -96,7 +96,7 @@ class TrainSpec(Spec):
     loss_on: Literal["answer", "all"] = "answer"
     packing: bool = False
     """Concatenate examples up to max_length in one row, each attending only to itself."""
-    group_by_length: bool = True
+    group_by_length: bool = False
     """Put examples of similar length into the same batch."""
     save_points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Fractions of training at which a checkpoint is kept; the last must be 1."""

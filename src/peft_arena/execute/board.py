@@ -47,14 +47,14 @@ class Board:
         if run_id not in self._lines:
             self._lines[run_id] = self._progress.add_task(run_id, total=1.0, stage="starting")
 
-    def progress(self, run_id: str, stage: str, fraction: float) -> None:
+    def progress(self, run_id: str, stage: str, fraction: float, detail: str) -> None:
         """Update the line of a run; a new stage is printed where there is no live display."""
         if not self._live and self._stages.get(run_id) != stage:
             self._console.print(f"{run_id}: {stage}", highlight=False, markup=False)
         self._stages[run_id] = stage
         line = self._lines.get(run_id)
         if line is not None:
-            self._progress.update(line, completed=max(fraction, 0.0), stage=stage[:70])
+            self._progress.update(line, completed=fraction, stage=f"{stage[:70]} {detail}")
 
     def ended(self, run_id: str, problem: str) -> None:
         """Remove the line of a run and count it."""

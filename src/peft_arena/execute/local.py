@@ -23,6 +23,8 @@ from peft_arena.store.store import Store
 
 POLL_S = 0.1
 BUSY_POLL_S = 2.0
+Message = tuple[str, str, float, str]
+"""Run id, stage, fraction of it, detail."""
 
 
 class Watcher(Protocol):
@@ -31,7 +33,7 @@ class Watcher(Protocol):
     def started(self, run_id: str) -> None:
         """Say that work on a run began."""
 
-    def progress(self, run_id: str, stage: str, fraction: float) -> None:
+    def progress(self, run_id: str, stage: str, fraction: float, detail: str) -> None:
         """Say how far a stage of a run is."""
 
     def ended(self, run_id: str, problem: str) -> None:
@@ -83,7 +85,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                     if code == EXIT_MORE:
                         waiting.insert(0, worker.order)
                     elif code == EXIT_BUSY:
-                        watcher.progress(worker.order.run.run_id, "another process works on it", 0.0)
+                        watcher.progress(worker.order.run.run_id, "another process works on it", 0.0, "")
                         later.append((time.monotonic() + BUSY_POLL_S, worker.order))
                     else:
                         _note(worker.order, code, outcome, watcher)
@@ -101,7 +103,7 @@ EXIT_BUSY = 75
 EXIT_MORE = 76
 
 
-def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None:
+def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
     """Run in the worker process: do the order and end with a code that says how it went."""
     import torch
 
@@ -110,11 +112,11 @@ def _worker(order: Order, messages: SimpleQueue[tuple[str, str, float]]) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_id = order.run.run_id
     try:
-        more = do(order, lambda stage, fraction: messages.put((run_id, stage, fraction)))
+        more = do(order, lambda *news: messages.put((run_id, *news)))
     except BusyError:
         raise SystemExit(EXIT_BUSY) from None
     except UserError as error:
-        messages.put((run_id, f"failed: {error}", 0.0))
+        messages.put((run_id, f"failed: {error}", 0.0, ""))
         raise SystemExit(EXIT_FAILED) from None
     if more:
         raise SystemExit(EXIT_MORE)
@@ -134,7 +136,7 @@ def _hush() -> None:
 
 
 def _start(
-    context: ForkServerContext, order: Order, messages: SimpleQueue[tuple[str, str, float]], watcher: Watcher
+    context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher
 ) -> _Running:
     process = context.Process(target=_worker, args=(order, messages), name=order.run.run_id)
     process.start()
@@ -142,10 +144,9 @@ def _start(
     return _Running(order, process)
 
 
-def _show(messages: SimpleQueue[tuple[str, str, float]], watcher: Watcher) -> None:
+def _show(messages: SimpleQueue[Message], watcher: Watcher) -> None:
     while not messages.empty():
-        run_id, stage, fraction = messages.get()
-        watcher.progress(run_id, stage, fraction)
+        watcher.progress(*messages.get())
 
 
 def _note(order: Order, code: int | None, outcome: Outcome, watcher: Watcher) -> None:

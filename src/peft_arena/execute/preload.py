@@ -1,4 +1,7 @@
-"""Imported once by the process that workers are forked from: everything that is slow to import, nothing that runs."""
+"""Imported once by the process that workers are forked from: everything that is slow to import, nothing that runs.
+
+Our own modules are among them so that all runs of one command use the same code, whatever is edited meanwhile.
+"""
 
 import accelerate  # noqa: F401
 import datasets  # noqa: F401
@@ -7,3 +10,14 @@ import peft  # noqa: F401
 import torch  # noqa: F401
 import transformers  # noqa: F401
 import trl  # noqa: F401
+
+import peft_arena.cost.memory
+import peft_arena.cost.record
+import peft_arena.evaluate.adapter
+import peft_arena.evaluate.engine
+import peft_arena.evaluate.run
+import peft_arena.evaluate.session
+import peft_arena.execute.local
+import peft_arena.models.load
+import peft_arena.train.session
+import peft_arena.train.sft  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from peft_arena.store.store import RunDirectory, Store
 if TYPE_CHECKING:
     from peft_arena.methods.base import Attached
     from peft_arena.models.load import Loaded
+    from peft_arena.train.outcome import StepInfo
 
-Report = Callable[[str, float], None]
-"""Called with a stage and the fraction of it that is done."""
+Report = Callable[[str, float, str], None]
+"""Called with a stage, the fraction of it that is done, and a detail worth seeing meanwhile."""
 LOCK_WAIT_S = 600.0
 TRACE_LENGTH = 4000
 
@@ -49,7 +51,7 @@ class BusyError(Exception):
     """Another process works on this run."""
 
 
-def do(order: Order, report: Report = lambda stage, fraction: None) -> bool:
+def do(order: Order, report: Report = lambda stage, fraction, detail: None) -> bool:
     """Do the next part of what is missing of a run, under its lock: training, or everything after it.
 
     The two parts are left to two processes, so that the memory of each is measured from a clean start.
@@ -137,7 +139,7 @@ class _Worker:
     def _stage(self, name: str, work: Callable[[], None]) -> None:
         """Do one stage and log how it went; whatever goes wrong becomes one line and ends this run only."""
         self.run.event("started", stage=name, process=os.getpid())
-        self.report(name, 0.0)
+        self.report(name, 0.0, "")
         try:
             work()
         except UserError as error:
@@ -150,7 +152,7 @@ class _Worker:
             self._failed(name, reason, traceback=trace)
             raise UserError(f"{name}: {reason}") from error
         self.run.event("finished", stage=name)
-        self.report(name, 1.0)
+        self.report(name, 1.0, "")
 
     def _failed(self, name: str, reason: str, **more: str) -> None:
         self.run.event("failed", stage=name, reason=reason, **more)
@@ -176,7 +178,7 @@ class _Worker:
                 task_of(spec.train.task),
                 resume_every=self.order.resume_every,
                 progress=False,
-                on_step=lambda step: self.report(TRAIN, step.step / step.total),
+                on_step=self._watch(),
             )
         record = outcome.record
         if self.run.cost("training") is None:
@@ -192,6 +194,20 @@ class _Worker:
             )
             self.run.write_cost(cost)
         finish(self.run, record)
+
+    def _watch(self) -> Callable[[StepInfo], None]:
+        """Return what reports each step: speed since the first one, and the loss."""
+        began: list[tuple[float, int]] = []
+
+        def watch(step: StepInfo) -> None:
+            now = time.monotonic()
+            if not began:
+                began.append((now, step.tokens))
+            seconds, tokens = now - began[0][0], step.tokens - began[0][1]
+            speed = f"{tokens / seconds:,.0f} tokens/s, " if seconds > 0 else ""
+            self.report(TRAIN, step.step / step.total, f"{speed}loss {step.loss:.3f}")
+
+        return watch
 
     def _evaluate(self, point: _Point, spec: EvalSpec) -> bool:
         """Do one evaluation unless its record is there; say whether there was something to do."""

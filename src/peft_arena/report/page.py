@@ -218,6 +218,12 @@ def _provenance(result: StudyResult) -> Markup:
             packages.setdefault(name, set()).add(str(version))
     listing = [f"{name} {' / '.join(sorted(found))}" for name, found in sorted(packages.items())]
     rows.append(("packages", ", ".join(listing)))
+    engines = [record.engine for run in result.evidence.runs for record in run.evaluations.values()]
+    rows += [
+        ("evaluation batch size", _values(engines, "batch_size")),
+        ("evaluation dtype", _values(engines, "dtype")),
+        ("evaluation device", _values(engines, "device")),
+    ]
     created = sorted(run.created for run in result.evidence.runs if run.created)
     rows.append(("runs created", f"{created[0]} to {created[-1]}" if created else "none"))
     rows.append(("statistics", f"{result.draws} bootstrap draws, seed {result.seed}"))
