@@ -135,9 +135,7 @@ def _hush() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _start(
-    context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher
-) -> _Running:
+def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher) -> _Running:
     process = context.Process(target=_worker, args=(order, messages), name=order.run.run_id)
     process.start()
     watcher.started(order.run.run_id)

@@ -21,7 +21,7 @@ from peft_arena.methods.files import (
     write_adapter,
 )
 from peft_arena.methods.state import check_fits, local_random
-from peft_arena.methods.targets import patterns_for
+from peft_arena.methods.targets import check_rank, linear_targets, patterns_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -32,6 +32,17 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 TASK = "CAUSAL_LM"
 PREFIX = "base_model.model."
+WEIGHT_ADAPTER = frozenset(
+    {
+        Capability.TRAINS,
+        Capability.LINEAR_DELTA,
+        Capability.MERGEABLE,
+        Capability.IDENTITY_AT_INIT,
+        Capability.ONLINE_RL,
+        Capability.PEFT_ADAPTER,
+    }
+)
+"""What most methods can: a change of linear weights that starts at nothing and can be merged."""
 EXPECTED_WARNINGS = (
     "Detected that the base layer has no bias term",
     "Unsupported layer type",
@@ -134,18 +145,24 @@ class PeftAttached(Attached):
 class PeftMethod(Method):
     """A method of the peft library: subclasses say which layers it adapts and with which peft configuration."""
 
+    limited_by_rank: ClassVar[bool] = False
+    """Whether the setting ``rank`` may not exceed the smaller side of a target."""
     trains_vectors: ClassVar[bool] = False
     """Whether the trained parameters are scales or biases, which get no weight decay whatever their shape."""
     derived_settings: ClassVar[frozenset[str]] = frozenset()
     """Entries of the peft configuration that follow from the seed or the model; a checkpoint's own values are used."""
 
-    @abstractmethod
     def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the modules to adapt, by name.
+        """Return the modules to adapt, by name: the linear ones that the setting ``targets`` names.
 
         Raises:
             UserError: a setting does not fit the model.
         """
+        settings: Any = self.config
+        layers = linear_targets(model, settings.targets)
+        if self.limited_by_rank:
+            check_rank(settings.rank, layers)
+        return dict(layers)
 
     @abstractmethod
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:

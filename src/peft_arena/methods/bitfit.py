@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError
-from peft_arena.methods.adapter import TASK, PeftAttached, PeftMethod, tuner_layers
+from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.targets import LinearTargets, linear_targets
 
@@ -68,15 +68,7 @@ class BitFit(PeftMethod):
         family="selective",
         paper="Ben Zaken et al., 2021, BitFit: Simple Parameter-efficient Fine-tuning for Transformer-based Models",
         url="https://arxiv.org/abs/2106.10199",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA},
         parameters="sum over targets of out",
         learning_rate=1e-3,
         random_init=False,
@@ -88,10 +80,6 @@ class BitFit(PeftMethod):
         ),
         description="Trains one bias per output of the targets and nothing else; no weight matrix changes.",
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers."""
-        return dict(linear_targets(model, self.config.targets))
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""

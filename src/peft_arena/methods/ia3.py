@@ -11,13 +11,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import model_validator
 
-from peft_arena.methods.adapter import TASK, PeftMethod
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
+from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
+from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.targets import Suffix, Suffixes, linear_targets, matches
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -51,16 +50,7 @@ class IA3(PeftMethod):
         family="scaling",
         paper="Liu et al., 2022, Few-Shot PEFT is Better and Cheaper than In-Context Learning",
         url="https://arxiv.org/abs/2205.05638",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.LINEAR_DELTA,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of out, for feedforward targets of in",
         learning_rate=5e-3,
         random_init=False,
@@ -71,10 +61,6 @@ class IA3(PeftMethod):
         ),
         description="Multiplies keys, values and inner feed-forward activations by trained vectors, ones at the start.",
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers."""
-        return dict(linear_targets(model, self.config.targets))
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""

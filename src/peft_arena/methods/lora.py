@@ -12,25 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached, PeftMethod, tuner_layers
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, check_rank, linear_targets
+from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
+from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.targets import LinearTargets, linear_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
-
-CAPABILITIES = frozenset(
-    {
-        Capability.TRAINS,
-        Capability.LINEAR_DELTA,
-        Capability.MERGEABLE,
-        Capability.IDENTITY_AT_INIT,
-        Capability.ONLINE_RL,
-        Capability.PEFT_ADAPTER,
-    }
-)
 
 
 class RankConfig(MethodConfig):
@@ -73,25 +61,20 @@ class Lora(PeftMethod):
     config: LoraConfig
     rank_stabilized: ClassVar[bool] = False
     decomposed: ClassVar[bool] = False
+    limited_by_rank: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="lora",
         title="LoRA",
         family="low-rank",
         paper="Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models",
         url="https://arxiv.org/abs/2106.09685",
-        capabilities=CAPABILITIES,
+        capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
         random_init=True,
         deviations=("A starts Kaiming-uniform (a = sqrt 5) instead of Gaussian unless init is 'gaussian'",),
         description="Adds alpha / rank * B A to each target weight; only A and B train, and B starts at zero.",
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers, refusing a rank that does not fit one of them."""
-        layers = linear_targets(model, self.config.targets)
-        check_rank(self.config.rank, layers)
-        return dict(layers)
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
@@ -126,7 +109,7 @@ class RsLora(Lora):
         family="low-rank",
         paper="Kalajdzievski, 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
         url="https://arxiv.org/abs/2312.03732",
-        capabilities=CAPABILITIES,
+        capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
         random_init=True,
@@ -145,7 +128,7 @@ class Dora(Lora):
         family="low-rank",
         paper="Liu et al., 2024, DoRA: Weight-Decomposed Low-Rank Adaptation",
         url="https://arxiv.org/abs/2402.09353",
-        capabilities=CAPABILITIES,
+        capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (rank * (in + out) + out)",
         learning_rate=2e-4,
         random_init=True,
@@ -202,7 +185,7 @@ class LoraPlus(Lora):
         family="low-rank",
         paper="Hayou et al., 2024, LoRA+: Efficient Low Rank Adaptation of Large Models",
         url="https://arxiv.org/abs/2402.12354",
-        capabilities=CAPABILITIES,
+        capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
         random_init=True,

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from peft_arena.methods.adapter import TASK, PeftMethod
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, check_rank, linear_targets
+from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
+from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.targets import LinearTargets, linear_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -40,34 +39,20 @@ class Miss(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = MissConfig
     config: MissConfig
+    limited_by_rank: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="miss",
         title="MiSS",
         family="low-rank",
         paper="Kang and Yin, 2024, Balancing LoRA Performance and Efficiency with Simple Shard Sharing (MiSS)",
         url="https://arxiv.org/abs/2409.15371",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.LINEAR_DELTA,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * out",
         learning_rate=2e-4,
         random_init=False,
         deviations=("an input size that the rank does not divide is padded with zeros",),
         description="Adds one trained matrix, repeated over shards of the input, to each target weight.",
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers, refusing a rank that does not fit one of them."""
-        layers = linear_targets(model, self.config.targets)
-        check_rank(self.config.rank, layers)
-        return dict(layers)
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""

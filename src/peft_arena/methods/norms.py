@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from peft_arena.core.errors import UserError
-from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached, PeftMethod, tuner_layers
+from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.targets import Suffixes, norm_layers, select
 
@@ -55,15 +55,7 @@ class LNTuning(PeftMethod):
         family="selective",
         paper="Zhao et al., 2023, Tuning LayerNorm in Attention: Towards Efficient Multi-Modal LLM Finetuning",
         url="https://arxiv.org/abs/2312.11420",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA},
         parameters="sum over targeted norms of their weights and biases",
         learning_rate=1e-3,
         random_init=False,

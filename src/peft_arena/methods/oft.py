@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field, field_validator
 
 from peft_arena.core.errors import UserError
-from peft_arena.methods.adapter import TASK, PeftMethod
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
+from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
+from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.targets import LinearTargets, linear_targets
 
 if TYPE_CHECKING:
@@ -62,16 +62,7 @@ class Oft(PeftMethod):
         family="orthogonal",
         paper="Qiu et al., 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning; input-side form of 2025",
         url="https://arxiv.org/abs/2306.07280",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.LINEAR_DELTA,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of in * (block_size - 1) / 2",
         learning_rate=5e-4,
         random_init=False,

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, PeftAttached, PeftMethod, tuner_layers
+from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig
 from peft_arena.methods.files import write_adapter
-from peft_arena.methods.lora import CAPABILITIES, RankConfig
+from peft_arena.methods.lora import RankConfig
 from peft_arena.methods.state import copy_into, local_random, swapped
-from peft_arena.methods.targets import check_rank, linear_targets, patterns_for
+from peft_arena.methods.targets import linear_targets, patterns_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -140,13 +140,14 @@ class Pissa(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = PissaConfig
     config: PissaConfig
+    limited_by_rank: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="pissa",
         title="PiSSA",
         family="low-rank",
         paper="Meng et al., 2024, PiSSA: Principal Singular Values and Singular Vectors Adaptation",
         url="https://arxiv.org/abs/2404.02948",
-        capabilities=CAPABILITIES | {Capability.CHANGES_BASE},
+        capabilities=WEIGHT_ADAPTER | {Capability.CHANGES_BASE},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
         random_init=False,
@@ -161,12 +162,6 @@ class Pissa(PeftMethod):
             "Splits each target weight into its largest singular components, which train as B A, and a frozen residual."
         ),
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers, refusing a rank that does not fit one of them."""
-        layers = linear_targets(model, self.config.targets)
-        check_rank(self.config.rank, layers)
-        return dict(layers)
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from peft_arena.core.ids import seed_for
-from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached, PeftMethod
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
+from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod
+from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import LinearTargets, linear_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -75,16 +75,7 @@ class Vera(PeftMethod):
         family="random projection",
         paper="Kopiczko et al., 2023, VeRA: Vector-based Random Matrix Adaptation",
         url="https://arxiv.org/abs/2310.11454",
-        capabilities=frozenset(
-            {
-                Capability.TRAINS,
-                Capability.LINEAR_DELTA,
-                Capability.MERGEABLE,
-                Capability.IDENTITY_AT_INIT,
-                Capability.ONLINE_RL,
-                Capability.PEFT_ADAPTER,
-            }
-        ),
+        capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (out + rank)",
         learning_rate=5e-3,
         random_init=True,
@@ -94,10 +85,6 @@ class Vera(PeftMethod):
         ),
         description="Adds diag(b) B diag(d) A to each target weight: A and B are random and frozen, b and d train.",
     )
-
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the target layers."""
-        return dict(linear_targets(model, self.config.targets))
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
