@@ -28,7 +28,7 @@ def test_a_real_model_runs_whole(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     run_id = next(name for name in json.loads(done.stdout)["runs"] if "lora" in name)
     shown = json.loads(arena("show", run_id, "--runs", tmp_path / "runs", "--json").stdout)
-    assert shown["spec"]["model"]["revision"] == "wheel:bcc81830d10c"
+    assert shown["spec"]["model"]["revision"] == "wheel:bcc81830d10c.v1"
     headline = {row["task"]: row for row in reversed(shown["evaluations"])}
     assert headline["piqa"]["value"] > 0.3
     assert 2.5 < headline["xsum-text"]["value"] < 4.5, "cross-entropy of this model on news, nats per token"

