@@ -161,7 +161,7 @@ def evaluate(
     items: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for a model name.")] = "float32",
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Never changes a result.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Items at once; no effect in float32.")] = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint or a base model on tasks; records are kept and never made twice."""

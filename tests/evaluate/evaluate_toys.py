@@ -173,4 +173,5 @@ def make(name: str, config: Mapping[str, Any]) -> Task:
 
 
 def spec(name: str, items: int | None = None, **config: Any) -> EvalSpec:
-    return EvalSpec(task=TaskSpec(name=name, config=config), items=items)
+    revision = "" if name not in TASKS else TASKS[name].card.revision
+    return EvalSpec(task=TaskSpec(name=name, revision=revision, config=config), items=items)

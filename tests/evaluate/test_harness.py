@@ -19,6 +19,7 @@ from peft_arena.evaluate import harness
 from peft_arena.evaluate.run import evaluate, evaluate_many
 from peft_arena.models.load import Loaded
 from peft_arena.tasks.base import TaskCard
+from peft_arena.tasks.foreign import packaged_file
 
 POINT: dict[str, Any] = {"run_id": "r", "step": 0, "factor": 1.0, "progress": False}
 PLAIN_MEAN = {"aggregation": "mean", "higher_is_better": True}
@@ -234,6 +235,6 @@ def test_known_names_need_no_index(loaded: Loaded, monkeypatch: pytest.MonkeyPat
         raise AssertionError("the index was built")
 
     monkeypatch.setattr(harness, "_all_tasks", no_index)
-    found = harness._file_of("piqa")
+    found = packaged_file("piqa")
     assert found is not None and found.name == "piqa.yaml"
-    assert harness._file_of("no_such_task_anywhere") is None
+    assert packaged_file("no_such_task_anywhere") is None

@@ -258,9 +258,10 @@ def test_record_says_what_ran(loaded: Loaded) -> None:
     ("wanted", "message"),
     [
         (spec("empty"), "no items"),
-        (EvalSpec(task=TaskSpec(name="write"), split="validation"), "no items"),
+        (EvalSpec(task=TaskSpec(name="write", revision="1"), split="validation"), "no items"),
         (spec("write", 21), "has 20 items .* 21 were asked for"),
-        (EvalSpec(task=TaskSpec(name="write", version=2)), "is version 1; version 2"),
+        (EvalSpec(task=TaskSpec(name="write", version=2)), "has version 1, and was planned with 2"),
+        (EvalSpec(task=TaskSpec(name="write", revision="0")), "has data 1, and was planned with 0"),
     ],
 )
 def test_wrong_requests_are_refused(loaded: Loaded, wanted: EvalSpec, message: str) -> None:

@@ -49,6 +49,8 @@ def arena(*arguments: object, **environment: str) -> subprocess.CompletedProcess
     )
 
 
+COUNTED = {"parameters", "FLOPs", "FLOPs/token", "fraction"}
+"""Units of costs that are counted, not measured."""
 VOLATILE = {"provenance", "created", "resumed_at", "engine"}
 
 
@@ -56,9 +58,12 @@ def results(root: Path) -> dict[str, object]:
     """Return every result under a runs directory without what may differ between two machines or moments."""
     found: dict[str, object] = {}
     for path in sorted(root.rglob("*.json")):
-        if "records" in path.parts and not path.name.startswith("cost-"):
-            data = json.loads(path.read_text())
-            found[str(path.relative_to(root))] = {key: data[key] for key in data if key not in VOLATILE}
+        if "records" not in path.parts:
+            continue
+        data = json.loads(path.read_text())
+        if path.name.startswith("cost-"):
+            data["measures"] = [(m["metric"], m["value"] if m["unit"] in COUNTED else None) for m in data["measures"]]
+        found[str(path.relative_to(root))] = {key: data[key] for key in data if key not in VOLATILE}
     for path in sorted(root.rglob("SHA256")):
         found[str(path.relative_to(root))] = path.read_text()
     return found

@@ -6,7 +6,7 @@ import pytest
 
 from peft_arena.core.errors import UserError
 from peft_arena.execute.plan import plan
-from peft_arena.execute.study import find_study, read_study, shipped_studies
+from peft_arena.execute.study import check_items, find_study, read_study, shipped_studies
 from peft_arena.execute.view import view_of
 from peft_arena.models.assets import SMOLLM2
 from peft_arena.store.store import Store
@@ -106,6 +106,11 @@ def test_two_targets_train_twice_and_are_judged_on_their_own(tmp_path):
         ("method: full\n    train: {learning_rate: 1e-4}",
          "method: lora\n    label: again\n    config: {rank: 4}\n    train: {learning_rate: 1e-3}",
          r"arms 'lora' and 'again' are the same run"),
+        ("seeds: [0, 1]", "seeds: [-1]", r"seeds.0: .*greater than or equal to 0, got -1"),
+        ("learning_rate: 1e-4", "learning_rate: .inf", r"learning_rate: .*finite number"),
+        ("title: A small study", "title: 2020-13-45", r"is not valid YAML"),
+        ("task: micro-sort", "task: 'lm-eval:no_such_task_here'", r"unknown lm-eval task 'no_such_task_here'.*line 8"),
+        ("task: micro-sort", "task: 'lm-eval:piqa'\n    config: {shots: 1}", r"unknown key 'shots'.*num_fewshot"),
         ("title: A small study", "title: [", r"is not valid YAML"),
         ("title: A small study\n", "title: A\ntitle: B\n", r"line 3: key 'title' is stated twice"),
     ],
@@ -122,6 +127,27 @@ def test_the_base_method_is_refused_as_an_arm_and_shown(tmp_path):
     plans = plan(study, Store(tmp_path))
     assert [item.state for item in plans] == ["missing"] * 3 + ["refused"] * 2
     assert view_of(study).refused[0].label == "none"
+
+
+def test_more_items_than_there_are(tmp_path):
+    for setting, message in [
+        ("targets.0.items=1000000", "items is 1000000, and task micro-reverse has 256 items in its test split"),
+        ("train.examples=1000000", "train.examples is 1000000, and task micro-reverse has 4000 items in its train"),
+        ("train.validation_items=1000000", "train.validation_items is 1000000, and task micro-reverse has 256"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            check_items(read_study(study_file(tmp_path), [setting]))
+    check_items(read_study(study_file(tmp_path)))
+
+
+def test_tasks_of_lm_eval_are_identified_by_settings_and_version(tmp_path):
+    def spec(config: str):
+        change = ("task: micro-sort", f"task: 'lm-eval:piqa'\n    config: {config}")
+        return read_study(study_file(tmp_path, change)).retention[0]
+
+    assert spec("{}").id == spec("{num_fewshot: null}").id
+    assert spec("{}").id != spec("{num_fewshot: 2}").id
+    assert spec("{}").task.revision.startswith("lm_eval ")
 
 
 def test_overrides(tmp_path):

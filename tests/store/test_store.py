@@ -67,6 +67,8 @@ def test_a_cut_line_of_a_log_is_left_out(tmp_path):
     with (tmp_path / "e.jsonl").open("a") as handle:
         handle.write('{"n": 3')
     assert [line["n"] for line in read_lines(tmp_path / "e.jsonl")] == [1, 2]
+    append_line(tmp_path / "e.jsonl", {"n": 4})
+    assert [line["n"] for line in read_lines(tmp_path / "e.jsonl")] == [1, 2, 4], "the next line is not lost with it"
 
 
 def test_checkpoints_are_verified(tmp_path):
@@ -103,6 +105,31 @@ def test_an_unfinished_checkpoint_is_written_again(tmp_path):
     write_checkpoint(path, lambda part: (part / "w").write_text("whole") and None)
     verify_checkpoint(path)
     assert sorted(file.name for file in path.iterdir()) == ["DONE", "SHA256", "w"]
+
+
+def test_a_damaged_checkpoint_is_written_again(tmp_path):
+    path = tmp_path / "000004"
+    write_checkpoint(path, lambda part: (part / "w").write_text("whole") and None)
+    (path / "w").write_text("damaged")
+    write_checkpoint(path, lambda part: (part / "w").write_text("whole") and None)
+    verify_checkpoint(path)
+
+
+def test_one_damaged_run_does_not_hide_the_others(tmp_path):
+    store = Store(tmp_path)
+    runs = [store.run(RUN.model_copy(update={"seed": seed})) for seed in (0, 1)]
+    for run in runs:
+        run.create()
+    (runs[0].path / "run.json").write_text("{")
+    assert store.find(runs[1].run_id).spec.seed == 1
+    with pytest.raises(UserError, match="run.json is damaged"):
+        store.find(runs[0].run_id)
+
+
+def test_a_runs_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot make the directory .*file"):
+        Store(tmp_path / "file").run(RUN).create()
 
 
 def test_records_come_back_equal(tmp_path):

@@ -19,7 +19,7 @@ LENGTHS = [DRAW.randint(3, 90) for _ in range(333)]
 
 
 def spec(**changes) -> TrainSpec:
-    settings = {"task": TaskSpec(name="toy"), "schedule": Schedule(steps=10), "learning_rate": 1e-3}
+    settings = {"task": TaskSpec(name="toy", revision="1"), "schedule": Schedule(steps=10), "learning_rate": 1e-3}
     return TrainSpec(**(settings | changes))
 
 

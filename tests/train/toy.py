@@ -135,7 +135,7 @@ def load_model(directory: Path, dtype: str = "float32") -> Loaded:
 def run_spec(directory: Path, seed: int = 0, dtype: str = "float32", **changes: Any) -> RunSpec:
     """Return the spec of a short toy run."""
     settings: dict[str, Any] = {
-        "task": TaskSpec(name="toy"),
+        "task": TaskSpec(name="toy", revision="1"),
         "schedule": Schedule(steps=9),
         "batch_size": 4,
         "learning_rate": 1e-2,

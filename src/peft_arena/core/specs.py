@@ -34,7 +34,7 @@ class ModelSpec(Spec):
     name: str = Field(min_length=1)
     """``micro``, a hub id or a local directory."""
     revision: str | None = None
-    """Hub commit or tag; None for packaged and local models."""
+    """Hub commit or tag, or what :func:`peft_arena.models.load.pin` fills in; None before that."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
 
@@ -62,7 +62,7 @@ class Schedule(Spec):
     steps: int | None = Field(default=None, ge=1)
     tokens: int | None = Field(default=None, ge=1)
     """Real (not padded) input tokens, rounded up to whole steps."""
-    epochs: float | None = Field(default=None, gt=0)
+    epochs: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @model_validator(mode="after")
     def _one(self) -> Schedule:
@@ -84,11 +84,11 @@ class TrainSpec(Spec):
     """Examples in one optimizer step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Examples in one forward pass; must divide batch_size. None: the whole batch."""
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup_fraction: float = Field(default=0.1, ge=0, lt=1)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     max_length: int = Field(default=1024, ge=8)
     """Longest example in tokens."""
     overlong: Literal["drop", "error"] = "drop"
@@ -144,7 +144,7 @@ class RunSpec(Spec):
 
 
 class EvalSpec(Spec):
-    """One evaluation: which items of which task. Batch size and hardware are not part of it."""
+    """One evaluation: which items of which task. Batch size and hardware are in the record, not in the identity."""
 
     task: TaskSpec
     split: Literal["validation", "test"] = "test"

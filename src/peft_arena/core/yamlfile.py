@@ -38,7 +38,7 @@ class YamlFile:
             mark = error.problem_mark or error.context_mark
             line = f" line {mark.line + 1}" if mark is not None else ""
             raise UserError(f"{path}{line} is not valid YAML: {error.problem or error.context}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
         if not isinstance(self.data, dict):
             raise UserError(f"{path} must hold a mapping of keys to values, got {type(self.data).__name__}")
@@ -87,6 +87,6 @@ def parse_scalar(text: str) -> Any:
     """
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"'{text}' is not a value") from None
     return _number(value) if isinstance(value, str) else value

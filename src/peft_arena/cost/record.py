@@ -71,7 +71,6 @@ def inference_cost(
     run_id: str,
     base: nn.Module | None = None,
     memory: Iterable[Measure] = (),
-    mean_length: int | None = None,
     repeats: int = 5,
     prompt_tokens: int = PROMPT_TOKENS,
     new_tokens: int = NEW_TOKENS,
@@ -83,7 +82,6 @@ def inference_cost(
         run_id: the run.
         base: the pretrained model, loaded on its own, to compare with; None leaves the comparison out.
         memory: what :class:`peft_arena.cost.memory.PeakMemory` measured around an evaluation.
-        mean_length: a length at which the forward pass is counted as well.
         repeats: counted generations.
         prompt_tokens: tokens of the timed prompt.
         new_tokens: tokens generated after it.
@@ -91,9 +89,6 @@ def inference_cost(
     model = attached.model
     limit = context_length(model)
     lengths = {str(REFERENCE_LENGTH): REFERENCE_LENGTH}
-    if mean_length is not None:
-        length = max(mean_length if limit is None else min(mean_length, limit), 1)
-        lengths["mean_length"] = length
     room = None if limit is None else max(limit - new_tokens, 1)
     prompt = prompt_tokens if room is None else min(prompt_tokens, room)
     found = [

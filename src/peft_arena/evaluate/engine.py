@@ -20,7 +20,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import canonical_json
 from peft_arena.evaluate.decode import Job, decode
 from peft_arena.evaluate.likelihood import Likelihood, Pair, log_likelihoods
-from peft_arena.models.modes import UNLIMITED, context_length, device_of
+from peft_arena.models.modes import UNLIMITED, base_of, context_length, device_of
 from peft_arena.models.render import encode_text
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ class ModelEngine(TemplateLM):
         self.joint = joint
         self.limit = context_length(model, loaded.tokenizer)
         self.dtype = loaded.spec.dtype
+        self.source = loaded.source
         self.rejected: dict[Key, str] = {}
         self._device = device_of(model)
 
@@ -96,6 +97,7 @@ class ModelEngine(TemplateLM):
             "batch_size": self.rows,
             "device": str(self._device),
             "dtype": self.dtype,
+            "model_source": self.source,
             "context_length": self.limit,
         }
 
@@ -242,8 +244,8 @@ class ModelEngine(TemplateLM):
 
 
 def default_batch_size(model: nn.Module) -> int:
-    """Return a batch size that suits the model: many rows for a small model, whose time is spent between operations."""
-    return 64 if sum(p.numel() for p in model.parameters()) < 20_000_000 else 16
+    """Return a batch size that suits the base model: many rows for a small one, whose time goes between operations."""
+    return 64 if sum(p.numel() for p in base_of(model).parameters()) < 20_000_000 else 16
 
 
 def _key(request: Instance) -> Key:

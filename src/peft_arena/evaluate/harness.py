@@ -15,18 +15,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval.api.task import Task as HarnessTask
 from lm_eval.tasks import TaskManager
-from pydantic import ConfigDict, Field
 
-from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec
 from peft_arena.evaluate.metrics import weighted_mean
-from peft_arena.evaluate.run import HARNESS
 from peft_arena.evaluate.session import session
 from peft_arena.store.records import ItemRecord
-from peft_arena.tasks.base import FRACTION, Kind, Metric, Role, TaskCard, TaskConfig
+from peft_arena.tasks.base import FRACTION, Kind, Metric, Role, TaskCard
+from peft_arena.tasks.foreign import PREFIX, ForeignSettings, check_foreign, packaged_file
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -48,23 +46,6 @@ KINDS = {
 }
 
 
-class HarnessSettings(TaskConfig):
-    """Settings of a task of lm-eval."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_fewshot: int | None = Field(default=None, ge=0)
-    """Solved examples in the prompt; None for the task's own number."""
-    apply_chat_template: bool = False
-    """Put the prompt into the tokenizer's chat template, few-shot examples as earlier turns."""
-    metric: str | None = None
-    """Headline metric as ``name`` or ``name,filter``; None for the task's first."""
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    """Limit of generated tokens; None for the task's own, or lm-eval's 256."""
-    include_path: str | None = None
-    """Folder with further task files; they come before lm-eval's own."""
-
-
 class Chosen(NamedTuple):
     """Keys of the metrics in lm-eval's samples."""
 
@@ -81,7 +62,7 @@ def evaluate_harness(
     Args:
         loaded: the model's tokenizer and description.
         model: a model, or an engine of lm-eval.
-        spec: its task is named ``lm-eval:NAME``; the settings are those of :class:`HarnessSettings`.
+        spec: its task is named ``lm-eval:NAME``; the settings are those of :class:`ForeignSettings`.
         batch_size: rows in one forward pass; None chooses by the model's size.
         progress: show progress bars.
 
@@ -93,8 +74,8 @@ def evaluate_harness(
     """
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    settings = build(HarnessSettings, spec.task.config, where=f"task {spec.task.name}")
-    name = spec.task.name.removeprefix(HARNESS)
+    settings = check_foreign(spec.task)
+    name = spec.task.name.removeprefix(PREFIX)
     if settings.apply_chat_template and loaded.tokenizer.chat_template is None:
         owner = loaded.tokenizer.name_or_path
         raise UserError(f"the tokenizer of {owner} has no chat template, which {spec.task.name} is to use")
@@ -121,16 +102,21 @@ def evaluate_harness(
     return card.model_dump(mode="json"), numbers, items, described
 
 
-def _load(name: str, settings: HarnessSettings) -> HarnessTask:
-    """Build lm-eval's task object, without its index of all tasks where the name is also a file's."""
+def find(name: str, settings: ForeignSettings) -> tuple[TaskManager, str]:
+    """Find a task of lm-eval, without its index of all tasks where the name is also a file's.
+
+    Returns:
+        The manager that knows the task, and what it calls it.
+
+    Raises:
+        UserError: the name is unknown or a group.
+    """
     managers: list[tuple[Any, str]] = []
     if settings.include_path is not None:
-        folder = Path(settings.include_path).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"task {HARNESS}{name}: include_path {folder} is not a folder")
-        managers.append((TaskManager(include_path=str(folder), include_defaults=False), name))
+        folder = str(Path(settings.include_path).expanduser())
+        managers.append((TaskManager(include_path=folder, include_defaults=False), name))
     found = next(((manager, key) for manager, key in managers if key in manager.task_index), None)
-    if found is None and (path := _file_of(name)) is not None:
+    if found is None and (path := packaged_file(name)) is not None:
         found = (TaskManager(include_defaults=False), str(path))
     if found is None:
         manager = _all_tasks()
@@ -141,11 +127,17 @@ def _load(name: str, settings: HarnessSettings) -> HarnessTask:
         found = (manager, name)
     manager, key = found
     _refuse_group(manager, name)
+    return manager, key
+
+
+def _load(name: str, settings: ForeignSettings) -> HarnessTask:
+    """Build lm-eval's task object."""
+    manager, key = find(name, settings)
     try:
         tasks = manager.load([key])["tasks"]
     except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), "")
-        raise UserError(f"cannot load task {HARNESS}{name}: {type(error).__name__}: {first.strip()}") from error
+        raise UserError(f"cannot load task {PREFIX}{name}: {type(error).__name__}: {first.strip()}") from error
     return next(iter(tasks.values()))
 
 
@@ -153,24 +145,6 @@ def _load(name: str, settings: HarnessSettings) -> HarnessTask:
 def _all_tasks() -> TaskManager:
     """Return lm-eval's manager of all its tasks; building its index takes about eight seconds."""
     return TaskManager()
-
-
-@functools.cache
-def _file_of(name: str) -> Path | None:
-    """Return lm-eval's file of a single task that is named like its file."""
-    import lm_eval.tasks
-    import yaml
-
-    class Plain(yaml.SafeLoader):
-        """Reads the keys and leaves lm-eval's function tags alone."""
-
-    Plain.add_multi_constructor("!", lambda loader, suffix, node: None)
-    root = Path(str(lm_eval.tasks.__file__)).parent
-    for path in sorted(root.glob(f"**/{name}.yaml")) if set(name).isdisjoint("*?[]/\\") else []:
-        table = yaml.load(path.read_text(encoding="utf-8"), Loader=Plain)  # noqa: S506 - a SafeLoader
-        if isinstance(table, dict) and table.get("task") == name and "group" not in table:
-            return path
-    return None
 
 
 def _refuse_group(manager: TaskManager, name: str) -> None:
@@ -183,10 +157,10 @@ def _refuse_group(manager: TaskManager, name: str) -> None:
     members = sorted(str(m.get("task") or m.get("group")) if isinstance(m, Mapping) else str(m) for m in listed)
     shown = ", ".join(members[:MEMBERS_SHOWN])
     shown += f" and {len(members) - MEMBERS_SHOWN} more" if len(members) > MEMBERS_SHOWN else ""
-    raise UserError(f"{HARNESS}{name} is a group of lm-eval tasks; name its members one by one: {shown}")
+    raise UserError(f"{PREFIX}{name} is a group of lm-eval tasks; name its members one by one: {shown}")
 
 
-def _configure(task: HarnessTask, settings: HarnessSettings, spec: EvalSpec) -> None:
+def _configure(task: HarnessTask, settings: ForeignSettings, spec: EvalSpec) -> None:
     """Apply the settings, and refuse what the task cannot do."""
     full = spec.task.name
     if getattr(task, "UNSAFE_CODE", False):
@@ -272,7 +246,7 @@ def _measure(
     )
 
 
-def _card(task: HarnessTask, name: str, chosen: Chosen, settings: HarnessSettings) -> TaskCard:
+def _card(task: HarnessTask, name: str, chosen: Chosen, settings: ForeignSettings) -> TaskCard:
     """Fill a task card from lm-eval's own description of the task."""
     config = task.get_config
     version = (config("metadata") or {}).get("version", task.VERSION)
@@ -281,7 +255,7 @@ def _card(task: HarnessTask, name: str, chosen: Chosen, settings: HarnessSetting
     kwargs = config("dataset_kwargs") or {}
     source = " ".join(str(part) for part in (config("dataset_path"), config("dataset_name")) if part)
     return TaskCard(
-        name=f"{HARNESS}{name}",
+        name=f"{PREFIX}{name}",
         title=str(config("task_alias") or name),
         version=1,
         role=Role.RETENTION,

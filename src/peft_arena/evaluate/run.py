@@ -10,6 +10,8 @@ from peft_arena.core.provenance import provenance
 from peft_arena.evaluate.metrics import measures
 from peft_arena.store.records import EvaluationRecord, ItemRecord
 from peft_arena.tasks.base import Item, Kind, Score, Task
+from peft_arena.tasks.foreign import is_foreign
+from peft_arena.tasks.registry import check_version, make_task
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -18,9 +20,6 @@ if TYPE_CHECKING:
     from peft_arena.core.specs import EvalSpec
     from peft_arena.evaluate.engine import Engine
     from peft_arena.models.load import Loaded
-
-HARNESS = "lm-eval:"
-"""Prefix of the names of lm-eval's own tasks."""
 
 HOW = {
     Kind.GENERATE: "greedy decoding, scored by the task",
@@ -105,8 +104,8 @@ def evaluate_many(
     """
     if len({spec.id for spec in specs}) < len(specs):
         raise UserError("the same evaluation is asked for twice")
-    ours = [spec for spec in specs if not spec.task.name.startswith(HARNESS)]
-    theirs = [spec for spec in specs if spec.task.name.startswith(HARNESS)]
+    ours = [spec for spec in specs if not is_foreign(spec.task.name)]
+    theirs = [spec for spec in specs if is_foreign(spec.task.name)]
     found = _evaluate_ours(loaded, model, ours, batch_size, progress, make) if ours else {}
     if theirs:
         from peft_arena.evaluate.harness import evaluate_harness
@@ -172,14 +171,9 @@ def _evaluate_ours(
 
 def _select(spec: EvalSpec, make: MakeTask | None) -> tuple[Task, list[Item]]:
     """Return the task of a spec and the items that are asked for."""
-    if make is None:
-        from peft_arena.tasks.registry import make_task
-
-        make = make_task
-    task = make(spec.task.name, spec.task.config)
+    task = (make or make_task)(spec.task.name, spec.task.config)
+    check_version(task, spec.task)
     name = task.card.name
-    if task.card.version != spec.task.version:
-        raise UserError(f"task {name} is version {task.card.version}; version {spec.task.version} was asked for")
     items = task.items(spec.split)
     if not items:
         raise UserError(f"task {name} has no items in its {spec.split} split")
@@ -188,4 +182,4 @@ def _select(spec: EvalSpec, make: MakeTask | None) -> tuple[Task, list[Item]]:
     return task, list(items[: spec.items])
 
 
-__all__ = ["HARNESS", "Engine", "Outcome", "evaluate", "evaluate_many"]
+__all__ = ["Engine", "Outcome", "evaluate", "evaluate_many"]

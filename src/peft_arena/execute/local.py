@@ -23,6 +23,7 @@ from peft_arena.store.store import Store
 
 POLL_S = 0.1
 BUSY_POLL_S = 2.0
+FAILED = "failed"
 Message = tuple[str, str, float, str]
 """Run id, stage, fraction of it, detail."""
 
@@ -67,6 +68,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     waiting = list(orders)
     later: list[tuple[float, Order]] = []
     running: list[_Running] = []
+    said: dict[str, str] = {}
     threads = orders[0].threads if orders else 1
     with _fork_server(threads) as context:
         messages = context.SimpleQueue()
@@ -77,10 +79,10 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                 later = [(due, order) for due, order in later if due > now]
                 while waiting and len(running) < jobs:
                     running.append(_start(context, waiting.pop(0), messages, watcher))
-                _show(messages, watcher)
+                _show(messages, watcher, said)
                 for worker in [worker for worker in running if not worker.process.is_alive()]:
                     running.remove(worker)
-                    _show(messages, watcher)
+                    _show(messages, watcher, said)
                     code = worker.process.exitcode
                     if code == EXIT_MORE:
                         waiting.insert(0, worker.order)
@@ -88,7 +90,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                         watcher.progress(worker.order.run.run_id, "another process works on it", 0.0, "")
                         later.append((time.monotonic() + BUSY_POLL_S, worker.order))
                     else:
-                        _note(worker.order, code, outcome, watcher)
+                        _note(worker.order, code, said, outcome, watcher)
                 time.sleep(POLL_S)
         finally:
             for worker in running:
@@ -116,7 +118,7 @@ def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
     except BusyError:
         raise SystemExit(EXIT_BUSY) from None
     except UserError as error:
-        messages.put((run_id, f"failed: {error}", 0.0, ""))
+        messages.put((run_id, FAILED, 0.0, str(error)))
         raise SystemExit(EXIT_FAILED) from None
     if more:
         raise SystemExit(EXIT_MORE)
@@ -142,35 +144,35 @@ def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Messa
     return _Running(order, process)
 
 
-def _show(messages: SimpleQueue[Message], watcher: Watcher) -> None:
+def _show(messages: SimpleQueue[Message], watcher: Watcher, said: dict[str, str]) -> None:
+    """Pass on what workers say, and keep the last word of those that failed."""
     while not messages.empty():
-        watcher.progress(*messages.get())
+        run_id, stage, fraction, detail = messages.get()
+        if stage == FAILED:
+            said[run_id] = detail
+        else:
+            watcher.progress(run_id, stage, fraction, detail)
 
 
-def _note(order: Order, code: int | None, outcome: Outcome, watcher: Watcher) -> None:
+def _note(order: Order, code: int | None, said: dict[str, str], outcome: Outcome, watcher: Watcher) -> None:
     """Note how a run ended; a worker that died without a word is written into the run's log."""
     run_id = order.run.run_id
     if code == 0:
         outcome.finished.append(run_id)
         watcher.ended(run_id, "")
         return
-    run = Store(order.root).run(order.run)
-    reason = _reason(run.events(), code)
+    reason = said.get(run_id, f"the worker process ended with code {code}")
     if code is not None and code < 0:
-        run.event("failed", stage=_stage_of(run.events()), reason=reason)
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        reason = f"the worker process was ended by {signal.Signals(-code).name}{hint}"
+    if run_id not in said:
+        run = Store(order.root).run(order.run)
+        try:
+            run.event("failed", stage=_stage_of(run.events()), reason=reason)
+        except UserError as error:
+            reason = f"{reason}; {error}"
     outcome.failed[run_id] = reason
     watcher.ended(run_id, reason)
-
-
-def _reason(events: list[dict[str, object]], code: int | None) -> str:
-    if code is not None and code < 0:
-        name = signal.Signals(-code).name
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"the worker process was ended by {name}{hint}"
-    for event in reversed(events):
-        if event.get("event") == "failed":
-            return f"{event.get('stage')}: {event.get('reason')}"
-    return f"the worker process ended with code {code}"
 
 
 def _stage_of(events: list[dict[str, object]]) -> str:

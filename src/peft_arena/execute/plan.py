@@ -45,9 +45,10 @@ class RunPlan:
         return next((stage.reason for stage in self.stages if stage.reason), "")
 
 
-def evaluation_name(spec: EvalSpec) -> str:
-    """Return how a plan and the event log call an evaluation."""
-    return f"evaluate {spec.task.name} {spec.id}"
+def evaluation_name(spec: EvalSpec, step: int | None) -> str:
+    """Return how a plan and the event log call an evaluation; the step is None while it is not known."""
+    at = "" if step is None else f" at step {step}"
+    return f"evaluate {spec.task.name} {spec.id}{at}"
 
 
 def plan(study: Study, store: Store) -> list[RunPlan]:
@@ -87,7 +88,10 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
         wanted.append((TRAIN, trained, problem))
     points = [] if problem else points_to_evaluate(study, run)
     for spec in study.evaluations(run.spec):
-        wanted.append((evaluation_name(spec), *_check(partial(_evaluated, run, points, spec))))
+        if not points:
+            wanted.append((evaluation_name(spec, None), False, ""))
+        for point in points:
+            wanted.append((evaluation_name(spec, point.step), *_check(partial(_evaluated, run, point, spec))))
     wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
     stages = []
     for what, done, problem in wanted:
@@ -98,8 +102,8 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def _evaluated(run: RunDirectory, points: list[Point], spec: EvalSpec) -> bool:
-    return bool(points) and all(run.evaluation(point, spec) is not None for point in points)
+def _evaluated(run: RunDirectory, point: Point, spec: EvalSpec) -> bool:
+    return run.evaluation(point, spec) is not None
 
 
 def _check(question: Callable[[], bool]) -> tuple[bool, str]:

@@ -1,6 +1,7 @@
 """Imported once by the process that workers are forked from: everything that is slow to import, nothing that runs.
 
-Our own modules are among them so that all runs of one command use the same code, whatever is edited meanwhile.
+Our own modules are among them so that all runs of one command use the same code, whatever is edited meanwhile; the
+commit of that code is asked for here for the same reason.
 """
 
 import accelerate  # noqa: F401
@@ -21,3 +22,6 @@ import peft_arena.execute.local
 import peft_arena.models.load
 import peft_arena.train.session
 import peft_arena.train.sft  # noqa: F401
+from peft_arena.core.provenance import provenance
+
+provenance()

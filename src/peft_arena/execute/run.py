@@ -6,8 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from peft_arena.core.errors import UserError
 from peft_arena.execute.plan import RunPlan, plan
-from peft_arena.execute.study import Execution, Study
+from peft_arena.execute.study import Execution, Study, check_items
 from peft_arena.execute.work import Order
 from peft_arena.store.store import Store
 
@@ -59,10 +60,15 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
         root: the runs directory, shared by all studies; runs of other studies with the same spec are reused.
         jobs: runs at once, over what the study's file says.
         quiet: show nothing while working.
+
+    Raises:
+        UserError: every arm is refused, or a task has fewer items than the study asks for.
     """
     from peft_arena.execute.board import Board
     from peft_arena.execute.local import run_orders
 
+    if all(arm.refused for arm in study.arms):
+        raise UserError(f"nothing can be run: {'; '.join(dict.fromkeys(arm.refused for arm in study.arms))}")
     store = Store(root)
     execution = study.file.execution
     if jobs is not None:
@@ -70,6 +76,7 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
     orders = orders_for(study, store, execution)
     if not orders:
         return StudyOutcome(plan(study, store), 0, {})
+    check_items(study)
     with Board(len(orders), quiet=quiet) as board:
         outcome = run_orders(orders, execution.jobs, board)
     return StudyOutcome(plan(study, store), len(orders), outcome.failed)

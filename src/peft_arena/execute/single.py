@@ -11,7 +11,8 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec
 from peft_arena.core.yamlfile import parse_scalar
 from peft_arena.execute.run import StudyOutcome, run_study
-from peft_arena.execute.study import BASE_METHOD, Study, study_from, task_spec
+from peft_arena.execute.study import Study, study_from, task_spec
+from peft_arena.methods.registry import BASE
 from peft_arena.models.load import PACKAGED, pin
 from peft_arena.store.store import RunDirectory, Store
 
@@ -114,18 +115,26 @@ def _find(point: str, runs: Path, dtype: str) -> tuple[RunDirectory, int]:
     name, _, step_text = point.partition("@")
     store = Store(runs)
     if name in PACKAGED or "/" in name:
-        spec = RunSpec(model=pin(build(ModelSpec, {"name": name, "dtype": dtype})), method=MethodSpec(name=BASE_METHOD))
+        if step_text:
+            raise UserError(f"'{point}' names a step, and a base model has none")
+        spec = RunSpec(model=pin(build(ModelSpec, {"name": name, "dtype": dtype})), method=MethodSpec(name=BASE))
         return store.run(spec), 0
     run = store.find(name)
     if run.spec.is_base:
+        if step_text not in {"", "0"}:
+            raise UserError(f"run {run.run_id} is a base model: it has no step {step_text}")
         return run, 0
     steps = run.steps()
-    if not steps:
-        raise UserError(f"run {run.run_id} has no checkpoint yet")
+    training = run.training()
     if not step_text:
-        return run, steps[-1]
+        if training is None:
+            known = ", ".join(map(str, steps)) or "none"
+            raise UserError(
+                f"run {run.run_id} is not trained to its end; name a step: {run.run_id}@STEP. Known: {known}"
+            )
+        return run, training.steps
     if not step_text.isdigit() or int(step_text) not in steps:
-        raise UserError(f"run {run.run_id} has no step '{step_text}'. Known: {', '.join(map(str, steps))}")
+        raise UserError(f"run {run.run_id} has no step '{step_text}'. Known: {', '.join(map(str, steps)) or 'none'}")
     return run, int(step_text)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -14,13 +14,12 @@ from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
 from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
 from peft_arena.methods.base import Capability, Method
-from peft_arena.methods.registry import METHODS, make_method
+from peft_arena.methods.registry import BASE, METHODS, make_method
 from peft_arena.models.load import pin
-from peft_arena.tasks.base import Role
-from peft_arena.tasks.registry import make_task
+from peft_arena.tasks.base import Role, Task
+from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
+from peft_arena.tasks.registry import make_task, task_of
 
-BASE_METHOD = "none"
-FOREIGN_TASK = "lm-eval:"
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
 """Where shipped studies are: beside the installed package, or in the source tree it runs from."""
 
@@ -78,7 +77,7 @@ class StudyFile(Spec):
     retention: tuple[RetentionEntry, ...] = ()
     train: Table
     arms: tuple[ArmEntry, ...] = Field(min_length=1)
-    seeds: tuple[int, ...] = Field(min_length=1)
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     evaluate_at: Literal["final", "save_points"] = "final"
     execution: Execution = Execution()
 
@@ -172,7 +171,7 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
     file = build(StudyFile, data, where="study", locate=locate)
     reader = _Reader(file, locate or (lambda keys: "study"))
     model = pin(file.model)
-    base = RunSpec(model=model, method=MethodSpec(name=BASE_METHOD))
+    base = RunSpec(model=model, method=MethodSpec(name=BASE))
     targets = tuple(reader.target(index) for index in range(len(file.targets)))
     retention = tuple(reader.retention(index) for index in range(len(file.retention)))
     arms = tuple(
@@ -190,8 +189,10 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
     Raises:
         UserError: unknown task or setting.
     """
-    if name.startswith(FOREIGN_TASK):
-        return TaskSpec(name=name, config=dict(config))
+    if is_foreign(name):
+        spec = foreign_spec(name, config, where)
+        _check_known(spec, where)
+        return spec
     task = make_task(name, config, where)
     return TaskSpec(
         name=name,
@@ -199,6 +200,20 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
         revision=task.card.revision,
         config=task.config.model_dump(mode="json"),
     )
+
+
+def _check_known(spec: TaskSpec, where: str) -> None:
+    """Refuse a task that lm-eval does not know; slow only for names that are no file of lm-eval's."""
+    name = spec.name.removeprefix(PREFIX)
+    settings = ForeignSettings.model_validate(spec.config)
+    if settings.include_path is None and packaged_file(name) is not None:
+        return
+    from peft_arena.evaluate.harness import find
+
+    try:
+        find(name, settings)
+    except UserError as error:
+        raise UserError(f"{error} (in {where})") from None
 
 
 class _Reader:
@@ -211,7 +226,7 @@ class _Reader:
     def target(self, index: int) -> EvalSpec:
         entry = self.file.targets[index]
         where = self.locate(("targets", index, "task"))
-        if entry.task.startswith(FOREIGN_TASK):
+        if is_foreign(entry.task):
             raise UserError(
                 f"'{entry.task}' cannot be a target (in {where}): tasks of lm-eval are evaluated, not trained on; "
                 "use one of ours or task 'custom' with your own data"
@@ -262,6 +277,33 @@ class _Reader:
             return self.locate((*head, *path))
 
         return build(TrainSpec, {**merged, "task": task.model_dump()}, where="train", locate=locate)
+
+
+def check_items(study: Study) -> None:
+    """Check that every task has the items that the study asks for; reads or makes the items of all tasks.
+
+    Raises:
+        UserError: a task has fewer items, or lacks a split.
+    """
+    wanted: dict[tuple[str, str], list[tuple[str, int, TaskSpec]]] = {}
+    for evaluation in (*study.targets, *study.retention):
+        if not is_foreign(evaluation.task.name):
+            entry = ("items", evaluation.items or 1, evaluation.task)
+            wanted.setdefault((evaluation.task.id, evaluation.split), []).append(entry)
+    for arm in study.arms:
+        train = arm.runs[0].train
+        if train is not None and not arm.refused:
+            wanted.setdefault((train.task.id, "train"), []).append(("train.examples", train.examples or 1, train.task))
+            if train.validation_items:
+                entry = ("train.validation_items", train.validation_items, train.task)
+                wanted.setdefault((train.task.id, "validation"), []).append(entry)
+    tasks: dict[str, Task] = {}
+    for (task_id, split), entries in wanted.items():
+        task = tasks.setdefault(task_id, task_of(entries[0][2]))
+        found = len(task.items(split))  # type: ignore[arg-type]
+        for key, count, spec in entries:
+            if count > found:
+                raise UserError(f"{key} is {count}, and task {spec.name} has {found} items in its {split} split")
 
 
 def _refusal(method: Method) -> str:

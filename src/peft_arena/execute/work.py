@@ -18,7 +18,7 @@ from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name
 from peft_arena.store.checkpoint import verify_checkpoint
-from peft_arena.store.records import EvaluationRecord
+from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 
 if TYPE_CHECKING:
@@ -114,19 +114,21 @@ class _Worker:
         from peft_arena.cost.memory import PeakMemory
 
         problems: list[UserError] = []
-        evaluated = 0
+        evaluated: list[str] = []
         with PeakMemory("evaluation") as memory:
             for step in self._steps():
                 point = _Point(self.run, step)
                 for spec in self.order.evaluations:
                     try:
-                        evaluated += self._evaluate(point, spec)
+                        if self._evaluate(point, spec):
+                            evaluated.append(spec.task.name)
                     except UserError as error:
                         problems.append(error)
         if problems:
             raise problems[0]
         if self.run.cost("inference") is None:
-            self._stage(COST_INFERENCE, lambda: self._inference_cost(memory.measures if evaluated else ()))
+            seen = [_of_tasks(measure, evaluated) for measure in memory.measures]
+            self._stage(COST_INFERENCE, lambda: self._inference_cost(seen))
         return False
 
     def _steps(self) -> tuple[int, ...]:
@@ -189,7 +191,7 @@ class _Worker:
                 mean_length=max(1, round(record.padded_tokens / max(outcome.rows, 1))),
                 seconds=outcome.seconds,
                 real_tokens=record.tokens,
-                memory=memory.measures,
+                memory=[_of_steps(measure, record) for measure in memory.measures],
                 checkpoint=self.run.checkpoint(record.steps),
             )
             self.run.write_cost(cost)
@@ -211,7 +213,7 @@ class _Worker:
 
     def _evaluate(self, point: _Point, spec: EvalSpec) -> bool:
         """Do one evaluation unless its record is there; say whether there was something to do."""
-        name = evaluation_name(spec)
+        name = evaluation_name(spec, point.step)
         try:
             if self.run.evaluation(self.run.point(point.step), spec) is not None:
                 return False
@@ -232,6 +234,24 @@ class _Worker:
             attached, run_id=self.run.run_id, base=base, repeats=self.order.latency_repeats, memory=memory
         )
         self.run.write_cost(cost)
+
+
+def _of_steps(measure: Measure, record: TrainingRecord) -> Measure:
+    """Say which steps a memory measure saw, where an earlier process did some of them; none if it saw none."""
+    if record.resumed_at is None:
+        return measure
+    if record.resumed_at == record.steps:
+        return measure.model_copy(update={"value": None, "n": 0, "how": "the process that did the steps was killed"})
+    return measure.model_copy(
+        update={"how": f"{measure.how}; steps {record.resumed_at + 1} to {record.steps} only, after an interruption"}
+    )
+
+
+def _of_tasks(measure: Measure, tasks: Sequence[str]) -> Measure:
+    """Say which evaluations a memory measure saw; none if there was none in this process."""
+    if not tasks:
+        return measure.model_copy(update={"value": None, "n": 0, "how": "evaluated in an earlier process"})
+    return measure.model_copy(update={"how": f"{measure.how}; loading the model and evaluating {', '.join(tasks)}"})
 
 
 class _Point:

@@ -29,6 +29,9 @@ METHODS: Registry[type[Method]] = Registry(
     },
 )
 
+BASE = "none"
+"""The base model itself, a run like any other."""
+
 
 def make_method(name: str, config: Mapping[str, Any] | None = None, where: str = "") -> Method:
     """Return a method with its settings checked.

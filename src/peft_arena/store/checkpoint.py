@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import uuid
@@ -10,28 +9,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.ids import file_hash
 
 DONE = "DONE"
 HASHES = "SHA256"
+REMEDY = "move the directory of the run or model it belongs to away to have it made anew"
 
 
 def write_checkpoint(path: Path, save: Callable[[Path], None]) -> None:
     """Write a checkpoint directory with its hashes; it appears under its name only when it is whole.
 
     Args:
-        path: the directory to create; if a whole one exists, nothing is done.
+        path: the directory to create; if a sound one exists, nothing is done, and a damaged one is replaced.
         save: writes the files into the directory it is given.
 
     Raises:
         UserError: the disk refused the write; nothing is left behind.
     """
-    if (path / DONE).exists():
+    if is_sound(path):
         return
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         part.mkdir(parents=True)
         save(part)
-        lines = [f"{_sha256(file)}  {file.relative_to(part)}" for file in _files(part)]
+        lines = [f"{file_hash(file)}  {file.relative_to(part)}" for file in _files(part)]
         (part / HASHES).write_text("\n".join(lines) + "\n", encoding="utf-8")
         (part / DONE).write_text("", encoding="utf-8")
         for file in _files(part):
@@ -54,24 +55,32 @@ def verify_checkpoint(path: Path) -> None:
     if not path.is_dir():
         raise UserError(f"no checkpoint {path}")
     if not (path / DONE).exists():
-        raise UserError(f"checkpoint {path} is unfinished: it has no {DONE} file")
+        raise UserError(f"checkpoint {path} is unfinished: it has no {DONE} file; {REMEDY}")
+    if not (path / HASHES).exists():
+        raise UserError(f"checkpoint {path} is damaged: {HASHES} is missing; {REMEDY}")
     for line in (path / HASHES).read_text(encoding="utf-8").splitlines():
         expected, _, name = line.partition("  ")
         file = path / name
         if not file.exists():
-            raise UserError(f"checkpoint {path} is damaged: {name} is missing")
-        found = _sha256(file)
+            raise UserError(f"checkpoint {path} is damaged: {name} is missing; {REMEDY}")
+        found = file_hash(file)
         if found != expected:
-            raise UserError(f"checkpoint {path} is damaged: {name} has sha256 {found[:12]}, expected {expected[:12]}")
+            raise UserError(
+                f"checkpoint {path} is damaged: {name} has sha256 {found[:12]}, expected {expected[:12]}; {REMEDY}"
+            )
+
+
+def is_sound(path: Path) -> bool:
+    """Say whether a checkpoint is there, whole and unchanged."""
+    try:
+        verify_checkpoint(path)
+    except UserError:
+        return False
+    return True
 
 
 def _files(directory: Path) -> list[Path]:
     return sorted(file for file in directory.rglob("*") if file.is_file())
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _sync(file: Path) -> None:

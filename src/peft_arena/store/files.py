@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
 
 
 def append_line(path: Path, value: Any) -> None:
-    """Append one JSON line, whole, to a log that several processes may write.
+    """Append one JSON line to a log that several processes may write; after a line cut short it starts a new one.
 
     Raises:
         UserError: the disk refused the write.
@@ -66,13 +66,20 @@ def append_line(path: Path, value: Any) -> None:
     line = (json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False) + "\n").encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_WRONLY, 0o644)
+        descriptor = os.open(path, os.O_APPEND | os.O_CREAT | os.O_RDWR, 0o644)
         try:
-            os.write(descriptor, line)
+            size = os.fstat(descriptor).st_size
+            cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
+            whole = b"\n" + line if cut else line
+            written = os.write(descriptor, whole)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise UserError(f"cannot append to {path}: {error.strerror or error}") from error
+    if written < len(whole):
+        raise UserError(
+            f"cannot append to {path}: only {written} of {len(whole)} bytes were written; is the disk full?"
+        )
 
 
 def read_lines(path: Path) -> list[Any]:

@@ -49,6 +49,7 @@ class RunDirectory:
         Raises:
             UserError: an existing ``run.json`` describes another run.
         """
+        self._make()
         record = RunRecord(spec=self.spec, created=_now(), provenance=provenance())
         try:
             write_once(self.path / "run.json", record.model_dump(mode="json"))
@@ -59,8 +60,14 @@ class RunDirectory:
 
     def lock(self) -> FileLock:
         """Return the lock that a process holds while it works on this run; freed by the system if it dies."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         return FileLock(self.path / ".lock")
+
+    def _make(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make the directory {self.path}: {error.strerror or error}") from error
 
     def is_locked(self) -> bool:
         """Say whether another process works on this run now."""
@@ -163,13 +170,20 @@ class Store:
         """Return the run of that id, or of a unique beginning or hash of one.
 
         Raises:
-            UserError: no run or several runs fit.
+            UserError: no run or several runs fit, or the one that fits is damaged.
         """
-        found = [run for run in self.runs() if run_id == run.run_id]
-        found = found or [run for run in self.runs() if run.run_id.startswith(run_id) or run.spec.id == run_id]
+        runs = []
+        for path in sorted(self.root.glob("*/run.json")):
+            try:
+                runs.append(RunDirectory(path.parent, read_record(RunRecord, path).spec))
+            except UserError:
+                if path.parent.name.startswith(run_id) or path.parent.name.endswith(f"-{run_id}"):
+                    raise
+        found = [run for run in runs if run_id == run.run_id]
+        found = found or [run for run in runs if run.run_id.startswith(run_id) or run.spec.id == run_id]
         if len(found) == 1:
             return found[0]
-        names = ", ".join(run.run_id for run in found or list(self.runs())) or "none"
+        names = ", ".join(run.run_id for run in found or runs) or "none"
         problem = "several runs fit" if found else "no run"
         raise UserError(f"{problem} '{run_id}' in {self.root}. Known: {names}")
 

@@ -63,12 +63,19 @@ def task_of(spec: TaskSpec) -> Task:
         UserError: the task's code or data is not of the version that the spec names.
     """
     task = make_task(spec.name, spec.config)
+    check_version(task, spec)
+    return task
+
+
+def check_version(task: Task, spec: TaskSpec) -> None:
+    """Check that a task is the one a spec was planned with.
+
+    Raises:
+        UserError: the task's code or data is of another version.
+    """
     for what, found, wanted in (
         ("version", task.card.version, spec.version),
         ("data", task.card.revision, spec.revision),
     ):
         if found != wanted:
-            raise UserError(
-                f"task {spec.name} has {what} {found}, and the run was planned with {wanted}; plan it again"
-            )
-    return task
+            raise UserError(f"task {spec.name} has {what} {found}, and was planned with {wanted}; plan it again")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -34,6 +36,14 @@ class Examples(NamedTuple):
     dropped: int
     """Examples left out because they were too long."""
 
+    @property
+    def id(self) -> str:
+        """Content id over every token and where the loss begins."""
+        digest = hashlib.sha256()
+        for example in self.kept:
+            digest.update(array("q", [example.first_label, len(example.ids), *example.ids]).tobytes())
+        return digest.hexdigest()[:12]
+
 
 def read_examples(
     task: Task, split: Split, count: int | None, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, limit: int
@@ -52,10 +62,12 @@ def read_examples(
         UserError: no item, no item that fits, an item without a target, or an overlong one where that is an error.
     """
     items = task.items(split)
-    if count is not None and count < len(items):
-        items = items[:count]
     if not items:
         raise UserError(f"task {task.card.name} has no {split} items")
+    if count is not None and count > len(items):
+        setting = "examples" if split == "train" else "validation_items"
+        raise UserError(f"train.{setting} is {count}, and task {task.card.name} has {len(items)} {split} items")
+    items = items[:count]
     kept: list[Example] = []
     lengths: list[int] = []
     for number, item in enumerate(items):

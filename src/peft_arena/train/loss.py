@@ -18,8 +18,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from peft_arena.core.errors import UserError
+from peft_arena.models.modes import base_of
 from peft_arena.train.batch import IGNORED, Batch
-from peft_arena.train.quiet import wrapped_model
 
 SHORT_ROW = 128
 """Tokens up to which unfused attention is faster in bfloat16 on a CPU (measured forward and backward)."""
@@ -49,7 +49,7 @@ class TokenLoss:
         """
         self.model = model
         self.autocast = autocast
-        base: Any = wrapped_model(model)
+        base: Any = base_of(model)
         head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         if not isinstance(head, nn.Module):
             raise UserError(f"{type(base).__name__} has no output layer over the vocabulary: it cannot be trained here")

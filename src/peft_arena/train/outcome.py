@@ -33,8 +33,6 @@ class TrainOutcome(NamedTuple):
     """Wall time of the optimizer steps, without start-up, held-out losses, checkpoints and resume states."""
     cpu_seconds: float
     """Processor time of the same steps, all threads."""
-    tokens_per_second: float
-    """Real input tokens per second of ``seconds``."""
     rows: int
     """Rows that went through the model, each ``padded_tokens / rows`` long in the mean."""
 

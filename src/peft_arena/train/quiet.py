@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from peft_arena.core.ids import seed_for
+from peft_arena.models.modes import base_of
 
 
 def seed_step(seed: int, step: int) -> None:
@@ -54,16 +55,10 @@ def model_kept(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(flag)
 
 
-def wrapped_model(model: nn.Module) -> nn.Module:
-    """Return the transformers model inside an adapter's wrapper, or the model itself."""
-    unwrap: Callable[[], nn.Module] | None = getattr(model, "get_base_model", None)
-    return model if unwrap is None else unwrap()
-
-
 @contextmanager
 def surface_kept(model: nn.Module) -> Iterator[None]:
     """Take back what the block does to the forward methods and settings of a model and of the one it wraps."""
-    base = wrapped_model(model)
+    base = base_of(model)
     models = {id(model): model, id(base): base}.values()
     kept = [(one, one.__dict__.get("forward")) for one in models]
     settings = [getattr(one, name, None) for one in models for name in ("config", "generation_config")]

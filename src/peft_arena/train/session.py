@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
+import torch
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
@@ -45,7 +46,10 @@ class Session:
         self.save_at = save_steps(self.spec, self.total)
         self.validate_at = validation_steps(self.spec, self.total)
         self.optimizer = _optimizer(attached, self.spec.learning_rate, self.spec.weight_decay)
-        self.counters = read_state(run, data.plan.id, attached, self.optimizer) or Counters(plan=data.plan.id)
+        plan = f"{data.plan.id}-{data.train.id}"
+        self.counters = read_state(run, plan, attached, self.optimizer) or Counters(
+            plan=plan, threads=torch.get_num_threads()
+        )
         self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16")
         self.validation = self._validation_batches()
 

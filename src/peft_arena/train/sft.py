@@ -7,7 +7,6 @@ the process was killed and started again in between.
 from __future__ import annotations
 
 import contextlib
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,6 +19,7 @@ from peft_arena.models.modes import context_length, virtual_tokens
 from peft_arena.store.records import TrainingRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.base import Task
+from peft_arena.tasks.registry import check_version
 from peft_arena.train.data import Example, Examples, read_examples
 from peft_arena.train.meter import meter
 from peft_arena.train.outcome import OnStep, TrainOutcome
@@ -39,7 +39,6 @@ def train_sft(
     resume_every: int | None = None,
     progress: bool = True,
     on_step: OnStep | None = None,
-    during: AbstractContextManager[object] | None = None,
 ) -> TrainOutcome:
     """Train an attached method on a task and write its checkpoints.
 
@@ -55,7 +54,6 @@ def train_sft(
         resume_every: write a resume state at least every so many steps; None for only at the save points.
         progress: show a progress bar if stderr is a terminal.
         on_step: called after each step, when everything the step writes is written.
-        during: entered around the optimizer steps, for example to sample memory.
 
     Raises:
         UserError: the objects are not those of the spec, an example is too long or none is left, the method has nothing
@@ -72,15 +70,12 @@ def train_sft(
         if session.counters.step:
             run.event("training_resumed", step=session.counters.step)
         resumed_at = session.counters.step or None
-        if during is not None:
-            stack.enter_context(during)
         total = len(data.plan.steps)
         show = stack.enter_context(meter(progress, run.run_id, total, session.counters.step, session.counters.tokens))
         session.train([show] if on_step is None else [show, on_step], resume_every)
     counters = session.counters
-    speed = counters.tokens / max(counters.seconds, 1e-9)
     record = _record(run, data, session, resumed_at)
-    return TrainOutcome(record, counters.seconds, counters.cpu_seconds, speed, counters.rows)
+    return TrainOutcome(record, counters.seconds, counters.cpu_seconds, counters.rows)
 
 
 def _record(run: RunDirectory, data: TrainData, session: Session, resumed_at: int | None) -> TrainingRecord:
@@ -131,11 +126,7 @@ def _checked(run: RunDirectory, loaded: Loaded, attached: Attached, task: Task, 
         raise UserError(f"run {run.run_id} is already trained")
     if loaded.spec != run.spec.model:
         raise UserError(f"run {run.run_id} is of model {run.spec.model.name}, and {loaded.spec.name} was loaded")
-    if (task.card.name, task.card.version) != (spec.task.name, spec.task.version):
-        raise UserError(
-            f"run {run.run_id} is of task {spec.task.name} version {spec.task.version}, "
-            f"and {task.card.name} version {task.card.version} was given"
-        )
+    check_version(task, spec.task)
     if resume_every is not None and resume_every < 1:
         raise UserError(f"resume_every must be at least 1, got {resume_every}")
     trained = attached.trained()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from peft_arena.core.errors import UserError
@@ -52,6 +53,8 @@ class Counters(BaseModel):
     seconds: float = 0.0
     """Wall time of the optimizer steps."""
     cpu_seconds: float = 0.0
+    threads: int = 0
+    """Threads of the arithmetic; another number adds in another order."""
     log: list[LogEntry] = Field(default_factory=list)
 
 
@@ -111,6 +114,11 @@ def _restore(path: Path, plan: str, attached: Attached, optimizer: Optimizer) ->
         raise UserError(f"resume state {path} cannot be read: {str(error).splitlines()[0]}") from None
     if counters.plan != plan:
         raise UserError(f"resume state {path} is of other training data or another schedule")
+    if counters.threads != torch.get_num_threads():
+        raise UserError(
+            f"resume state {path} was computed with {counters.threads} threads and this process has "
+            f"{torch.get_num_threads()}: the run would be neither of the two"
+        )
     state = _optimizer_state(optimizer, moments, path)
     attached.load_state(weights)
     optimizer.load_state_dict(state)
