@@ -16,7 +16,7 @@ from peft_arena.analyze.view import Arm, Refusal, StudyView
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec, Schedule, TaskSpec, TrainSpec
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, LogEntry, TrainingRecord
-from peft_arena.store.store import Store
+from peft_arena.store.store import RunDirectory, Store
 
 PROVENANCE = {
     "peft_arena": "0.1.0",
@@ -56,6 +56,12 @@ class Truth:
     untrained: tuple[int, ...] = ()
     skipped: dict[str, tuple[int, ...]] = field(default_factory=dict)
     """Retention task to seeds that were not evaluated on it."""
+    save_points: tuple[int, ...] = ()
+    """Steps before the last, 200, that were evaluated as well; changes grow in proportion to the step."""
+    batch_size: int = 16
+    """Of the evaluations."""
+    resumed: tuple[int, ...] = ()
+    """Seeds whose training was interrupted, so that their speed is unknown."""
 
 
 @dataclass
@@ -77,18 +83,26 @@ def build_synthetic(
     with_base: bool = True,
     corpus: bool = True,
     refused: tuple[Refusal, ...] = (),
+    dtype: str = "float32",
+    names: dict[str, str] | None = None,
+    every_save_point: bool = False,
 ) -> Synthetic:
-    """Write a study with ``items`` items per task into ``root`` and return its view."""
+    """Write a study with ``items`` items per task into ``root`` and return its view.
+
+    ``names``: what a task's card calls it, where that is not its name in the study.
+    """
     store = Store(root)
-    names = [*RETENTION, *([CORPUS] if corpus else [])]
-    retention = tuple(EvalSpec(task=TaskSpec(name=name), items=items) for name in names)
+    tasks = [*RETENTION, *([CORPUS] if corpus else [])]
+    retention = tuple(EvalSpec(task=TaskSpec(name=name), items=items) for name in tasks)
     base = RunSpec(model=ModelSpec(name="micro"), method=MethodSpec(name="none"))
     arms = tuple(
         Arm(truth.label, tuple(_run(truth, number) for number in truth.seeds), _target(truth.target, items))
         for truth in truths
     )
-    view = StudyView("synthetic", base, arms, retention, "A synthetic study", "Made up for a test.", refused)
-    world = _World(np.random.default_rng(seed), items, unscored)
+    view = StudyView(
+        "synthetic", base, arms, retention, "A synthetic study", "Made up for a test.", refused, every_save_point
+    )
+    world = _World(np.random.default_rng(seed), items, unscored, dtype, names or {})
     if with_base:
         directory = store.run(base)
         directory.create()
@@ -119,13 +133,19 @@ def _run(truth: Truth, seed: int) -> RunSpec:
 class _World:
     """Item difficulties, the same for every run."""
 
-    def __init__(self, rng: np.random.Generator, items: int, unscored: float) -> None:
+    def __init__(
+        self, rng: np.random.Generator, items: int, unscored: float, dtype: str, names: dict[str, str]
+    ) -> None:
         self.rng = rng
         self.items = items
         self.unscored = unscored
+        self.dtype = dtype
+        self.names = names
         self.difficulty: dict[str, np.ndarray] = {}
 
-    def answer(self, run_id: str, step: int, spec: EvalSpec, change: float, spread: float) -> EvaluationRecord:
+    def answer(
+        self, run_id: str, step: int, spec: EvalSpec, change: float, spread: float, batch_size: int = 16
+    ) -> EvaluationRecord:
         name = spec.task.name
         if name not in self.difficulty:
             self.difficulty[name] = self.rng.normal(size=self.items)
@@ -166,10 +186,10 @@ class _World:
             step=step,
             factor=1.0,
             spec=spec,
-            card=card,
+            card={**card, "name": self.names.get(name, name)},
             metrics=(mean,),
             items=records,
-            engine={"name": "scripted"},
+            engine={"engine": "scripted", "batch_size": batch_size, "dtype": self.dtype},
             provenance=PROVENANCE,
         )
 
@@ -215,30 +235,49 @@ def _write_run(
             examples=1600,
             dropped=0,
             log=log,
-            save_points=(steps,),
+            save_points=(*truth.save_points, steps),
+            resumed_at=60 if run.seed in truth.resumed else None,
             provenance=PROVENANCE,
         )
     )
-    point = directory.point(steps)
-    directory.write_evaluation(point, world.answer(run.run_id, steps, target, truth.gain, truth.spread))
-    for spec in retention:
-        if run.seed in truth.skipped.get(spec.task.name, ()):
-            continue
-        change = truth.corpus if spec.task.name == CORPUS else truth.forget
-        directory.write_evaluation(point, world.answer(run.run_id, steps, spec, change, truth.spread / 2))
-    directory.write_cost(
-        _costs(run.run_id, "training", parameters=truth.parameters, memory=truth.memory + 1e6 * run.seed)
-    )
+    for step in (steps, *truth.save_points):
+        _evaluate(directory, truth, step, step / steps, target, retention, world)
+    costs = {"parameters": truth.parameters, "memory": truth.memory + 1e6 * run.seed}
+    directory.write_cost(_costs(run.run_id, "training", resumed=run.seed in truth.resumed, **costs))
     directory.write_cost(_costs(run.run_id, "inference", latency=1.05))
 
 
-def _costs(run_id: str, stage: str, **values: float) -> CostRecord:
+def _evaluate(
+    directory: RunDirectory,
+    truth: Truth,
+    step: int,
+    done: float,
+    target: EvalSpec,
+    retention: tuple[EvalSpec, ...],
+    world: _World,
+) -> None:
+    """Write the evaluations of a run at one step, when a share of all changes is ``done``."""
+    changes = [(target, truth.gain, truth.spread)]
+    changes += [
+        (spec, truth.corpus if spec.task.name == CORPUS else truth.forget, truth.spread / 2)
+        for spec in retention
+        if directory.spec.seed not in truth.skipped.get(spec.task.name, ())
+    ]
+    for spec, change, spread in changes:
+        record = world.answer(directory.run_id, step, spec, done * change, spread, truth.batch_size)
+        directory.write_evaluation(directory.point(step), record)
+
+
+def _costs(run_id: str, stage: str, resumed: bool = False, **values: float) -> CostRecord:
     measures = []
     if "parameters" in values:
         measures += [
             _measure("trained_parameters", values["parameters"], "parameters", "lower", "counted"),
             _measure("peak_memory_training", values["memory"], "bytes", "lower", "measured, peak resident set"),
             _measure("training_time", 24.0, "seconds", "lower", "measured"),
+            _measure("training_speed", None, "tokens/second", "higher", "the training was interrupted")
+            if resumed
+            else _measure("training_speed", 2500.0, "tokens/second", "higher", "real tokens over time"),
             _measure("training_flops", 3.1e13, "FLOPs", "lower", "counted"),
             _measure("checkpoint_bytes", 4 * values["parameters"], "bytes", "lower", "size of the adapter file"),
         ]
@@ -250,5 +289,5 @@ def _costs(run_id: str, stage: str, **values: float) -> CostRecord:
     return CostRecord(run_id=run_id, stage=stage, measures=tuple(measures), provenance=PROVENANCE)  # type: ignore[arg-type]
 
 
-def _measure(metric: str, value: float, unit: str, better: str, how: str) -> Measure:
-    return Measure(metric=metric, value=value, unit=unit, better=better, how=how, n=1)  # type: ignore[arg-type]
+def _measure(metric: str, value: float | None, unit: str, better: str, how: str) -> Measure:
+    return Measure(metric=metric, value=value, unit=unit, better=better, how=how, n=int(value is not None))  # type: ignore[arg-type]

@@ -7,11 +7,9 @@ from scipy import stats
 from peft_arena.analyze.paired import (
     Resamples,
     Scores,
-    base_scores,
     difference,
     estimate,
     mean_of,
-    paired_difference,
 )
 
 
@@ -23,7 +21,13 @@ def scores(values, weights=None, seeds=None):
 
 def base(values, weights=None):
     values = np.asarray(values, dtype=float)
-    return base_scores(values, np.ones_like(values) if weights is None else np.asarray(weights, dtype=float))
+    weights = np.ones_like(values) if weights is None else np.asarray(weights, dtype=float)
+    return Scores((None,), values[None, :], weights[None, :])
+
+
+def paired_difference(left, right, rng, unit, draws=4000):
+    resamples = Resamples(rng, draws)
+    return estimate(difference(left, right, resamples, "task"), resamples, unit)
 
 
 def test_one_seed_agrees_with_scipy_and_with_the_standard_error():

@@ -113,8 +113,10 @@ def test_a_failed_evaluation_is_told_from_the_stage_with_its_id(tmp_path):
     study = build_synthetic(tmp_path, [Truth("one", seeds=(0,), skipped={"facts": (0,)})], items=10)
     spec = next(spec for spec in study.view.retention if spec.task.name == "facts")
     run = study.store.run(study.view.arms[0].runs[0])
-    run.event("failed", stage=f"evaluate facts {spec.id}", reason="the engine died")
-    run.event("finished", stage="something else")
+    for other in (f"evaluate facts {spec.id} at step 20", f"evaluate facts {spec.id} at step 2000", "evaluate facts"):
+        run.event("failed", stage=other, reason="not this one")
+    run.event("failed", stage=f"evaluate facts {spec.id} at step 200", reason="the engine died")
+    run.event("finished", stage=f"evaluate facts {spec.id} at step 20")
     gaps = analyze_study(study.store, study.view, draws=50).evidence.gaps
     assert [(gap.what, gap.kind, gap.reason) for gap in gaps] == [("facts", "failed", "the engine died")]
 

@@ -129,7 +129,7 @@ def test_the_summary_is_the_file_and_says_what_intervals_cover(full):
     arms = {arm["label"]: arm for arm in summary["targets"][0]["arms"]}
     assert arms["lora"]["gain"]["delta"]["covers"] == "seeds and items"
     assert arms[HOSTILE]["gain"]["delta"]["covers"] == "items only"
-    assert arms["lora"]["costs"]["tokens_per_second"]["value"] == pytest.approx(2500)
+    assert arms["lora"]["costs"]["training_speed"]["value"] == pytest.approx(2500)
     assert arms["lora"]["costs"]["latency_ratio"]["value"] == pytest.approx(1.05)
     assert arms["oft"]["retention_mean"]["low"] < arms["oft"]["retention_mean"]["value"]
 
@@ -137,7 +137,7 @@ def test_the_summary_is_the_file_and_says_what_intervals_cover(full):
 def test_the_tables_parse_back(full):
     out, summary, study = full
     frames = {path.stem: pl.read_csv(path) for path in (out / "tables").glob("*.csv")}
-    assert set(frames) == {"runs", "items", "metrics", "costs", "curves", "effects", "comparisons", "gaps"}
+    assert set(frames) == {"runs", "items", "metrics", "costs", "curves", "effects", "comparisons", "gaps", "along"}
     effects = frames["effects"].filter((pl.col("arm") == "lora") & (pl.col("role") == "mean retention"))
     assert effects["value"][0] == pytest.approx(summary["targets"][0]["arms"][0]["retention_mean"]["value"])
     assert frames["comparisons"].height == 2 * 6
@@ -233,3 +233,97 @@ def test_importing_the_report_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_other_studies_and_damaged_records_do_not_stop_a_report(tmp_path):
+    study = build_synthetic(tmp_path / "runs", [Truth("a", seeds=(0,)), Truth("b", seeds=(0,))], items=20)
+    one, two = (study.store.run(arm.runs[0]) for arm in study.view.arms)
+    (one.path / "records" / "000200-1" / "eval-other-0123456789ab.json").write_text('{"schema_version": 2}')
+    damaged = next((two.path / "records" / "000200-1").glob("eval-facts-*"))
+    damaged.write_text("{")
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert [(gap["who"], gap["what"], gap["kind"]) for gap in summary["gaps"]] == [("b, seed 0", "facts", "damaged")]
+    items = pl.read_csv(tmp_path / "out" / "tables" / "items.csv")
+    assert items.filter(pl.col("run_id") == two.run_id)["task"].n_unique() == 6
+    assert items.filter(pl.col("run_id") == one.run_id)["task"].n_unique() == 7
+
+
+def test_one_item_per_task_has_no_intervals_and_a_page(tmp_path):
+    study = build_synthetic(tmp_path / "runs", [Truth("a"), Truth("b")], items=1, seed=3)
+    result = analyze_study(study.store, study.view, draws=50)
+    kept = [effect.kept for arm in result.targets[0].arms for effect in arm.retention if effect.kept]
+    assert kept, "no share kept without an interval: does this test still test anything?"
+    assert all(found.low is None for found in kept)
+    build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert "score above chance kept: 1.00 [no interval]" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_the_share_kept_has_no_sign(full):
+    shares = re.findall(r"above chance kept: ([^;]*);", (full[0] / "index.html").read_text())
+    assert shares
+    assert all(re.fullmatch(r"\N{MINUS SIGN}?\d\.\d\d \[.*\d\.\d\d\]", share) and "+" not in share for share in shares)
+
+
+def test_the_speed_of_a_resumed_training_is_left_out_and_says_why(tmp_path):
+    truths = [Truth("a", seeds=(0, 1), resumed=(0,)), Truth("b", seeds=(0,), resumed=(0,))]
+    study = build_synthetic(tmp_path / "runs", truths, items=10)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    first, second = (arm["costs"]["training_speed"] for arm in summary["targets"][0]["arms"])
+    assert (first["value"], first["runs"]) == (2500, 1)
+    assert (second["value"], second["how"]) == (None, "the training was interrupted")
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert 'title="the training was interrupted"' in text
+    main = text[text.index('<table class="main">') :].partition("</table>")[0]
+    assert "training speed" in main
+    assert "2.50 ktok/s" in main
+
+
+def test_the_way_along_the_training_is_shown(tmp_path):
+    truths = [
+        Truth("a", gain=0.6, forget=-0.2, save_points=(50, 100)),
+        Truth("b", gain=0.5, forget=-0.05, save_points=(50, 100)),
+        Truth("plain"),
+    ]
+    study = build_synthetic(tmp_path / "runs", truths, items=40)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "Along the training" in text
+    assert "<title>a, step 50: gain +" in text
+    assert "1 of 3 arms have nothing to draw here" in text
+    page = Page(text)
+    assert page.open == []
+    assert len(page.ids) == len(set(page.ids))
+    assert (tmp_path / "out" / "figures" / "along-1.svg").exists()
+    along = pl.read_csv(tmp_path / "out" / "tables" / "along.csv")
+    mean = along.filter((pl.col("arm") == "a") & (pl.col("role") == "mean retention")).sort("step")
+    assert mean["step"].to_list() == [50, 100, 200]
+    assert mean["value"][2] == pytest.approx(summary["targets"][0]["arms"][0]["retention_mean"]["value"])
+    assert [point["step"] for point in summary["targets"][0]["arms"][0]["along"]] == [50, 100, 200]
+    assert summary["targets"][0]["arms"][2]["along"] == []
+
+
+def test_without_save_points_nothing_is_said_about_them(full):
+    assert "Along the training" not in (full[0] / "index.html").read_text()
+    assert pl.read_csv(full[0] / "tables" / "along.csv").height == 0
+
+
+def test_custom_tasks_are_called_what_their_cards_say(tmp_path):
+    names = {"operator": "my sums", "facts": "my facts", "format": "my format"}
+    study = build_synthetic(tmp_path / "runs", [Truth("a"), Truth("b")], items=10, names=names, corpus=False)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    assert summary["targets"][0]["target"] == "my sums"
+    assert {"my facts", "my format"} <= set(summary["targets"][0]["arms"][0]["retention"])
+    tables = {name: pl.read_csv(tmp_path / "out" / "tables" / f"{name}.csv") for name in ("runs", "items", "effects")}
+    assert {"my sums", "my facts", "my format"} <= set(tables["items"]["task"]) & set(tables["effects"]["task"])
+    assert set(tables["runs"]["target"].drop_nulls()) == {"my sums"}
+
+
+def test_a_notice_about_batch_sizes_is_on_the_page_and_is_no_failure(tmp_path):
+    truths = [Truth("a", seeds=(0,)), Truth("b", seeds=(0,), batch_size=8)]
+    study = build_synthetic(tmp_path / "runs", truths, items=10, dtype="bfloat16", corpus=False)
+    build_report(study.store, study.view, tmp_path / "out", draws=50)
+    text = (tmp_path / "out" / "index.html").read_text()
+    assert "Every planned run is trained and evaluated." in text
+    assert "1 run was evaluated at another batch size than the base model: in bfloat16" in text
+    assert "evaluated at batch size 8, the base model at 16" in text
+    assert "(the records differ)" in text

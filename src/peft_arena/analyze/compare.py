@@ -7,7 +7,7 @@ them is at most 5 %. Two arms are tied unless the corrected p-value is below 0.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, NamedTuple
@@ -81,6 +81,25 @@ class Rank(NamedTuple):
     def __str__(self) -> str:
         """Render as ``2`` or ``1–3``."""
         return str(self.first) if self.first == self.last else f"{self.first}–{self.last}"
+
+
+class Standing(NamedTuple):
+    """How the arms of a target compare with the one that has the highest estimate; each list the highest first."""
+
+    first: str
+    tied: list[str]
+    """Not significantly different from the first."""
+    worse: list[str]
+    """Significantly worse than the first."""
+    unclear: list[str]
+    """Cannot be placed: no common seed, answer or interval, or better than the first on the seeds they share."""
+    alike: bool
+    """Whether the first and those tied with it are also tied with each other."""
+
+    @property
+    def group(self) -> list[str]:
+        """The first and those tied with it."""
+        return [self.first, *self.tied]
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,14 +182,16 @@ def ranks(labels: Sequence[str], comparisons: Sequence[Comparison], axis: Axis) 
     }
 
 
-def best_group(values: dict[str, float], comparisons: Sequence[Comparison], axis: Axis) -> list[str]:
-    """Return the arm with the highest value and all that are tied with it, the highest first."""
-    if not values:
-        return []
-    order = sorted(values, key=lambda label: -values[label])
+def standing(values: Mapping[str, float], comparisons: Sequence[Comparison], axis: Axis) -> Standing:
+    """Sort all arms by how they compare with the one that has the highest value; at least one value is needed."""
+    first, *others = sorted(values, key=lambda label: -values[label])
     table = both_ways(comparisons)
-    tied = [label for label in order[1:] if table[order[0], label].on(axis).verdict == "tied"]
-    return [order[0], *tied]
+    verdicts = {label: table[label, first].on(axis).verdict for label in others}
+    tied = [label for label in others if verdicts[label] == "tied"]
+    worse = [label for label in others if verdicts[label] == "worse"]
+    unclear = [label for label in others if verdicts[label] not in ("tied", "worse")]
+    alike = all(table[pair].on(axis).verdict == "tied" for pair in combinations([first, *tied], 2))
+    return Standing(first, tied, worse, unclear, alike)
 
 
 def trade_offs(comparisons: Sequence[Comparison]) -> tuple[TradeOff, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from peft_arena.analyze.evidence import ArmEvidence, RunEvidence
+from peft_arena.analyze.evidence import ArmEvidence
 from peft_arena.core.measure import Measure
 
 
@@ -21,14 +21,12 @@ class CostColumn(NamedTuple):
 
 TRAINABLE = "trained_parameters"
 PEAK_MEMORY = "peak_memory_training"
-SPEED = "tokens_per_second"
-"""Derived: real tokens trained on over ``training_time``."""
 LATENCY = "latency_ratio"
 """Derived: ``time_per_token`` over ``time_per_token_base``, both measured in the same process."""
 MAIN_COSTS: tuple[CostColumn, ...] = (
     CostColumn(TRAINABLE, "trained parameters"),
     CostColumn(PEAK_MEMORY, "peak training memory"),
-    CostColumn(SPEED, "training tokens/s"),
+    CostColumn("training_speed", "training speed"),
     CostColumn("training_flops", "training FLOPs"),
     CostColumn(LATENCY, "time per token ÷ base"),
     CostColumn("checkpoint_bytes", "adapter size"),
@@ -58,7 +56,7 @@ def arm_costs(arm: ArmEvidence) -> dict[str, Cost]:
     found: dict[tuple[str, str], list[Measure]] = {}
     for run in arm.runs:
         measured = [(stage, measure) for stage, record in run.costs.items() for measure in record.measures]
-        for stage, measure in (*measured, *_derived(run, {measure.metric: measure for _, measure in measured})):
+        for stage, measure in (*measured, *_derived({measure.metric: measure for _, measure in measured})):
             found.setdefault((measure.metric, stage), []).append(measure)
     stages = Counter(metric for metric, _ in found)
     return {
@@ -67,24 +65,15 @@ def arm_costs(arm: ArmEvidence) -> dict[str, Cost]:
     }
 
 
-def _derived(run: RunEvidence, measured: Mapping[str, Measure]) -> list[tuple[str, Measure]]:
-    """Return the speed of training and the ratio of latencies of a run, where the records do not have them."""
-    made = []
-    time, training = measured.get("training_time"), run.training
-    if SPEED not in measured and time is not None and time.value and training is not None:
-        whole = training.resumed_at is None
-        how = "real tokens trained on over the wall time of the training loop" if whole else "training was resumed"
-        speed = training.tokens / time.value if whole else None
-        made.append(("training", Measure(metric=SPEED, value=speed, unit="tokens/s", better="higher", how=how, n=1)))
+def _derived(measured: Mapping[str, Measure]) -> list[tuple[str, Measure]]:
+    """Return the ratio of latencies of a run."""
     mine, base = measured.get("time_per_token"), measured.get("time_per_token_base")
-    if LATENCY not in measured and mine is not None and mine.value is not None:
-        known = base is not None and base.value
-        ratio = mine.value / base.value if base is not None and base.value else None
-        how = f"time per token over that without the adapter; {mine.how}" if known else "no base latency in the record"
-        made.append(
-            ("inference", Measure(metric=LATENCY, value=ratio, unit="ratio", better="lower", how=how, n=mine.n))
-        )
-    return made
+    if mine is None or mine.value is None:
+        return []
+    known = base is not None and base.value
+    ratio = mine.value / base.value if base is not None and base.value else None
+    how = f"time per token over that without the adapter; {mine.how}" if known else "no base latency in the record"
+    return [("inference", Measure(metric=LATENCY, value=ratio, unit="ratio", better="lower", how=how, n=mine.n))]
 
 
 def _cost(metric: str, stage: str, measures: Sequence[Measure]) -> Cost:

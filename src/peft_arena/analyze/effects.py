@@ -13,8 +13,7 @@ from peft_arena.analyze.evidence import ArmEvidence, Evidence, TaskInfo
 from peft_arena.analyze.paired import Contrast, Estimate, Resamples, Scores, difference, estimate, mean_of
 from peft_arena.core.specs import EvalSpec
 
-POINTS = "points"
-MEAN = "mean retention"
+POINTS, SHARE = "points", "share"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,6 @@ class ArmEffects:
     """Mean oriented difference over all retention tasks that are fractions, each with the same weight, in points."""
     mean_missing: str
     """Why there is no mean; empty where there is one."""
-    mean_contrast: Contrast | None
 
     @property
     def label(self) -> str:
@@ -83,7 +81,6 @@ def arm_effects(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -> A
         retention=tuple(retention),
         mean=None if contrast is None else estimate(contrast, resamples, POINTS),
         mean_missing=missing,
-        mean_contrast=contrast,
     )
 
 
@@ -129,7 +126,7 @@ def _only(scores: Scores, seeds: list[int]) -> Scores:
 def _mean_contrast(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -> tuple[Contrast | None, str]:
     """Return the mean retention of an arm, or why there is none."""
     retention = evidence.view.retention
-    unknown = [spec.task.name for spec in retention if spec.id not in evidence.tasks]
+    unknown = [evidence.labels[spec.id] for spec in retention if spec.id not in evidence.tasks]
     if unknown:
         return None, f"no run was evaluated on {', '.join(unknown)}"
     tasks = [evidence.tasks[spec.id] for spec in retention if evidence.tasks[spec.id].is_fraction]
@@ -200,4 +197,4 @@ def _kept(task: TaskInfo, mine: Scores, base: Scores, resamples: Resamples) -> E
         items=int(used.any(axis=0).sum()),
         left_out=0,
     )
-    return estimate(contrast, resamples, "share")
+    return estimate(contrast, resamples, SHARE)

@@ -6,9 +6,10 @@ A run that is missing, failed or damaged gives a :class:`Gap` with its reason an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -19,20 +20,22 @@ from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store, read_record
 
-GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped"]
+R = TypeVar("R")
+GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "notice"]
 STAGES = ("training", "inference")
 TRAINING_STAGE = "train"
-"""Stage of the events of training; those of an evaluation contain its id."""
+"""Stage of the events of training."""
+ROUNDING = "in bfloat16 another batch size rounds differently, and an answer near a tie may flip"
 
 
 @dataclass(frozen=True)
 class Gap:
-    """Something that is not in the numbers, and why."""
+    """Something that is not in the numbers, and why; a notice is about numbers that are."""
 
     who: str
     """Label of the arm and seed, or ``base``."""
     what: str
-    """``training``, or the name of the evaluation."""
+    """``training`` or another record, or the name of the evaluation."""
     kind: GapKind
     reason: str
 
@@ -65,19 +68,45 @@ class TaskInfo:
 
 @dataclass(frozen=True, eq=False)
 class RunEvidence:
-    """The records of one run."""
+    """The readable records of one run."""
 
     who: str
     spec: RunSpec
-    directory: RunDirectory
+    record: RunRecord | None
+    """What the run is; None if it was never created."""
     training: TrainingRecord | None
     costs: Mapping[str, CostRecord]
     """By stage."""
     evaluations: Mapping[str, EvaluationRecord]
-    """By evaluation id."""
-    provenance: tuple[Mapping[str, Any], ...]
-    created: str | None
-    """When the run was created, UTC; None if it never was."""
+    """Of the point the run is judged by, by evaluation id."""
+    along: Mapping[int, Mapping[str, EvaluationRecord]]
+    """Of the save points before it: step to evaluation id; only steps with an evaluation of the study."""
+
+    @property
+    def created(self) -> str | None:
+        """When the run was created, UTC; None if it never was."""
+        return None if self.record is None else self.record.created
+
+    @property
+    def every_evaluation(self) -> tuple[EvaluationRecord, ...]:
+        """Evaluations of all points, the one the run is judged by first."""
+        return (*self.evaluations.values(), *(record for found in self.along.values() for record in found.values()))
+
+    @property
+    def provenance(self) -> tuple[Mapping[str, Any], ...]:
+        """Where each of the records comes from."""
+        records = (self.record, self.training, *self.costs.values(), *self.every_evaluation)
+        return tuple(record.provenance for record in records if record is not None)
+
+
+@dataclass(frozen=True, eq=False)
+class SavePoint:
+    """An arm before the end of its training."""
+
+    step: float
+    """Mean over the runs that were evaluated there."""
+    scores: Mapping[str, Scores]
+    """Like :attr:`ArmEvidence.scores`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,6 +117,8 @@ class ArmEvidence:
     runs: tuple[RunEvidence, ...]
     scores: Mapping[str, Scores]
     """By evaluation id; only seeds that answered, and no entry where none did."""
+    along: tuple[SavePoint, ...] = ()
+    """Evaluated save points before the last, in order."""
 
     @property
     def trained_seeds(self) -> tuple[int, ...]:
@@ -105,6 +136,8 @@ class Evidence:
     arms: tuple[ArmEvidence, ...]
     tasks: Mapping[str, TaskInfo]
     """By evaluation id; no entry for an evaluation that no run has."""
+    labels: Mapping[str, str]
+    """What a reader calls each evaluation of the study, by its id; unique."""
     gaps: tuple[Gap, ...]
 
     @property
@@ -114,131 +147,187 @@ class Evidence:
 
 
 def read_evidence(store: Store, view: StudyView) -> Evidence:
-    """Read every record of a study from the store."""
-    gaps: list[Gap] = [Gap(refusal.label, "run", "refused", refusal.reason) for refusal in view.refused]
-    names = task_labels((*view.targets, *view.retention))
-    base = _read_run(store, view.base, "base", {**_by_id(view.targets), **_by_id(view.retention)}, names, gaps)
-    read = []
-    for arm in view.arms:
-        wanted = {**_by_id([arm.target]), **_by_id(view.retention)}
-        prefix = f"{arm.label} on {names[arm.target.id]}" if len(view.targets) > 1 else arm.label
-        read.append(
-            (arm, tuple(_read_run(store, run, f"{prefix}, seed {run.seed}", wanted, names, gaps) for run in arm.runs))
-        )
-    everything = [base, *(run for _, runs in read for run in runs)]
-    tasks, columns = {}, {}
-    for key, spec in {**_by_id(view.targets), **_by_id(view.retention)}.items():
-        found = [run.evaluations[key] for run in everything if key in run.evaluations]
-        if found:
-            columns[key] = _columns(found)
-            tasks[key] = _task_info(spec, names[key], found[0], len(columns[key]))
+    """Read every record of a study from the store; records of other studies in the same runs are not touched."""
+    targets, retention = _by_id(view.targets), _by_id(view.retention)
+    base = _Reader(store.run(view.base), {**targets, **retention})
+    arms = [
+        (arm, [_Reader(store.run(run), {**_by_id([arm.target]), **retention}) for run in arm.runs]) for arm in view.arms
+    ]
+    records: dict[str, list[EvaluationRecord]] = {}
+    for reader in (base, *(reader for _, readers in arms for reader in readers)):
+        for found in reader.found.values():
+            for key, record in found.items():
+                records.setdefault(key, []).append(record)
+    labels = _labels({**targets, **retention}, records)
+    gaps = [Gap(refusal.label, "run", "refused", refusal.reason) for refusal in view.refused]
+    read_base = base.finish("base", view, labels, gaps)
+    read_arms = []
+    for arm, readers in arms:
+        prefix = f"{arm.label} on {labels[arm.target.id]}" if len(view.targets) > 1 else arm.label
+        runs = [reader.finish(f"{prefix}, seed {reader.spec.seed}", view, labels, gaps) for reader in readers]
+        read_arms.append((arm, tuple(runs)))
+    columns = {key: _columns(records[key]) for key in {**targets, **retention} if key in records}
+    specs = {**targets, **retention}
+    everything = (read_base, *(run for _, runs in read_arms for run in runs))
+    gaps += _rounded_differently(everything, labels)
     return Evidence(
         view=view,
-        base=base,
-        base_scores={key: _scores([(None, base.evaluations[key])], columns[key]) for key in base.evaluations},
+        base=read_base,
+        base_scores=_all_scores([(None, read_base.evaluations)], columns),
         arms=tuple(
             ArmEvidence(
-                arm,
-                runs,
-                {
-                    key: _scores(answered, columns[key])
-                    for key in columns
-                    if (answered := [(run.spec.seed, run.evaluations[key]) for run in runs if key in run.evaluations])
-                },
+                arm=arm,
+                runs=runs,
+                scores=_all_scores([(run.spec.seed, run.evaluations) for run in runs], columns),
+                along=_save_points(runs, columns),
             )
-            for arm, runs in read
+            for arm, runs in read_arms
         ),
-        tasks=tasks,
+        tasks={key: _task_info(specs[key], labels[key], records[key][0], len(columns[key])) for key in columns},
+        labels=labels,
         gaps=tuple(gaps),
     )
 
 
-def task_labels(specs: Iterable[EvalSpec]) -> dict[str, str]:
-    """Return a name for every evaluation, by id: the task's, with a few digits of the id where two share it."""
-    by_id = _by_id(specs)
-    counts = Counter(spec.task.name for spec in by_id.values())
-    return {
-        key: spec.task.name if counts[spec.task.name] == 1 else f"{spec.task.name} ({key[:4]})"
-        for key, spec in by_id.items()
+def _labels(specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[EvaluationRecord]]) -> dict[str, str]:
+    """Name every evaluation: as the card in its records does, with a few digits of the id where two share a name."""
+    names = {
+        key: str((records[key][0].card.get("name") if key in records else None) or spec.task.name)
+        for key, spec in specs.items()
     }
+    counts = Counter(names.values())
+    return {key: name if counts[name] == 1 else f"{name} ({key[:4]})" for key, name in names.items()}
 
 
 def _by_id(specs: Iterable[EvalSpec]) -> dict[str, EvalSpec]:
     return {spec.id: spec for spec in specs}
 
 
-def _read_run(
-    store: Store, spec: RunSpec, who: str, wanted: Mapping[str, EvalSpec], names: Mapping[str, str], gaps: list[Gap]
-) -> RunEvidence:
-    """Read what a run has; add a gap for everything it lacks."""
-    directory = store.run(spec)
-    created, training = None, None
-    costs: dict[str, CostRecord] = {}
-    evaluations: dict[str, EvaluationRecord] = {}
-    provenance: list[Mapping[str, Any]] = []
-    try:
-        if (directory.path / "run.json").exists():
-            record = read_record(RunRecord, directory.path / "run.json")
-            created = record.created
-            provenance.append(record.provenance)
-        training = directory.training()
-        for stage in STAGES:
-            if (cost := directory.cost(stage)) is not None:
-                costs[stage] = cost
-    except UserError as error:
-        gaps.append(Gap(who, "records", "damaged", str(error)))
-    if training is None and not spec.is_base:
-        gaps.append(_why_untrained(directory, who, created))
-    else:
-        if training is not None and training.dropped:
-            total = training.examples + training.dropped
-            reason = f"{training.dropped} of {total} training examples were longer than allowed and left out"
+class _Reader:
+    """Reads what a run has of a study, each record on its own: one that is damaged takes no other with it."""
+
+    def __init__(self, directory: RunDirectory, wanted: Mapping[str, EvalSpec]) -> None:
+        self.spec = directory.spec
+        self.directory = directory
+        self.wanted = wanted
+        self.damaged: dict[tuple[str, int | None], str] = {}
+        """Evaluation id and step, or another record's name and None, to what is wrong with it."""
+        self.record = self._try("run", None, self._created)
+        self.training = self._try("training", None, directory.training)
+        costs = {stage: self._try(f"cost of {stage}", None, partial(directory.cost, stage)) for stage in STAGES}
+        self.costs = {stage: cost for stage, cost in costs.items() if cost is not None}
+        self.final, self.steps = self._steps()
+        self.found: dict[int, dict[str, EvaluationRecord]] = {}
+        """Step to evaluation id."""
+        for step in self.steps:
+            for key, spec in wanted.items():
+                record = self._try(key, step, partial(directory.evaluation, directory.point(step), spec))
+                if record is not None:
+                    self.found.setdefault(step, {})[key] = record
+
+    def _created(self) -> RunRecord | None:
+        path = self.directory.path / "run.json"
+        return read_record(RunRecord, path) if path.exists() else None
+
+    def _try(self, what: str, step: int | None, read: Callable[[], R | None]) -> R | None:
+        try:
+            return read()
+        except UserError as error:
+            self.damaged[what, step] = str(error)
+            return None
+
+    def _steps(self) -> tuple[int, tuple[int, ...]]:
+        """Return the step the run is judged by, and all steps that may have been evaluated."""
+        if self.training is None:
+            return 0, (0,) if self.spec.is_base else ()
+        return self.training.steps, tuple(sorted({*self.training.save_points, self.training.steps}))
+
+    def finish(self, who: str, view: StudyView, labels: Mapping[str, str], gaps: list[Gap]) -> RunEvidence:
+        """Return the evidence, and add a gap for everything the run lacks."""
+        gaps += [Gap(who, what, "damaged", why) for (what, step), why in self.damaged.items() if step is None]
+        if self.training is None and not self.spec.is_base and ("training", None) not in self.damaged:
+            gaps.append(self._why_untrained(who))
+        if self.training is not None and self.training.dropped:
+            total = self.training.examples + self.training.dropped
+            reason = f"{self.training.dropped} of {total} training examples were longer than allowed and left out"
             gaps.append(Gap(who, "training", "dropped", reason))
-        step = training.steps if training is not None else 0
-        for key, wish in wanted.items():
-            evaluation = _read_evaluation(directory, step, wish, who, names[key], gaps)
-            if evaluation is not None:
-                evaluations[key] = evaluation
-    provenance += [record.provenance for record in (training, *costs.values(), *evaluations.values()) if record]
-    return RunEvidence(who, spec, directory, training, costs, evaluations, tuple(provenance), created)
+        events = self.directory.events()
+        for key, spec in self.wanted.items():
+            for step in self.steps:
+                what = labels[key] if step == self.final else f"{labels[key]} at step {step}"
+                asked = step == self.final or view.every_save_point
+                gaps += self._why_unknown(events, spec, step, who, what, asked=asked)
+        return RunEvidence(
+            who=who,
+            spec=self.spec,
+            record=self.record,
+            training=self.training,
+            costs=self.costs,
+            evaluations=self.found.get(self.final, {}),
+            along={step: found for step, found in self.found.items() if step != self.final},
+        )
 
-
-def _read_evaluation(
-    directory: RunDirectory, step: int, spec: EvalSpec, who: str, name: str, gaps: list[Gap]
-) -> EvaluationRecord | None:
-    try:
-        found = directory.evaluation(directory.point(step), spec)
-    except UserError as error:
-        gaps.append(Gap(who, name, "damaged", str(error)))
-        return None
-    if found is None:
-        failure = _last_failure(directory, spec.id)
-        gaps.append(Gap(who, name, "failed" if failure else "missing", failure or "not evaluated yet"))
-        return None
-    reasons = Counter(item.reason or "no reason given" for item in found.items if item.value is None)
-    if reasons:
+    def _why_unknown(
+        self, events: Sequence[Mapping[str, Any]], spec: EvalSpec, step: int, who: str, what: str, *, asked: bool
+    ) -> list[Gap]:
+        """Say what an evaluation lacks; ``asked``: whether the study wants it, so that having none is a gap."""
+        record = self.found.get(step, {}).get(spec.id)
+        if (spec.id, step) in self.damaged:
+            return [Gap(who, what, "damaged", self.damaged[spec.id, step])]
+        if record is None:
+            failure = _last_failure(events, lambda stage: _is_evaluation(stage, spec, step))
+            if failure:
+                return [Gap(who, what, "failed", failure)]
+            return [Gap(who, what, "missing", "not evaluated yet")] if asked else []
+        reasons = Counter(item.reason or "no reason given" for item in record.items if item.value is None)
+        if not reasons:
+            return []
         listed = "; ".join(f"{count} × {reason}" for reason, count in reasons.most_common(3))
-        gaps.append(Gap(who, name, "unscored", f"{reasons.total()} of {len(found.items)} items: {listed}"))
-    return found
+        return [Gap(who, what, "unscored", f"{reasons.total()} of {len(record.items)} items: {listed}")]
+
+    def _why_untrained(self, who: str) -> Gap:
+        if self.record is None and ("run", None) not in self.damaged:
+            return Gap(who, "training", "missing", "not started")
+        failure = _last_failure(self.directory.events(), lambda stage: stage == TRAINING_STAGE)
+        if failure:
+            return Gap(who, "training", "failed", failure)
+        if self.directory.is_locked():
+            return Gap(who, "training", "running", "a process is working on it now")
+        return Gap(who, "training", "missing", "started, not finished")
 
 
-def _why_untrained(directory: RunDirectory, who: str, created: str | None) -> Gap:
-    if created is None:
-        return Gap(who, "training", "missing", "not started")
-    failure = _last_failure(directory, TRAINING_STAGE)
-    if failure:
-        return Gap(who, "training", "failed", failure)
-    if directory.is_locked():
-        return Gap(who, "training", "running", "a process is working on it now")
-    return Gap(who, "training", "missing", "started, not finished")
+def _is_evaluation(stage: str, spec: EvalSpec, step: int) -> bool:
+    """Say whether a stage of the event log, ``evaluate NAME ID at step N``, is this evaluation at this step."""
+    return stage.startswith("evaluate ") and stage.endswith(f" {spec.id} at step {step}")
 
 
-def _last_failure(directory: RunDirectory, stage: str) -> str:
-    """Return why the last event of a stage (whose name contains ``stage``) was a failure; empty if it was none."""
-    events = [event for event in directory.events() if stage in str(event.get("stage", ""))]
-    if not events or events[-1].get("event") != "failed":
+def _last_failure(events: Iterable[Mapping[str, Any]], fits: Callable[[str], bool]) -> str:
+    """Return why the last event of a stage was a failure; empty if it was none."""
+    fitting = [event for event in events if fits(str(event.get("stage", "")))]
+    if not fitting or fitting[-1].get("event") != "failed":
         return ""
-    return str(events[-1].get("reason") or "failed without a reason")
+    return str(fitting[-1].get("reason") or "failed without a reason")
+
+
+def _rounded_differently(runs: Sequence[RunEvidence], labels: Mapping[str, str]) -> list[Gap]:
+    """Name the bfloat16 evaluations at another batch size than the base model's, or than most where there is none."""
+    sizes: dict[str, list[tuple[RunEvidence, object]]] = {}
+    for run in runs:
+        for record in run.every_evaluation:
+            if record.engine.get("dtype") == "bfloat16" and record.engine.get("batch_size") is not None:
+                sizes.setdefault(record.spec.id, []).append((run, record.engine["batch_size"]))
+    found: dict[tuple[str, str], list[str]] = {}
+    for key, asked in sizes.items():
+        of_base = [size for run, size in asked if run.spec.is_base]
+        usual = of_base[0] if of_base else Counter(size for _, size in asked).most_common(1)[0][0]
+        other = "the base model" if of_base else "most runs"
+        for run, size in asked:
+            if size != usual:
+                why = f"evaluated at batch size {size}, {other} at {usual}: {ROUNDING}"
+                what = found.setdefault((run.who, why), [])
+                if labels[key] not in what:
+                    what.append(labels[key])
+    return [Gap(who, what, "notice", why) for (who, why), whats in found.items() for what in whats]
 
 
 def _keys(items: Iterable[ItemRecord]) -> list[tuple[str, int]]:
@@ -268,6 +357,40 @@ def _scores(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Map
         values[row, places] = [np.nan if item.value is None else item.value for item in record.items]
         weights[row, places] = [item.weight for item in record.items]
     return Scores(tuple(seed for seed, _ in records), values, weights)
+
+
+def _all_scores(
+    runs: Sequence[tuple[int | None, Mapping[str, EvaluationRecord]]],
+    columns: Mapping[str, Mapping[tuple[str, int], int]],
+) -> dict[str, Scores]:
+    """Return the scores of some runs, given by seed, on every task that one of them answered."""
+    return {
+        key: _scores(answered, columns[key])
+        for key in columns
+        if (answered := [(seed, found[key]) for seed, found in runs if key in found])
+    }
+
+
+def _save_points(
+    runs: Sequence[RunEvidence], columns: Mapping[str, Mapping[tuple[str, int], int]]
+) -> tuple[SavePoint, ...]:
+    """Put the evaluations of an arm's save points together: the first of every seed, the second, and so on.
+
+    The seeds of an arm have as many save points each, but their steps may differ where a budget of tokens does.
+    """
+    places: dict[int, list[tuple[int, RunEvidence]]] = {}
+    for run in runs:
+        earlier = [step for step in run.training.save_points if step != run.training.steps] if run.training else []
+        for place, step in enumerate(earlier):
+            if step in run.along:
+                places.setdefault(place, []).append((step, run))
+    return tuple(
+        SavePoint(
+            step=sum(step for step, _ in found) / len(found),
+            scores=_all_scores([(run.spec.seed, run.along[step]) for step, run in found], columns),
+        )
+        for _, found in sorted(places.items())
+    )
 
 
 def _task_info(spec: EvalSpec, label: str, record: EvaluationRecord, items: int) -> TaskInfo:

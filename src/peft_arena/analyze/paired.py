@@ -81,11 +81,6 @@ class Scores:
             return np.asarray((weights * np.nan_to_num(self.values)).sum(axis=1) / weights.sum(axis=1))
 
 
-def base_scores(values: Array, weights: Array) -> Scores:
-    """Wrap the one row of the base model, shape (items,) each."""
-    return Scores((None,), values[None, :], weights[None, :])
-
-
 @dataclass(frozen=True, eq=False)
 class Estimate:
     """A difference (or another contrast) with its interval, and what it was computed from."""
@@ -302,23 +297,3 @@ def _spread(contrast: Contrast, matrix: Array) -> _Spread:
     if total <= 0:
         return _Spread(0.0, contrast.items - 1)
     return _Spread(total, total**2 / (items**2 / (contrast.items - 1) + seeds**2 / (count - 1)))
-
-
-def paired_difference(
-    left: Scores, right: Scores, rng: np.random.Generator, unit: str, draws: int = 4000
-) -> Estimate | None:
-    """Return left minus right on one task, paired over seeds and items, with its interval.
-
-    Args:
-        left: scores of an arm.
-        right: scores of another arm (matched by seed) or of the base model (matched with every seed).
-        rng: where all randomness comes from.
-        unit: unit of the values.
-        draws: bootstrap draws.
-
-    Returns:
-        None where there is no pair to compare.
-    """
-    resamples = Resamples(rng, draws)
-    contrast = difference(left, right, resamples, "task")
-    return None if contrast is None else estimate(contrast, resamples, unit)

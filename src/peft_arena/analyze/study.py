@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from peft_arena.analyze.along import TrainingPoint, along_training
 from peft_arena.analyze.compare import AXES, Axis, Comparison, Rank, TradeOff, Versus, compare_arms, ranks, trade_offs
 from peft_arena.analyze.costs import Cost, arm_costs
 from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects
-from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence, task_labels
+from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
 from peft_arena.analyze.paired import LEVEL, Estimate, Resamples
 from peft_arena.analyze.pareto import ParetoStatus, pareto
 from peft_arena.analyze.view import StudyView
@@ -36,11 +37,8 @@ class TargetResult:
     ranks: Mapping[Axis, Mapping[str, Rank]]
     pareto: Mapping[str, ParetoStatus]
     trade_offs: tuple[TradeOff, ...]
-
-    @property
-    def gain_pairs(self) -> int:
-        """Number of pairs of arms that could be compared on the gain; what Holm's correction counts."""
-        return sum(comparison.gain.estimate is not None for comparison in self.comparisons)
+    along: Mapping[str, tuple[TrainingPoint, ...]]
+    """Arm label to its evaluated save points with the last; only arms with more than one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,18 +79,17 @@ def analyze_study(store: Store, view: StudyView, *, seed: int = 0, draws: int = 
     """
     evidence = read_evidence(store, view)
     resamples = Resamples(np.random.default_rng(seed), draws)
-    names = task_labels((*view.targets, *view.retention))
-    targets = tuple(_target(evidence, spec, names[spec.id], resamples) for spec in view.targets)
+    targets = tuple(_target(evidence, spec, resamples) for spec in view.targets)
     return StudyResult(evidence, targets, draws, seed)
 
 
-def _target(evidence: Evidence, spec: EvalSpec, label: str, resamples: Resamples) -> TargetResult:
+def _target(evidence: Evidence, spec: EvalSpec, resamples: Resamples) -> TargetResult:
     arms = tuple(arm_effects(evidence, arm, resamples) for arm in evidence.arms if arm.arm.target.id == spec.id)
     comparisons = compare_arms(evidence, arms, resamples)
     labels = [arm.label for arm in arms]
     return TargetResult(
         spec=spec,
-        label=label,
+        label=evidence.labels[spec.id],
         task=evidence.tasks.get(spec.id),
         arms=arms,
         costs={arm.label: arm_costs(arm.evidence) for arm in arms},
@@ -100,6 +97,7 @@ def _target(evidence: Evidence, spec: EvalSpec, label: str, resamples: Resamples
         ranks={axis: ranks(labels, comparisons, axis) for axis in AXES},
         pareto=pareto(arms, comparisons),
         trade_offs=trade_offs(comparisons),
+        along={arm.label: points for arm in arms if (points := along_training(evidence, arm, resamples))},
     )
 
 
@@ -122,7 +120,7 @@ def _target_summary(target: TargetResult) -> dict[str, Any]:
 
 
 def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
-    standing = target.pareto.get(arm.label)
+    place = target.pareto.get(arm.label)
     return {
         "label": arm.label,
         "method": arm.evidence.arm.method,
@@ -136,8 +134,18 @@ def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
         "retention": {effect.task.label: _effect_summary(effect) for effect in arm.retention},
         "gain_rank": _rank_summary(target.ranks["gain"].get(arm.label)),
         "retention_rank": _rank_summary(target.ranks["retention"].get(arm.label)),
-        "pareto": None if standing is None else asdict(standing),
+        "pareto": None if place is None else asdict(place),
+        "along": [_along_summary(point) for point in target.along.get(arm.label, ())],
         "costs": {name: asdict(cost) for name, cost in target.costs[arm.label].items()},
+    }
+
+
+def _along_summary(point: TrainingPoint) -> dict[str, Any]:
+    gain = point.effects.gain
+    return {
+        "step": point.step,
+        "gain": estimate_summary(None if gain is None else gain.delta),
+        "retention_mean": estimate_summary(point.effects.mean),
     }
 
 

@@ -70,6 +70,8 @@ class StudyView:
     title: str = ""
     description: str = ""
     refused: tuple[Refusal, ...] = ()
+    every_save_point: bool = False
+    """Whether the study evaluates every save point, so that having no evaluation of one is a gap."""
 
     def __post_init__(self) -> None:
         """Require a base model and labels that are unique among the arms of a target."""
@@ -84,7 +86,3 @@ class StudyView:
     def targets(self) -> tuple[EvalSpec, ...]:
         """Every target evaluation once, in the order of the arms."""
         return tuple({arm.target.id: arm.target for arm in self.arms}.values())
-
-    def arms_of(self, target: EvalSpec) -> tuple[Arm, ...]:
-        """Return the arms trained on a target, in the study's order."""
-        return tuple(arm for arm in self.arms if arm.target.id == target.id)

@@ -15,5 +15,6 @@ def view_of(study: Study) -> StudyView:
         base=study.base,
         arms=tuple(Arm(label=arm.label, runs=arm.runs, target=arm.target) for arm in study.arms if not arm.refused),
         retention=study.retention,
+        every_save_point=study.file.evaluate_at == "save_points",
         refused=tuple(Refusal(label=arm.label, reason=arm.refused) for arm in study.arms if arm.refused),
     )

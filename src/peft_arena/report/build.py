@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.analyze.study import DRAWS, StudyResult, analyze_study
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.errors import UserError
-from peft_arena.store.store import RunDirectory, Store
+from peft_arena.store.store import Store
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from peft_arena.analyze.effects import ArmEffects
     from peft_arena.analyze.paired import Estimate
     from peft_arena.report.figures import Drawn
+    from peft_arena.store.tables import RunRecords
 
 
 def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
@@ -69,13 +71,15 @@ def _headline(result: StudyResult) -> list[str]:
 
 def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
     """Draw every figure there are numbers for, by target label; names are unique over targets."""
-    from peft_arena.report.figures import cost_figure, curves_figure, style, trade_figure
+    from peft_arena.report.figures import cost_figure, curves_figure, style
+    from peft_arena.report.plane import along_figure, trade_figure
 
     figures: dict[str, list[Drawn]] = {}
     with style():
         for number, target in enumerate(result.targets, start=1):
             drawn = (
                 trade_figure(target, f"tradeoff-{number}"),
+                along_figure(target, f"along-{number}"),
                 cost_figure(target, f"costs-{number}"),
                 curves_figure(target, f"curves-{number}"),
             )
@@ -84,19 +88,20 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
 
 
 def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
-    """Return the tables of a report by name: the records' tables and the analysis' effects, comparisons and gaps."""
+    """Return the tables of a report by name: the records' own, and effects, save points, comparisons and gaps."""
     import polars as pl
 
     from peft_arena.store.tables import all_tables
 
-    tables = all_tables(_readable(result))
-    wanted = [spec.id for spec in (*result.view.targets, *result.view.retention)]
-    for name in ("items", "metrics"):
-        tables[name] = tables[name].filter(pl.col("eval_id").is_in(wanted))
-    arms = [(run.spec.run_id, arm.arm.label) for arm in result.evidence.arms for run in arm.runs]
-    known = pl.DataFrame(arms, schema={"run_id": pl.String, "arm": pl.String}, orient="row").unique("run_id")
-    tables["runs"] = tables["runs"].join(known, on="run_id", how="left")
+    tables = all_tables(_records(result))
+    labels = result.evidence.labels
+    arms = [
+        (run.spec.run_id, arm.arm.label, labels[arm.arm.target.id]) for arm in result.evidence.arms for run in arm.runs
+    ]
+    known = pl.DataFrame(arms, schema=dict.fromkeys(("run_id", "arm", "target"), pl.String), orient="row")
+    tables["runs"] = tables["runs"].join(known.unique("run_id"), on="run_id", how="left")
     tables["effects"] = _effects(result)
+    tables["along"] = _along(result)
     tables["comparisons"] = _comparisons(result)
     gaps = [(gap.who, gap.what, gap.kind, gap.reason) for gap in result.evidence.gaps]
     columns = dict.fromkeys(("who", "what", "kind", "reason"), pl.String)
@@ -104,33 +109,63 @@ def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     return tables
 
 
-def _readable(result: StudyResult) -> list[RunDirectory]:
-    """Return the runs that exist and whose records can all be read; damaged ones are among the study's gaps."""
-    damaged = {gap.who for gap in result.evidence.gaps if gap.kind == "damaged"}
-    return [run.directory for run in result.evidence.runs if run.created and run.who not in damaged]
+def _records(result: StudyResult) -> list[RunRecords]:
+    """Return what the analysis has read of every run, each run once."""
+    from peft_arena.store.tables import RunRecords
+
+    found: dict[str, RunRecords] = {}
+    for run in result.evidence.runs:
+        known = found.get(run.spec.run_id)
+        evaluations = {
+            (record.step, record.spec.id): record
+            for record in (*(known.evaluations if known else ()), *run.every_evaluation)
+        }
+        found[run.spec.run_id] = RunRecords(
+            run.spec, run.record, run.training, tuple(run.costs.values()), tuple(evaluations.values())
+        )
+    return list(found.values())
 
 
 def _effects(result: StudyResult) -> pl.DataFrame:
     import polars as pl
 
+    rows = [row for target in result.targets for arm in target.arms for row in _effect_rows(target.label, arm)]
+    return pl.DataFrame(rows, schema=_effect_schema(), orient="row")
+
+
+def _along(result: StudyResult) -> pl.DataFrame:
+    import polars as pl
+
+    rows = [
+        {"step": point.step, **row}
+        for target in result.targets
+        for points in target.along.values()
+        for point in points
+        for row in _effect_rows(target.label, point.effects)
+    ]
+    return pl.DataFrame(rows, schema={"step": pl.Float64, **_effect_schema()}, orient="row")
+
+
+def _effect_rows(target: str, arm: ArmEffects) -> list[dict[str, Any]]:
+    start = {"target": target, "arm": arm.label}
     rows = []
-    for target in result.targets:
-        for arm in target.arms:
-            start = {"target": target.label, "arm": arm.label}
-            for role, effect in (("target", arm.gain), *(("retention", found) for found in arm.retention)):
-                if effect is None:
-                    continue
-                scores = {"task": effect.task.label, "role": role, "base": effect.base, "tuned": effect.tuned}
-                kept = _columns(effect.kept, "kept_")
-                rows.append(
-                    {**start, **scores, **_columns(effect.delta), **_only(kept, "kept_value", "kept_low", "kept_high")}
-                )
-            if arm.mean is not None:
-                rows.append({**start, "task": "", "role": "mean retention", **_columns(arm.mean)})
+    for role, effect in (("target", arm.gain), *(("retention", found) for found in arm.retention)):
+        if effect is None:
+            continue
+        scores = {"task": effect.task.label, "role": role, "base": effect.base, "tuned": effect.tuned}
+        kept = _only(_columns(effect.kept, "kept_"), "kept_value", "kept_low", "kept_high")
+        rows.append({**start, **scores, **_columns(effect.delta), **kept})
+    if arm.mean is not None:
+        rows.append({**start, "task": "", "role": "mean retention", **_columns(arm.mean)})
+    return rows
+
+
+def _effect_schema() -> dict[str, Any]:
+    import polars as pl
+
     text = dict.fromkeys(("target", "arm", "task", "role"), pl.String)
-    floats = dict.fromkeys(("base", "tuned"), pl.Float64)
-    kept_schema = dict.fromkeys(("kept_value", "kept_low", "kept_high"), pl.Float64)
-    return pl.DataFrame(rows, schema={**text, **floats, **_schema(), **kept_schema}, orient="row")
+    scores = dict.fromkeys(("base", "tuned"), pl.Float64)
+    return {**text, **scores, **_schema(), **dict.fromkeys(("kept_value", "kept_low", "kept_high"), pl.Float64)}
 
 
 def _comparisons(result: StudyResult) -> pl.DataFrame:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -58,13 +57,6 @@ class Drawn:
     """Id of a drawn element to the text shown when the pointer is on it."""
 
 
-class _Point(NamedTuple):
-    label: str
-    place: int
-    gain: Estimate
-    kept: Estimate
-
-
 @contextmanager
 def style() -> Iterator[None]:
     """Apply the report's look to everything drawn or saved inside the block."""
@@ -87,165 +79,13 @@ def look(index: int) -> tuple[str, str]:
     return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
 
 
-def trade_figure(target: TargetResult, name: str) -> Drawn | None:
-    """Draw what is gained against what is kept, with both intervals; None without an arm that has both.
-
-    Where a few arms lie so far off that the others crowd together, a second panel enlarges the others.
-    """
-    points = [
-        _Point(arm.label, index, arm.gain.delta, arm.mean)
-        for index, arm in enumerate(target.arms)
-        if arm.gain and arm.gain.delta and arm.mean
-    ]
-    if not points:
-        return None
-    near = _crowd(points)
-    zoomed = 1 < len(near) < len(points)
-    canvas = Canvas(figsize=(10.4, 4.9) if zoomed else (8.6, 5.4), layout="constrained")
-    FigureCanvasAgg(canvas)
-    axes = canvas.subplots(1, 2 if zoomed else 1, squeeze=False)[0]
-    hovers: dict[str, str] = {}
-    front = {label for label, standing in target.pareto.items() if standing.on_front}
-    unit = points[0].gain.unit
-    for panel, axis in enumerate(axes):
-        shown = near if panel else points
-        _limits(axis, shown, base=panel == 0)
-        _draw_points(axis, shown, points, front, f"{name}-p{panel}", hovers)
-        axis.set_xlabel(f"gain on {target.label} over the base model ({unit})")
-    axes[0].set_ylabel("mean retention, change from the base model (points)")
-    if zoomed:
-        low, high = axes[1].get_xlim(), axes[1].get_ylim()
-        axes[0].add_patch(_rectangle(low, high))
-        axes[1].set_title("enlarged: the box on the left", fontsize=10, color=INK, loc="left")
-    canvas.draw_without_rendering()
-    hidden = {point.label for point in near} if zoomed else set()
-    _label(axes[0], [point for point in points if point.label not in hidden], points, base=True)
-    if zoomed:
-        _label(axes[1], near, near, base=False)
-    canvas.set_layout_engine("none")
-    listed = "; ".join(f"{p.label}: gain {estimate_text(p.gain)}, retention {estimate_text(p.kept)}" for p in points)
-    return Drawn(
-        name=name,
-        canvas=canvas,
-        alt=f"Gain on {target.label} against mean retention for {len(points)} arms. {listed}.",
-        caption=(
-            "Each mark is an arm: right is more learned, up is less forgotten; the base model is the cross at (0, 0). "
-            "Bars are 95 % intervals. Filled marks joined by the dashed line are the Pareto front of the estimates."
-        ),
-        hovers=hovers,
-    )
-
-
-def _draw_points(
-    axis: Axes, shown: Sequence[_Point], every: Sequence[_Point], front: set[str], prefix: str, hovers: dict[str, str]
-) -> None:
-    axis.axhline(0, color=FAINT, linewidth=0.9, zorder=1)
-    axis.axvline(0, color=FAINT, linewidth=0.9, zorder=1)
-    axis.grid(True)
-    line = sorted((p.gain.value, p.kept.value) for p in every if p.label in front)
-    if len(line) > 1:
-        axis.plot(*zip(*line, strict=True), linestyle=(0, (4, 3)), color=INK, linewidth=1.0, zorder=2)
-    axis.plot(0, 0, marker="+", markersize=12, markeredgewidth=1.8, color=INK, zorder=4)
-    for point in shown:
-        colour, marker = look(point.place)
-        for value, found, across in ((point.gain, point.gain, True), (point.kept, point.kept, False)):
-            if value.low is None or found.high is None:
-                continue
-            ends = [value.low, found.high]
-            x = ends if across else [point.gain.value] * 2
-            y = [point.kept.value] * 2 if across else ends
-            axis.plot(x, y, color=colour, linewidth=1.5, alpha=0.75, zorder=3, solid_capstyle="butt")
-        (mark,) = axis.plot(
-            point.gain.value,
-            point.kept.value,
-            marker=marker,
-            markersize=8.5,
-            markerfacecolor=colour if point.label in front else "white",
-            markeredgecolor=colour,
-            markeredgewidth=1.8,
-            linestyle="none",
-            zorder=5,
-        )
-        key = f"{prefix}-{point.place}"
-        mark.set_gid(key)
-        hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
-
-
-def _ends(found: Estimate) -> tuple[float, float]:
+def ends_of(found: Estimate) -> tuple[float, float]:
+    """Return the ends of the interval; both are the value where there is none."""
     return (found.value if found.low is None else found.low, found.value if found.high is None else found.high)
 
 
-def _limits(axis: Axes, points: Sequence[_Point], *, base: bool) -> None:
-    """Fit the axes to the intervals, and to the base model where it is shown, with room for labels."""
-    for ends, apply in (
-        ([_ends(point.gain) for point in points], axis.set_xlim),
-        ([_ends(point.kept) for point in points], axis.set_ylim),
-    ):
-        values = [value for pair in ends for value in pair] + ([0.0] if base else [])
-        low, high = min(values), max(values)
-        room = 0.09 * (high - low or 1.0)
-        apply(low - room, high + room * (1.8 if apply == axis.set_xlim else 1.0))
-
-
-def _crowd(points: Sequence[_Point]) -> list[_Point]:
-    """Return the arms that stay when arms far below the others are set aside; all of them if that gains little."""
-    order = sorted(points, key=lambda point: -point.kept.value)
-    whole = _height(order)
-    for keep in range(len(order) - 1, max(1, len(order) // 2 - 1), -1):
-        if _height(order[:keep]) < 0.4 * whole:
-            kept = {point.label for point in order[:keep]}
-            return [point for point in points if point.label in kept]
-    return list(points)
-
-
-def _height(points: Sequence[_Point]) -> float:
-    ends = [value for point in points for value in _ends(point.kept)] + [0.0]
-    return max(ends) - min(ends)
-
-
-def _rectangle(across: tuple[float, float], up: tuple[float, float]) -> object:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(
-        (across[0], up[0]), across[1] - across[0], up[1] - up[0], fill=False, edgecolor=FAINT, linewidth=0.9, zorder=1.5
-    )
-
-
-def _label(axis: Axes, labelled: Sequence[_Point], shown: Sequence[_Point], *, base: bool) -> None:
-    names = [point.label for point in labelled] + (["base model"] if base else [])
-    at = [(point.gain.value, point.kept.value) for point in labelled] + ([(0.0, 0.0)] if base else [])
-    to_pixels = axis.transData.transform
-    pixels = [(float(x), float(y)) for x, y in to_pixels(np.asarray(at).reshape(-1, 2))]
-    solid, soft = [], []
-    for point in shown:
-        x, y = to_pixels((point.gain.value, point.kept.value))
-        (left, right), (low, high) = _ends(point.gain), _ends(point.kept)
-        solid.append(Box(x - 7, y - 7, x + 7, y + 7))
-        soft += [Box(to_pixels((left, 0))[0], y - 2, to_pixels((right, 0))[0], y + 2)]
-        soft += [Box(x - 2, to_pixels((0, low))[1], x + 2, to_pixels((0, high))[1])]
-    texts = [_shorten(name) for name in names]
-    frame = axis.get_window_extent()
-    sizes = _text_sizes(axis, texts)
-    places = place_labels(pixels, sizes, Box(*frame.extents), solid, soft)
-    for text, place, size, (x, y) in zip(texts, places, sizes, pixels, strict=True):
-        centre = axis.transData.inverted().transform((place.x + size[0] / 2, place.y + size[1] / 2))
-        if place.leader:
-            start = axis.transData.inverted().transform((x, y))
-            axis.plot([start[0], centre[0]], [start[1], centre[1]], color=FAINT, linewidth=0.7, zorder=2.5)
-        axis.text(
-            float(centre[0]),
-            float(centre[1]),
-            text,
-            ha="center",
-            va="center",
-            fontsize=9.5,
-            color=INK,
-            zorder=6,
-            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
-        )
-
-
-def _text_sizes(axis: Axes, texts: Sequence[str]) -> list[tuple[float, float]]:
+def text_sizes(axis: Axes, texts: Sequence[str]) -> list[tuple[float, float]]:
+    """Return width and height of some labels in pixels, with a little room."""
     figure = axis.get_figure()
     renderer = figure.canvas.get_renderer()  # type: ignore[union-attr]
     sizes = []
@@ -257,7 +97,7 @@ def _text_sizes(axis: Axes, texts: Sequence[str]) -> list[tuple[float, float]]:
     return sizes
 
 
-def _shorten(text: str, most: int = 28) -> str:
+def shorten(text: str, most: int = 28) -> str:
     """Return text for a figure: not too long, and no dollar sign begins a formula."""
     short = text if len(text) <= most else f"{text[: most - 1]}…"
     return short.replace("$", r"\$")
@@ -296,12 +136,12 @@ def cost_figure(target: TargetResult, name: str) -> Drawn | None:
             axis.text((cost.value or 0.0) / 2**30, row, f" {quantity(cost.value, cost.unit)}", va="center", fontsize=9)
             bar.set_gid(f"{name}-mem-{index}")
             hovers[f"{name}-mem-{index}"] = f"{label}: {quantity(cost.value, cost.unit)}, {cost.how}, {cost.runs} runs"
-        axis.set_yticks(range(len(order)), [_shorten(label, 22) for _, label, _ in order])
+        axis.set_yticks(range(len(order)), [shorten(label, 22) for _, label, _ in order])
         axis.set_xlabel("peak training memory (GiB)")
         axis.margins(x=0.18)
         axis.set_xlim(left=0)
         axis.tick_params(axis="y", length=0)
-    _settle(canvas)
+    settle(canvas)
     listed = "; ".join(f"{label}: {quantity(size, 'parameters')} parameters" for _, label, size, _ in counted)
     return Drawn(
         name=name,
@@ -312,7 +152,7 @@ def cost_figure(target: TargetResult, name: str) -> Drawn | None:
     )
 
 
-def _settle(canvas: Canvas) -> None:
+def settle(canvas: Canvas) -> None:
     """Lay the figure out once; without this every file it is saved to costs another layout."""
     canvas.draw_without_rendering()
     canvas.set_layout_engine("none")
@@ -326,7 +166,7 @@ def _gain_by_size(
     axis.axhline(0, color=FAINT, linewidth=0.9)
     for index, label, size, gain in counted:
         colour, marker = look(index)
-        axis.plot([size, size], _ends(gain), color=colour, linewidth=1.5, alpha=0.75)
+        axis.plot([size, size], ends_of(gain), color=colour, linewidth=1.5, alpha=0.75)
         (mark,) = axis.plot(size, gain.value, marker=marker, color=colour, markersize=8, linestyle="none")
         mark.set_gid(f"{name}-par-{index}")
         hovers[f"{name}-par-{index}"] = (
@@ -343,11 +183,11 @@ def _gain_by_size(
     solid = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points]
     soft = []
     for (x, _), (_, _, size, gain) in zip(points, counted, strict=True):
-        low, high = _ends(gain)
+        low, high = ends_of(gain)
         to_pixels = axis.transData.transform
         soft.append(Box(x - 2, to_pixels((size, low))[1], x + 2, to_pixels((size, high))[1]))
-    texts = [_shorten(label, 22) for _, label, _, _ in counted]
-    label_sizes = _text_sizes(axis, texts)
+    texts = [shorten(label, 22) for _, label, _, _ in counted]
+    label_sizes = text_sizes(axis, texts)
     frame = Box(*axis.get_window_extent().extents)
     for text, place, extent in zip(
         texts, place_labels(points, label_sizes, frame, solid, soft), label_sizes, strict=True
@@ -389,14 +229,14 @@ def curves_figure(target: TargetResult, name: str) -> Drawn | None:
             values = [loss for _, loss in (*train, *held)]
             tops.append(max(values, default=0.0))
             lows.append(min(values, default=0.0))
-        axis.set_title(_shorten(label), fontsize=10, color=INK, loc="left")
+        axis.set_title(shorten(label), fontsize=10, color=INK, loc="left")
         axis.grid(True)
     top = min(max(tops), 1.6 * max(firsts)) if firsts else max(tops)
     room = 0.05 * (top - min(lows) or 1.0)
     grid.flat[0].set_ylim(min(0.0, min(lows)) - room if min(lows) < room else min(lows) - room, top + room)
     canvas.supxlabel("optimizer step", fontsize=10, color=INK)
     canvas.supylabel("loss (nats per answer token)", fontsize=10, color=INK)
-    _settle(canvas)
+    settle(canvas)
     cut = " Lines that leave a panel go on above it." if max(tops) > top else ""
     ends = "; ".join(f"{label}: {_ending(records)}" for _, label, records in arms)
     return Drawn(

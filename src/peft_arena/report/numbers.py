@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from peft_arena.analyze.effects import SHARE
 from peft_arena.analyze.paired import Estimate
 
 MINUS = "\N{MINUS SIGN}"
@@ -24,21 +25,24 @@ def signed(value: float, digits: int = 1) -> str:
 
 def digits_of(unit: str) -> int:
     """Return how many decimals a difference in this unit is shown with."""
-    return 1 if unit == "points" else 3
+    return {"points": 1, SHARE: 2}.get(unit, 3)
+
+
+def _in_unit(value: float, unit: str) -> str:
+    """Render a change with its sign, and a share, which is none, without."""
+    return (plain if unit == SHARE else signed)(value, digits_of(unit))
 
 
 def interval(found: Estimate) -> str:
     """Render the interval, for example ``[−1.2, +0.4]``; says so where there is none."""
     if found.low is None or found.high is None:
         return "[no interval]"
-    digits = digits_of(found.unit)
-    return f"[{signed(found.low, digits)}, {signed(found.high, digits)}]"
+    return f"[{_in_unit(found.low, found.unit)}, {_in_unit(found.high, found.unit)}]"
 
 
 def estimate_text(found: Estimate, unit: bool = True) -> str:
     """Render value, unit and interval, for example ``+3.1 points [+1.0, +5.2]``."""
-    value = signed(found.value, digits_of(found.unit))
-    return f"{value}{' ' + found.unit if unit else ''} {interval(found)}"
+    return f"{_in_unit(found.value, found.unit)}{' ' + found.unit if unit else ''} {interval(found)}"
 
 
 def score(value: float | None, unit: str) -> str:

@@ -14,6 +14,7 @@ from peft_arena.report.headline import caveats, headline, uncompared
 from peft_arena.report.markup import Markup, escape, join, table, tag
 from peft_arena.report.numbers import listed
 from peft_arena.report.page_tables import (
+    along_table,
     cost_table,
     gaps_table,
     heat_table,
@@ -87,7 +88,7 @@ def render_page(result: StudyResult, figures: Mapping[str, Sequence[tuple[Drawn,
         suffix = f" on {target.label}" if len(result.targets) > 1 else ""
         sections += _target_sections(result, target, figures.get(target.label, ()), suffix)
     sections += [
-        ("gaps", "Missing, failed, refused, unscored", _gaps(result)),
+        ("gaps", "Missing, failed, refused, unscored", gaps_table(result.evidence.gaps)),
         ("tasks", "Tasks", tasks_table(result)),
         ("provenance", "Provenance", _provenance(result)),
         ("notes", "How to read this", _notes()),
@@ -147,6 +148,11 @@ def _target_sections(
     sections = [(f"arms-{number}", f"Gain and retention{suffix}", arms)]
     if any(arm.retention for arm in target.arms):
         sections.append((f"tasks-{number}", f"Retention per task{suffix}", heat_table(result.evidence, target)))
+    if target.along:
+        content = along_table(target)
+        if "along" in shown:
+            content = join([shown["along"], tag("details", tag("summary", "Every save point in numbers"), content)])
+        sections.append((f"along-{number}", f"Along the training{suffix}", content))
     costs = cost_table(target)
     if "costs" in shown or costs is not None:
         whole = tag("details", tag("summary", "All costs and how they were obtained"), costs) if costs else empty
@@ -187,15 +193,15 @@ def _trades(target: TargetResult) -> Markup:
 
 def _pairs(target: TargetResult) -> Markup:
     lonely = uncompared(target)
-    note = tag("p", f"No common seed, so not compared: {'; '.join(lonely)}.", class_="note") if lonely else ""
+    note = (
+        tag("p", f"No common seed or no common answer, so not compared: {'; '.join(lonely)}.", class_="note")
+        if lonely
+        else ""
+    )
     content = join([pairs_table(target), note])
     if len(target.comparisons) <= 15:
         return content
     return tag("details", tag("summary", f"All {len(target.comparisons)} pairs"), content)
-
-
-def _gaps(result: StudyResult) -> Markup:
-    return gaps_table(result.evidence.gaps)
 
 
 def _provenance(result: StudyResult) -> Markup:
@@ -218,7 +224,7 @@ def _provenance(result: StudyResult) -> Markup:
             packages.setdefault(name, set()).add(str(version))
     listing = [f"{name} {' / '.join(sorted(found))}" for name, found in sorted(packages.items())]
     rows.append(("packages", ", ".join(listing)))
-    engines = [record.engine for run in result.evidence.runs for record in run.evaluations.values()]
+    engines = [record.engine for run in result.evidence.runs for record in run.every_evaluation]
     rows += [
         ("evaluation batch size", _values(engines, "batch_size")),
         ("evaluation dtype", _values(engines, "dtype")),

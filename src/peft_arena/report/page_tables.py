@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from peft_arena.analyze.compare import Comparison, Versus
 from peft_arena.analyze.costs import MAIN_COSTS, TRAINABLE, Cost
 from peft_arena.analyze.effects import ArmEffects, TaskEffect, unit_of
-from peft_arena.analyze.evidence import Evidence, Gap, TaskInfo
+from peft_arena.analyze.evidence import ROUNDING, Evidence, Gap, TaskInfo
 from peft_arena.analyze.paired import Estimate
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.markup import Markup, cell, join, table, tag
@@ -19,6 +19,7 @@ from peft_arena.report.numbers import (
     interval,
     listed,
     p_text,
+    plain,
     quantity,
     rate,
     score,
@@ -64,7 +65,8 @@ def _ordered(target: TargetResult) -> list[ArmEffects]:
 def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str]) -> list[Markup]:
     source = arm.evidence.arm
     trained, planned = len(arm.evidence.trained_seeds), len(arm.evidence.runs)
-    seeds = f"{planned} seed{'s' if planned > 1 else ''}" if trained == planned else f"{trained} of {planned} seeds"
+    count = f"{planned}" if trained == planned else f"{trained} of {planned}"
+    seeds = f"{count} seed{'s' if planned > 1 else ''}".replace(" ", "\N{NO-BREAK SPACE}")
     first = join([arm.label, tag("small", f"{source.method}, lr {rate(source.learning_rate)}, {seeds}")])
     gain = arm.gain
     scores = NONE
@@ -177,10 +179,7 @@ def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str) 
         else [f"{effect.task.label}: {score(effect.base, effect.task.unit)} → {score(effect.tuned, effect.task.unit)}"]
     )
     if effect is not None and effect.kept is not None:
-        told.append(
-            f"share of the base score above chance kept: {effect.kept.value:.2f} "
-            f"[{effect.kept.low:.2f}, {effect.kept.high:.2f}]"
-        )
+        told.append(f"share of the base score above chance kept: {estimate_text(effect.kept, unit=False)}")
     told.append(f"{found.seeds} seeds, {found.items} items, {found.left_out} answers left out")
     return cell(
         join([signed(found.value, digits_of(found.unit)), tag("small", interval(found))]),
@@ -228,6 +227,25 @@ def _versus(versus: Versus, pair: Comparison) -> list[Markup]:
     ]
 
 
+def along_table(target: TargetResult) -> Markup:
+    """Return what every arm had gained and kept at each of its evaluated save points."""
+    rows = []
+    for label, points in target.along.items():
+        for point in points:
+            gain, kept = point.effects.gain, point.effects.mean
+            rows.append(
+                [
+                    join([label]),
+                    cell(plain(point.step, 0)),
+                    _estimate_cell(gain.delta if gain else None, "not evaluated"),
+                    _estimate_cell(kept, point.effects.mean_missing),
+                ]
+            )
+    head = ["arm", "step", f"gain ({unit_of(target.task) if target.task else 'points'})", "mean retention (points)"]
+    note = "Square brackets: 95 % intervals. Every task at every save point is in along.csv."
+    return table("Save points, mean over seeds", head, rows, "along", note)
+
+
 def cost_table(target: TargetResult) -> Markup | None:
     """Return every measure of the cost records, with how it was obtained; None where there is no cost record."""
     names = list(dict.fromkeys(name for costs in target.costs.values() for name in costs))
@@ -237,7 +255,8 @@ def cost_table(target: TargetResult) -> Markup | None:
     rows = []
     for name in names:
         found = [target.costs[arm.label].get(name) for arm in target.arms]
-        how = next((cost.how for cost in found if cost is not None), "")
+        known = sorted((cost for cost in found if cost is not None), key=lambda cost: cost.value is None)
+        how = known[0].how if known else ""
         rows.append([join([name.replace("_", " ")]), *(_cost_cell(cost) for cost in found), cell(how, "txt")])
     return table(
         "All costs, mean over seeds",
@@ -254,12 +273,18 @@ def gaps_table(gaps: Sequence[Gap]) -> Markup:
     if not gaps:
         return tag("p", "Nothing: every planned run is trained and evaluated, and every item was scored.")
     items = [gap for gap in gaps if gap.kind in _LOST_ITEMS]
-    runs = [gap for gap in gaps if gap.kind not in _LOST_ITEMS]
+    notices = [gap for gap in gaps if gap.kind == "notice"]
+    runs = [gap for gap in gaps if gap.kind not in (*_LOST_ITEMS, "notice")]
     parts: list[Markup] = []
     if runs:
         parts.append(_gap_rows(runs, "None of these is replaced by a number."))
     else:
         parts.append(tag("p", "Every planned run is trained and evaluated."))
+    if notices:
+        count = len({gap.who for gap in notices})
+        runs_were = "run was" if count == 1 else "runs were"
+        title = f"{count} {runs_were} evaluated at another batch size than the base model: {ROUNDING}"
+        parts.append(tag("details", tag("summary", title), _gap_rows(notices, "The numbers are used as they are.")))
     if items:
         unscored = sum(gap.kind == "unscored" for gap in items)
         title = f"{unscored} evaluations have unscored items, {len(items) - unscored} trainings dropped examples"
@@ -295,7 +320,9 @@ def tasks_table(result: StudyResult) -> Markup:
         task = evidence.tasks.get(spec.id)
         role = "target" if spec in evidence.view.targets else "retention"
         if task is None:
-            rows.append([join([spec.task.name]), cell(role, "txt"), *[cell(NONE)] * 2, cell("no record yet", "txt")])
+            rows.append(
+                [join([evidence.labels[spec.id]]), cell(role, "txt"), *[cell(NONE)] * 2, cell("no record yet", "txt")]
+            )
             continue
         chance = NONE if task.chance is None else score(task.chance, task.unit)
         source = ", ".join(str(task.card[key]) for key in ("source", "revision", "licence") if task.card.get(key))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
 from peft_arena.core.measure import Measure
-from peft_arena.store.records import EvaluationRecord, RunRecord
-from peft_arena.store.store import read_record
+from peft_arena.core.specs import RunSpec
+from peft_arena.store.records import CostRecord, EvaluationRecord, RunRecord, TrainingRecord
 
 if TYPE_CHECKING:
     from polars.datatypes import DataTypeClass
-
-    from peft_arena.store.store import RunDirectory
 
 Schema = Mapping[str, "DataTypeClass"]
 
@@ -94,51 +92,60 @@ CURVES: Schema = {
 """One row per entry of a training log; losses in nats per answer token."""
 
 
-def runs_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
-    """Return one row per run that exists in the store."""
-    return _frame((_run_row(run) for run in runs if _exists(run)), RUNS)
+class RunRecords(NamedTuple):
+    """The records that were read of one run."""
+
+    spec: RunSpec
+    run: RunRecord | None
+    training: TrainingRecord | None
+    costs: tuple[CostRecord, ...]
+    evaluations: tuple[EvaluationRecord, ...]
 
 
-def items_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+def runs_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
+    """Return one row per run of which there is a record."""
+    return _frame((_run_row(run) for run in runs if any(run[1:])), RUNS)
+
+
+def items_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
     """Return one row per item and metric of every evaluation of the runs."""
-    return _frame((row for run in runs for record in run.evaluations() for row in _item_rows(record)), ITEMS)
+    return _frame((row for run in runs for record in run.evaluations for row in _item_rows(record)), ITEMS)
 
 
-def metrics_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+def metrics_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
     """Return one row per metric of every evaluation of the runs."""
     rows = (
         {**_point(record), "headline": place == 0, **_measure(measure)}
         for run in runs
-        for record in run.evaluations()
+        for record in run.evaluations
         for place, measure in enumerate(record.metrics)
     )
     return _frame(rows, METRICS)
 
 
-def costs_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+def costs_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
     """Return one row per cost measure of the runs."""
     rows = (
-        {"run_id": run.run_id, "stage": stage, **_measure(measure)}
+        {"run_id": run.spec.run_id, "stage": record.stage, **_measure(measure)}
         for run in runs
-        for stage in ("training", "inference")
-        if (record := run.cost(stage)) is not None
+        for record in run.costs
         for measure in record.measures
     )
     return _frame(rows, COSTS)
 
 
-def curves_table(runs: Iterable[RunDirectory]) -> pl.DataFrame:
+def curves_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
     """Return one row per logged point of every finished training."""
     rows = (
-        {"run_id": run.run_id, **entry.model_dump()}
+        {"run_id": run.spec.run_id, **entry.model_dump()}
         for run in runs
-        if (training := run.training()) is not None
-        for entry in training.log
+        if run.training is not None
+        for entry in run.training.log
     )
     return _frame(rows, CURVES)
 
 
-def all_tables(runs: Iterable[RunDirectory]) -> dict[str, pl.DataFrame]:
+def all_tables(runs: Iterable[RunRecords]) -> dict[str, pl.DataFrame]:
     """Return every table by name: runs, items, metrics, costs, curves."""
     listed = list(runs)
     return {
@@ -154,15 +161,10 @@ def _frame(rows: Iterable[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
     return pl.DataFrame(list(rows), schema=dict(schema), orient="row")
 
 
-def _exists(run: RunDirectory) -> bool:
-    return (run.path / "run.json").exists()
-
-
-def _run_row(run: RunDirectory) -> dict[str, Any]:
-    record = read_record(RunRecord, run.path / "run.json")
-    spec, training = run.spec, run.training()
+def _run_row(records: RunRecords) -> dict[str, Any]:
+    spec, run, training = records.spec, records.run, records.training
     return {
-        "run_id": run.run_id,
+        "run_id": spec.run_id,
         "model": spec.model.name,
         "model_revision": spec.model.revision,
         "dtype": spec.model.dtype,
@@ -179,9 +181,9 @@ def _run_row(run: RunDirectory) -> dict[str, Any]:
         "examples": training.examples if training else None,
         "dropped": training.dropped if training else None,
         "resumed_at": training.resumed_at if training else None,
-        "created": record.created,
-        "git_commit": record.provenance.get("git_commit"),
-        "git_dirty": record.provenance.get("git_dirty"),
+        "created": run.created if run else None,
+        "git_commit": run.provenance.get("git_commit") if run else None,
+        "git_dirty": run.provenance.get("git_dirty") if run else None,
     }
 
 
@@ -190,7 +192,7 @@ def _point(record: EvaluationRecord) -> dict[str, Any]:
         "run_id": record.run_id,
         "step": record.step,
         "factor": record.factor,
-        "task": record.spec.task.name,
+        "task": str(record.card.get("name") or record.spec.task.name),
         "task_version": record.spec.task.version,
         "split": record.spec.split,
         "eval_id": record.spec.id,

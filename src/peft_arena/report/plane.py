@@ -1,0 +1,282 @@
+"""The plane of gain and retention: arms as marks with intervals, or their way there through the save points."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
+
+from peft_arena.analyze.paired import Estimate
+from peft_arena.report.figures import FAINT, INK, Drawn, ends_of, look, shorten, text_sizes
+from peft_arena.report.labels import Box, place_labels
+from peft_arena.report.numbers import digits_of, estimate_text, plain, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from peft_arena.analyze.study import TargetResult
+
+_MARK, _SMALLEST = 8.5, 3.5
+"""Sizes of the mark of an arm and of that of its first save point."""
+
+
+class _Step(NamedTuple):
+    step: float
+    gain: float
+    kept: float
+    unit: str
+    """Of the gain."""
+
+    def __str__(self) -> str:
+        gain = signed(self.gain, digits_of(self.unit))
+        return f"step {plain(self.step, 0)}: gain {gain} {self.unit}, mean retention {signed(self.kept)} points"
+
+
+class _Point(NamedTuple):
+    label: str
+    place: int
+    gain: Estimate
+    kept: Estimate
+    path: tuple[_Step, ...] = ()
+    """Earlier save points; where there are some, they are drawn instead of the intervals."""
+
+    @property
+    def way(self) -> list[tuple[float, float]]:
+        """Gain and retention from the base model to the arm."""
+        return [(0.0, 0.0), *((step.gain, step.kept) for step in self.path), (self.gain.value, self.kept.value)]
+
+    @property
+    def across(self) -> tuple[float, float]:
+        """Least and greatest gain of what is drawn."""
+        gains = [gain for gain, _ in self.way]
+        return (min(gains), max(gains)) if self.path else ends_of(self.gain)
+
+    @property
+    def up(self) -> tuple[float, float]:
+        """Least and greatest retention of what is drawn."""
+        kept = [kept for _, kept in self.way]
+        return (min(kept), max(kept)) if self.path else ends_of(self.kept)
+
+
+def trade_figure(target: TargetResult, name: str) -> Drawn | None:
+    """Draw what is gained against what is kept, with both intervals; None without an arm that has both."""
+    points = [
+        _Point(arm.label, index, arm.gain.delta, arm.mean)
+        for index, arm in enumerate(target.arms)
+        if arm.gain and arm.gain.delta and arm.mean
+    ]
+    if not points:
+        return None
+    canvas, hovers = _plane(target, points, name)
+    listed = "; ".join(f"{p.label}: gain {estimate_text(p.gain)}, retention {estimate_text(p.kept)}" for p in points)
+    return Drawn(
+        name=name,
+        canvas=canvas,
+        alt=f"Gain on {target.label} against mean retention for {len(points)} arms. {listed}.",
+        caption=(
+            "Each mark is an arm: right is more learned, up is less forgotten; the base model is the cross at (0, 0). "
+            "Bars are 95 % intervals. Filled marks joined by the dashed line are the Pareto front of the estimates."
+        ),
+        hovers=hovers,
+    )
+
+
+def along_figure(target: TargetResult, name: str) -> Drawn | None:
+    """Draw the way of every arm from the base model through its save points; None without one."""
+    points = []
+    for index, arm in enumerate(target.arms):
+        path = tuple(
+            _Step(point.step, gain.delta.value, point.effects.mean.value, gain.delta.unit)
+            for point in target.along.get(arm.label, ())
+            if (gain := point.effects.gain) and gain.delta and point.effects.mean and point.effects is not arm
+        )
+        if path and arm.gain and arm.gain.delta and arm.mean:
+            points.append(_Point(arm.label, index, arm.gain.delta, arm.mean, path))
+    if not points:
+        return None
+    canvas, hovers = _plane(target, points, name)
+    left_out = len(target.arms) - len(points)
+    ways = ". ".join(
+        f"{p.label}, {'; '.join(map(str, p.path))}; at the end: gain {estimate_text(p.gain)}, "
+        f"mean retention {estimate_text(p.kept)}"
+        for p in points
+    )
+    return Drawn(
+        name=name,
+        canvas=canvas,
+        alt=f"Gain on {target.label} against mean retention along the training of {len(points)} arms. {ways}.",
+        caption=(
+            "One line per arm from the base model, the cross at (0, 0), through its save points to the end of its "
+            "training; marks grow with the step, and the last is the arm's mark in the first figure. Means over seeds."
+            + (f" {left_out} of {len(target.arms)} arms have nothing to draw here." if left_out else "")
+        ),
+        hovers=hovers,
+    )
+
+
+def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[Canvas, dict[str, str]]:
+    """Draw the points; return the figure and its hover texts.
+
+    Where a few arms lie so far off that the others crowd together, a second panel enlarges the others.
+    """
+    near = _crowd(points)
+    zoomed = 1 < len(near) < len(points)
+    ways = any(point.path for point in points)
+    canvas = Canvas(figsize=(10.4, 4.9) if zoomed else (8.6, 5.4), layout="constrained")
+    FigureCanvasAgg(canvas)
+    axes = canvas.subplots(1, 2 if zoomed else 1, squeeze=False)[0]
+    hovers: dict[str, str] = {}
+    front = {label for label, standing in target.pareto.items() if standing.on_front}
+    unit = points[0].gain.unit
+    for panel, axis in enumerate(axes):
+        shown = near if panel else points
+        _limits(axis, shown, base=panel == 0 or ways)
+        _draw_points(axis, shown, points, front, f"{name}-p{panel}", hovers)
+        axis.set_xlabel(f"gain on {target.label} over the base model ({unit})")
+    axes[0].set_ylabel("mean retention, change from the base model (points)")
+    if zoomed:
+        low, high = axes[1].get_xlim(), axes[1].get_ylim()
+        axes[0].add_patch(_rectangle(low, high))
+        axes[1].set_title("enlarged: the box on the left", fontsize=10, color=INK, loc="left")
+    canvas.draw_without_rendering()
+    hidden = {point.label for point in near} if zoomed else set()
+    _label(axes[0], [point for point in points if point.label not in hidden], points, base=True)
+    if zoomed:
+        _label(axes[1], near, near, base=ways)
+    canvas.set_layout_engine("none")
+    return canvas, hovers
+
+
+def _draw_points(
+    axis: Axes, shown: Sequence[_Point], every: Sequence[_Point], front: set[str], prefix: str, hovers: dict[str, str]
+) -> None:
+    axis.axhline(0, color=FAINT, linewidth=0.9, zorder=1)
+    axis.axvline(0, color=FAINT, linewidth=0.9, zorder=1)
+    axis.grid(True)
+    line = [] if any(p.path for p in every) else sorted((p.gain.value, p.kept.value) for p in every if p.label in front)
+    if len(line) > 1:
+        axis.plot(*zip(*line, strict=True), linestyle=(0, (4, 3)), color=INK, linewidth=1.0, zorder=2)
+    axis.plot(0, 0, marker="+", markersize=12, markeredgewidth=1.8, color=INK, zorder=4)
+    for point in shown:
+        colour, marker = look(point.place)
+        if point.path:
+            _draw_way(axis, point, f"{prefix}-{point.place}", hovers)
+        else:
+            (left, right), (low, high) = point.across, point.up
+            for x, y in (((left, right), [point.kept.value] * 2), ([point.gain.value] * 2, (low, high))):
+                axis.plot(x, y, color=colour, linewidth=1.5, alpha=0.75, zorder=3, solid_capstyle="butt")
+        (mark,) = axis.plot(
+            point.gain.value,
+            point.kept.value,
+            marker=marker,
+            markersize=_MARK,
+            markerfacecolor=colour if point.label in front else "white",
+            markeredgecolor=colour,
+            markeredgewidth=1.8,
+            linestyle="none",
+            zorder=5,
+        )
+        key = f"{prefix}-{point.place}"
+        mark.set_gid(key)
+        hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
+
+
+def _draw_way(axis: Axes, point: _Point, prefix: str, hovers: dict[str, str]) -> None:
+    """Draw the line from the base model to the arm, with a mark for each earlier save point."""
+    colour, marker = look(point.place)
+    axis.plot(*zip(*point.way, strict=True), color=colour, linewidth=1.4, alpha=0.75, zorder=3)
+    for place, step in enumerate(point.path):
+        size = _SMALLEST + (_MARK - _SMALLEST) * place / len(point.path)
+        (mark,) = axis.plot(step.gain, step.kept, marker=marker, color=colour, markersize=size, zorder=4)
+        mark.set_gid(f"{prefix}-{place}")
+        hovers[f"{prefix}-{place}"] = f"{point.label}, {step}"
+
+
+def _limits(axis: Axes, points: Sequence[_Point], *, base: bool) -> None:
+    """Fit the axes to the intervals, and to the base model where it is shown, with room for labels."""
+    for ends, apply in (
+        ([point.across for point in points], axis.set_xlim),
+        ([point.up for point in points], axis.set_ylim),
+    ):
+        values = [value for pair in ends for value in pair] + ([0.0] if base else [])
+        low, high = min(values), max(values)
+        room = 0.09 * (high - low or 1.0)
+        apply(low - room, high + room * (1.8 if apply == axis.set_xlim else 1.0))
+
+
+def _crowd(points: Sequence[_Point]) -> list[_Point]:
+    """Return the arms that stay when arms far below the others are set aside; all of them if that gains little."""
+    order = sorted(points, key=lambda point: -point.kept.value)
+    most = (0.2 if any(point.path for point in points) else 0.4) * _height(order)  # intervals need more room than lines
+    for keep in range(len(order) - 1, max(1, len(order) // 2 - 1), -1):
+        if _height(order[:keep]) < most:
+            kept = {point.label for point in order[:keep]}
+            return [point for point in points if point.label in kept]
+    return list(points)
+
+
+def _height(points: Sequence[_Point]) -> float:
+    ends = [value for point in points for value in point.up] + [0.0]
+    return max(ends) - min(ends)
+
+
+def _rectangle(across: tuple[float, float], up: tuple[float, float]) -> object:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle(
+        (across[0], up[0]), across[1] - across[0], up[1] - up[0], fill=False, edgecolor=FAINT, linewidth=0.9, zorder=1.5
+    )
+
+
+def _label(axis: Axes, labelled: Sequence[_Point], shown: Sequence[_Point], *, base: bool) -> None:
+    names = [point.label for point in labelled] + (["base model"] if base else [])
+    at = [(point.gain.value, point.kept.value) for point in labelled] + ([(0.0, 0.0)] if base else [])
+    to_pixels = axis.transData.transform
+    pixels = [(float(x), float(y)) for x, y in to_pixels(np.asarray(at).reshape(-1, 2))]
+    frame, origin = Box(*axis.get_window_extent().extents), to_pixels((0.0, 0.0))
+    solid = []
+    soft = [Box(frame.left, origin[1] - 2, frame.right, origin[1] + 2)]
+    soft += [Box(origin[0] - 2, frame.bottom, origin[0] + 2, frame.top)]
+    for point in shown:
+        x, y = to_pixels((point.gain.value, point.kept.value))
+        solid.append(Box(x - 7, y - 7, x + 7, y + 7))
+        if point.path:
+            soft += _along_line([(float(x), float(y)) for x, y in to_pixels(np.asarray(point.way))])
+            continue
+        (left, right), (low, high) = point.across, point.up
+        soft += [Box(to_pixels((left, 0))[0], y - 2, to_pixels((right, 0))[0], y + 2)]
+        soft += [Box(x - 2, to_pixels((0, low))[1], x + 2, to_pixels((0, high))[1])]
+    texts = [shorten(name) for name in names]
+    sizes = text_sizes(axis, texts)
+    places = place_labels(pixels, sizes, frame, solid, soft)
+    for text, place, size, (x, y) in zip(texts, places, sizes, pixels, strict=True):
+        centre = axis.transData.inverted().transform((place.x + size[0] / 2, place.y + size[1] / 2))
+        if place.leader:
+            start = axis.transData.inverted().transform((x, y))
+            axis.plot([start[0], centre[0]], [start[1], centre[1]], color=FAINT, linewidth=0.7, zorder=2.5)
+        axis.text(
+            float(centre[0]),
+            float(centre[1]),
+            text,
+            ha="center",
+            va="center",
+            fontsize=9.5,
+            color=INK,
+            zorder=6,
+            bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.6},
+        )
+
+
+def _along_line(corners: Sequence[tuple[float, float]]) -> list[Box]:
+    """Return small rectangles that together cover a line through some pixels."""
+    boxes = []
+    for (x0, y0), (x1, y1) in pairwise(corners):
+        count = max(2, int(np.hypot(x1 - x0, y1 - y0) / 8))
+        for t in np.linspace(0, 1, count):
+            x, y = x0 + t * (x1 - x0), y0 + t * (y1 - y0)
+            boxes.append(Box(x - 4, y - 4, x + 4, y + 4))
+    return boxes
