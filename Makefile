@@ -9,7 +9,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,eval,dev]'
+	$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[train,eval,dev]'
 	touch $@
 
 demo: install
