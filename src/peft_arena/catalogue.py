@@ -154,11 +154,11 @@ def _methods() -> list[Row]:
                 "family": card.family,
                 "parameters": card.parameters,
                 "merges": has(Capability.MERGEABLE),
-                "identity_at_start": has(Capability.IDENTITY_AT_INIT),
-                "changes_base": has(Capability.CHANGES_BASE),
-                "peft_adapter": has(Capability.PEFT_ADAPTER),
                 "learning_rate": card.learning_rate,
+                "capabilities": sorted(card.capabilities),
+                "deviations": list(card.deviations),
                 "paper": card.paper,
+                "url": card.url,
             }
         )
     return rows

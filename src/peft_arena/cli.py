@@ -145,10 +145,11 @@ def train_sft(
 ) -> None:
     """Train one run by supervised fine-tuning, evaluate it and its base on the task, and measure its cost."""
     from peft_arena import console
-    from peft_arena.execute.single import train_one
+    from peft_arena.execute.single import scores, train_one
 
     outcome, study = train_one(model, method, task, settings or [], out, quiet=as_json)
-    console.show_outcome(study, outcome, out, as_json)
+    rows = scores(study, out)
+    console.show_outcome(study, outcome, out, as_json, scores=rows)
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from peft_arena.execute.study import Study
 
 Row = Mapping[str, Any]
+WIDE = 160
+"""Columns of a table that is not written to a terminal."""
+ONLY_JSON = {"capabilities", "deviations", "paper", "url", "licence"}
+"""Columns too long for a terminal."""
 STYLES = {"done": "green", "failed": "red", "running": "yellow", "refused": "magenta", "ok": "green"}
 
 
@@ -30,11 +35,12 @@ def show_table(rows: Sequence[Row], as_json: bool, title: str = "") -> None:
     if as_json:
         show_json(list(rows))
         return
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDE)
     if not rows:
         console.print(f"{title}: none")
         return
     table = Table(title=title or None, title_justify="left", header_style="bold", box=None, pad_edge=False)
+    rows = [{key: row[key] for key in row if key not in ONLY_JSON} for row in rows]
     for key in rows[0]:
         numeric = all(isinstance(row[key], int | float) for row in rows)
         table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
@@ -87,19 +93,22 @@ def show_status(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
             console.print(f"  {item.state} {item.label} {item.run.run_id}: {item.reason}", markup=False)
 
 
-def show_outcome(study: Study, outcome: StudyOutcome, runs: Path, as_json: bool) -> None:
-    """Print what a command on a study did."""
+def show_outcome(study: Study, outcome: StudyOutcome, runs: Path, as_json: bool, scores: Sequence[Row] = ()) -> None:
+    """Print what a command on a study did, and scores where there are any to show."""
     if as_json:
         states = {item.run.run_id: item.state for item in outcome.plans}
-        show_json({"study": study.file.name, "worked": outcome.worked, "failed": outcome.failed, "runs": states})
+        said = {"study": study.file.name, "worked": outcome.worked, "failed": outcome.failed, "runs": states}
+        show_json({**said, "scores": list(scores)} if scores else said)
         return
     console = Console(highlight=False, soft_wrap=True)
     if outcome.worked == 0:
         console.print(f"{study.file.name}: nothing to do. {_count(outcome.plans)}, in {runs}")
-        return
-    console.print(f"{study.file.name}: worked on {outcome.worked} runs. {_count(outcome.plans)}, in {runs}")
+    else:
+        console.print(f"{study.file.name}: worked on {outcome.worked} runs. {_count(outcome.plans)}, in {runs}")
     for run_id, reason in outcome.failed.items():
         console.print(f"  failed {run_id}: {reason}", style="red", markup=False)
+    if scores:
+        show_table(scores, False)
 
 
 def show_report(summary: Mapping[str, Any], out: Path, as_json: bool) -> None:

@@ -168,6 +168,7 @@ def test_yaml_remembers_lines_and_reads_short_floats(tmp_path):
         ("a: 1\na: 2\n", "line 2: key 'a' is stated twice"),
         ("a: [1, 2\n", "line 2 is not valid YAML"),
         ("- 1\n", "must hold a mapping of keys to values, got list"),
+        ("a: &x [*x]\n", "contains itself"),
         ("", "is empty"),
         ("a: !!python/object:os.system x\n", "is not valid YAML"),
     ],

@@ -111,6 +111,7 @@ def test_two_targets_train_twice_and_are_judged_on_their_own(tmp_path):
         ("title: A small study", "title: 2020-13-45", r"is not valid YAML"),
         ("task: micro-sort", "task: 'lm-eval:no_such_task_here'", r"unknown lm-eval task 'no_such_task_here'.*line 8"),
         ("task: micro-sort", "task: 'lm-eval:piqa'\n    config: {shots: 1}", r"unknown key 'shots'.*num_fewshot"),
+        ("task: micro-sort", "task: micro-reverse", r"task 'micro-reverse' is asked for twice"),
         ("title: A small study", "title: [", r"is not valid YAML"),
         ("title: A small study\n", "title: A\ntitle: B\n", r"line 3: key 'title' is stated twice"),
     ],

@@ -127,9 +127,14 @@ def test_one_damaged_run_does_not_hide_the_others(tmp_path):
 
 
 def test_a_runs_directory_that_cannot_be_made(tmp_path):
+    store = Store(tmp_path / "file" / "runs")
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot make the directory .*file"):
-        Store(tmp_path / "file").run(RUN).create()
+        store.run(RUN).create()
+    with pytest.raises(UserError, match="cannot write to .*file"):
+        store.check_writable()
+    with pytest.raises(UserError, match="file is not a directory"):
+        Store(tmp_path / "file")
 
 
 def test_records_come_back_equal(tmp_path):

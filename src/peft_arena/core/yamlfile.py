@@ -38,6 +38,8 @@ class YamlFile:
             mark = error.problem_mark or error.context_mark
             line = f" line {mark.line + 1}" if mark is not None else ""
             raise UserError(f"{path}{line} is not valid YAML: {error.problem or error.context}") from None
+        except RecursionError:
+            raise UserError(f"{path} is not valid YAML: it contains itself, or is nested too deeply") from None
         except (yaml.YAMLError, ValueError) as error:
             raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
         if not isinstance(self.data, dict):

@@ -13,7 +13,7 @@ class Board:
 
     def __init__(self, runs: int, quiet: bool = False) -> None:
         """Prepare a display for so many runs; ``quiet`` shows nothing."""
-        self._console = Console(stderr=True, quiet=quiet)
+        self._console = Console(stderr=True, quiet=quiet, soft_wrap=True)
         self._live = self._console.is_terminal and not quiet
         self._progress = Progress(
             TextColumn("{task.description}"),

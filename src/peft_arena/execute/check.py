@@ -49,11 +49,24 @@ def _check_tree(path: Path) -> dict[str, Any]:
     if not records and not checkpoints:
         raise UserError(f"cannot check {path}: it holds no records and no checkpoints")
     jobs: list[Callable[[], object]] = [lambda file=file: _check_record(file) for file in records]  # type: ignore[misc]
+    checkpoints = sorted({*checkpoints, *_promised(path)})
     jobs += [lambda folder=folder: verify_checkpoint(folder) for folder in checkpoints]  # type: ignore[misc]
     problems = [problem for job in jobs if (problem := _problem(job))]
     if problems:
         raise UserError(f"{len(problems)} of {len(jobs)} damaged: " + "; ".join(problems))
     return {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+
+
+def _promised(path: Path) -> list[Path]:
+    """Return the checkpoints that the training records below a directory say are there."""
+    found: list[Path] = []
+    for file in path.rglob("records/training.json"):
+        try:
+            training = read_record(TrainingRecord, file)
+        except UserError:
+            continue  # named as damaged among the records
+        found += [file.parents[1] / "steps" / f"{step:06d}" for step in training.save_points]
+    return found
 
 
 def _is_record(file: Path, root: Path) -> bool:

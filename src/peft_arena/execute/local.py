@@ -9,16 +9,18 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Protocol
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute.work import BusyError, Order, do
+from peft_arena.execute.work import BusyError, Order, do, hush
 from peft_arena.store.store import Store
 
 POLL_S = 0.1
@@ -70,6 +72,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     running: list[_Running] = []
     said: dict[str, str] = {}
     threads = orders[0].threads if orders else 1
+    former = signal.signal(signal.SIGTERM, _stop)
     with _fork_server(threads) as context:
         messages = context.SimpleQueue()
         try:
@@ -93,6 +96,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                         _note(worker.order, code, said, outcome, watcher)
                 time.sleep(POLL_S)
         finally:
+            signal.signal(signal.SIGTERM, former)
             for worker in running:
                 worker.process.terminate()
             for worker in running:
@@ -109,7 +113,8 @@ def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
     """Run in the worker process: do the order and end with a code that says how it went."""
     import torch
 
-    _hush()
+    hush()
+    _follow_parent()
     torch.set_num_threads(order.threads)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     run_id = order.run.run_id
@@ -124,17 +129,20 @@ def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
         raise SystemExit(EXIT_MORE)
 
 
-def _hush() -> None:
-    """Keep the libraries' bars and deprecation notes off a terminal that shows many runs at once."""
-    import warnings
+def _follow_parent() -> None:
+    """End this process when the one that asked for the work is gone, however it went."""
 
-    from datasets.utils.logging import disable_progress_bar
-    from transformers.utils import logging
+    def watch() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            wait([parent.sentinel])
+            os._exit(EXIT_FAILED)
 
-    disable_progress_bar()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _stop(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher) -> _Running:

@@ -13,7 +13,7 @@ from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
 
 State = Literal["done", "missing", "failed", "running", "refused"]
-TRAIN, COST_INFERENCE = "train", "cost of inference"
+DESCRIBE, TRAIN, COST_INFERENCE = "describe", "train", "cost of inference"
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
     """Compare what the study wants of a run with what is on disk."""
     failures = _failures(run)
     running = run.is_locked()
-    wanted: list[tuple[str, bool, str]] = []
+    wanted: list[tuple[str, bool, str]] = [(DESCRIBE, *_check(lambda: run.record() is not None))]
     try:
         trained = run.final_point() is not None
         problem = ""

@@ -77,6 +77,7 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
     if not orders:
         return StudyOutcome(plan(study, store), 0, {})
     check_items(study)
+    store.check_writable()
     with Board(len(orders), quiet=quiet) as board:
         outcome = run_orders(orders, execution.jobs, board)
     return StudyOutcome(plan(study, store), len(orders), outcome.failed)

@@ -64,6 +64,31 @@ def train_one(
     return run_study(study, out, quiet=quiet), study
 
 
+def scores(study: Study, out: Path) -> list[dict[str, Any]]:
+    """Return the target score of the base and of every trained run, with the paired gain and its 95 % interval."""
+    from peft_arena.analyze.study import analyze_study
+    from peft_arena.execute.view import view_of
+
+    rows = []
+    for target in analyze_study(Store(out), view_of(study)).targets:
+        for arm in target.arms:
+            if arm.gain is not None and arm.gain.delta is not None:
+                gain = arm.gain.delta
+                rows.append(
+                    {
+                        "task": target.label,
+                        "method": arm.evidence.arm.label,
+                        "base": arm.gain.base,
+                        "tuned": arm.gain.tuned,
+                        "gain": gain.value,
+                        "low": gain.low,
+                        "high": gain.high,
+                        "unit": gain.unit,
+                    }
+                )
+    return rows
+
+
 def evaluate_point(
     point: str,
     tasks: Sequence[str],

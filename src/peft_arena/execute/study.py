@@ -180,6 +180,12 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
         for arm in range(len(file.arms))
     )
     _refuse_twins(arms, str(path or "study"))
+    asked = [spec.task.id for spec in (*targets, *retention)]
+    for spec in (*targets, *retention):
+        if asked.count(spec.task.id) > 1:
+            raise UserError(
+                f"task '{spec.task.name}' is asked for twice, as target or retention (in {path or 'study'})"
+            )
     return Study(file=file, base=base, arms=arms, targets=targets, retention=retention)
 
 
@@ -300,7 +306,13 @@ def check_items(study: Study) -> None:
     tasks: dict[str, Task] = {}
     for (task_id, split), entries in wanted.items():
         task = tasks.setdefault(task_id, task_of(entries[0][2]))
-        found = len(task.items(split))  # type: ignore[arg-type]
+        try:
+            found = len(task.items(split))  # type: ignore[arg-type]
+        except UserError as error:
+            if split != "validation":
+                raise
+            cure = "give the task one, or set train.validation_items to 0"
+            raise UserError(f"{error}; the held-out loss needs a validation split: {cure}") from None
         for key, count, spec in entries:
             if count > found:
                 raise UserError(f"{key} is {count}, and task {spec.name} has {found} items in its {split} split")

@@ -32,6 +32,19 @@ LOCK_WAIT_S = 600.0
 TRACE_LENGTH = 4000
 
 
+def hush() -> None:
+    """Keep the libraries' own bars and notes off a terminal that shows ours."""
+    import warnings
+
+    from datasets.utils.logging import disable_progress_bar
+    from transformers.utils import logging
+
+    disable_progress_bar()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
 @dataclass(frozen=True)
 class Order:
     """What one worker is asked to do."""
@@ -86,6 +99,7 @@ def evaluate_run(
     Raises:
         UserError: the checkpoint is damaged, a task is unknown, or another process holds the run for too long.
     """
+    hush()
     try:
         with run.lock().acquire(timeout=LOCK_WAIT_S):
             run.create()

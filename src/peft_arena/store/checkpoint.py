@@ -53,7 +53,7 @@ def verify_checkpoint(path: Path) -> None:
         UserError: missing, unfinished, a file is missing or its content changed.
     """
     if not path.is_dir():
-        raise UserError(f"no checkpoint {path}")
+        raise UserError(f"no checkpoint {path}; {REMEDY}")
     if not (path / DONE).exists():
         raise UserError(f"checkpoint {path} is unfinished: it has no {DONE} file; {REMEDY}")
     if not (path / HASHES).exists():

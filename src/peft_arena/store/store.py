@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,6 +58,11 @@ class RunDirectory:
             found = read_record(RunRecord, self.path / "run.json").spec
             if found.id != self.spec.id:
                 raise UserError(f"{self.path} holds run {found.run_id}, not {self.run_id}") from None
+
+    def record(self) -> RunRecord | None:
+        """Return ``run.json``, None if there is none yet."""
+        path = self.path / "run.json"
+        return read_record(RunRecord, path) if path.exists() else None
 
     def lock(self) -> FileLock:
         """Return the lock that a process holds while it works on this run; freed by the system if it dies."""
@@ -150,8 +156,27 @@ class Store:
     """A directory of runs."""
 
     def __init__(self, root: Path) -> None:
-        """Refer to a runs directory; creates nothing."""
+        """Refer to a runs directory; creates nothing.
+
+        Raises:
+            UserError: the path is something else than a directory.
+        """
         self.root = root
+        if root.exists() and not root.is_dir():
+            raise UserError(f"{root} is not a directory; --runs names the directory that runs are kept in")
+
+    def check_writable(self) -> None:
+        """Make the directory if need be.
+
+        Raises:
+            UserError: it cannot be made or written to.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                pass
+        except OSError as error:
+            raise UserError(f"cannot write to {self.root}: {error.strerror or error}") from None
 
     def run(self, spec: RunSpec) -> RunDirectory:
         """Return the directory of a run, whether or not it exists yet."""

@@ -84,12 +84,12 @@ def read_examples(
         if spec.overlong == "error":
             raise UserError(
                 f"task {task.card.name}, {split} item {number} ({item.id}) has {size} tokens and at most {limit} are "
-                "allowed; raise max_length, or set overlong = drop to leave such examples out"
+                "allowed (by max_length or the model's context); set overlong = drop to leave such examples out"
             )
     if not any(example.labels for example in kept):
         raise UserError(
             f"no {split} example of task {task.card.name} is left: all {len(items)} have more than {limit} tokens "
-            f"(the shortest {min(lengths, default=0)}); raise max_length"
+            f"(the shortest {min(lengths, default=0)}); max_length or the model's context is too short"
         )
     return Examples(kept, len(lengths))
 
