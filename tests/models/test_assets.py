@@ -132,7 +132,7 @@ def test_a_file_that_changes_is_checked_again(cache: Path) -> None:
 def test_hashing_happens_once_per_process(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheel = make_wheel(cache / "wheels")
     assets.wheel_path(wheel)
-    monkeypatch.setattr(assets, "_sha256", lambda path: pytest.fail("hashed again"))
+    monkeypatch.setattr(assets, "file_hash", lambda path: pytest.fail("hashed again"))
     assets.wheel_path(wheel)
 
 
