@@ -120,6 +120,29 @@ def test_a_killed_study_resumes_to_the_same_records(finished, tiny, tmp_path):
     assert not list(runs.rglob("*.part"))
 
 
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_workers_end_with_the_command(end, tiny, tmp_path):
+    runs = tmp_path / "runs"
+    long = ["--set", "train.schedule.steps=100000", "--set", "execution.jobs=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "peft_arena", "run", str(tiny), "--runs", str(runs), *long],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(runs.glob("*/resume/*")):
+        time.sleep(0.05)
+    trained = next(run for run in Store(runs).runs() if not run.spec.is_base)
+    assert trained.is_locked()
+    process.send_signal(end)
+    process.wait(30)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and trained.is_locked():
+        time.sleep(0.05)
+    assert not trained.is_locked(), "a worker goes on without its command"
+
+
 def test_two_processes_share_the_work(finished, tiny, tmp_path):
     _, said = finished
     runs = tmp_path / "runs"

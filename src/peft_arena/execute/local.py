@@ -72,8 +72,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     running: list[_Running] = []
     said: dict[str, str] = {}
     threads = orders[0].threads if orders else 1
-    former = signal.signal(signal.SIGTERM, _stop)
-    with _fork_server(threads) as context:
+    with _ended_by_sigterm(), _fork_server(threads) as context:
         messages = context.SimpleQueue()
         try:
             while waiting or later or running:
@@ -96,7 +95,6 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                         _note(worker.order, code, said, outcome, watcher)
                 time.sleep(POLL_S)
         finally:
-            signal.signal(signal.SIGTERM, former)
             for worker in running:
                 worker.process.terminate()
             for worker in running:
@@ -141,8 +139,21 @@ def _follow_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _stop(number: int, frame: object) -> None:
-    raise SystemExit(128 + number)
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block like an interrupt, workers included; only the main thread can ask for this."""
+
+    def stop(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher) -> _Running:
