@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.methods.base import Attached, Calibration, Capability, Method
 from peft_arena.methods.files import (
     WEIGHTS,
     check_settings,
@@ -153,16 +153,24 @@ class PeftMethod(Method):
     """Entries of the peft configuration that follow from the seed or the model; a checkpoint's own values are used."""
 
     def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
-        """Return the modules to adapt, by name: the linear ones that the setting ``targets`` names.
+        """Return the modules to adapt, by name: by default the linear ones of :meth:`linears`.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        return dict(self.linears(model))
+
+    def linears(self, model: PreTrainedModel) -> dict[str, nn.Linear]:
+        """Return the linear layers that the settings ``targets`` and ``layers`` name.
 
         Raises:
             UserError: a setting does not fit the model.
         """
         settings: Any = self.config
-        layers = linear_targets(model, settings.targets)
+        found = linear_targets(model, settings.targets, settings.layers)
         if self.limited_by_rank:
-            check_rank(settings.rank, layers)
-        return dict(layers)
+            check_rank(settings.rank, found)
+        return found
 
     @abstractmethod
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
@@ -184,7 +192,7 @@ class PeftMethod(Method):
         """Return the attachment around a wrapped model."""
         return PeftAttached(self, model, base)
 
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
         """Wrap the model with a new adapter; see :meth:`Method.attach`."""
         layers = self._targets(model)
         base = str(model.name_or_path or "")

@@ -6,8 +6,9 @@ Shared code asks a method's capabilities, never its name. Importing a method's m
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
 
@@ -31,7 +33,7 @@ class Capability(StrEnum):
     IDENTITY_AT_INIT = "identity_at_init"
     """Attaching changes no output before training."""
     NEEDS_CALIBRATION = "needs_calibration"
-    """Initialisation needs data."""
+    """Attaching needs examples of the training data, see :class:`Calibration`."""
     CHANGES_BASE = "changes_base"
     """Attaching or training writes to the pretrained weights in memory."""
     ONLINE_RL = "online_rl"
@@ -42,6 +44,17 @@ class Capability(StrEnum):
     """Puts trained vectors into the input sequence, so the context has less room."""
     PEFT_ADAPTER = "peft_adapter"
     """A checkpoint is a plain PEFT adapter directory, loadable with PeftModel.from_pretrained."""
+    LORA_ADAPTER = "lora_adapter"
+    """The adapter directory is a plain LoRA, which every LoRA server can load beside the pretrained model."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Examples of the training data for methods that choose their start by it; the same for the same run."""
+
+    batches: Sequence[Mapping[str, Tensor]]
+    """Each batch has ``input_ids``, ``attention_mask`` and ``labels`` of shape (rows, tokens), on the model's device;
+    labels are -100 where no loss is taken. Rows are padded on the right."""
 
 
 class MethodCard(BaseModel):
@@ -59,11 +72,15 @@ class MethodCard(BaseModel):
     parameters: str
     """Formula of the trainable parameter count."""
     learning_rate: float | None
-    """A rate from which a search may start; None for the base model."""
+    """A rate from which a search may start on models of billions of parameters; None for the base model."""
+    micro_learning_rate: float | None = None
+    """A rate that learns on the packaged micro model, found by a search there; None: not yet known."""
     random_init: bool = False
     """Whether the seed changes where training starts; if not, it only orders the data and draws dropout."""
     deviations: tuple[str, ...] = ()
     """Where this implementation differs from the paper."""
+    known_failures: Mapping[str, str] = {}
+    """Conformance checks that fail, by name, with the reason; one that passes is an error, so the list stays true."""
     description: str
 
 
@@ -99,8 +116,28 @@ class Attached(ABC):
         """Return every trained parameter by name, each once, in a fixed order."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
+    def optimizer(self, learning_rate: float, weight_decay: float) -> Optimizer:
+        """Return the optimizer over :meth:`parameter_groups`: AdamW unless the method is one.
+
+        Its state must be tensors per parameter: scalars, or of the parameter's shape.
+        """
+        from torch.optim import AdamW
+
+        groups = self.parameter_groups(learning_rate, weight_decay)
+        return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+
+    def begin(self, total: int) -> None:  # noqa: B027 - most methods need nothing
+        """Prepare for a training of ``total`` optimizer steps; also before one that is resumed, after load_state."""
+
+    def extra_loss(self) -> Tensor | None:
+        """Return what the method adds to the loss of the forward pass just done, a scalar; most add nothing.
+
+        Terms that the wrapped model's own forward adds to ``output.loss`` are kept without this.
+        """
+        return None
+
     def after_step(self, step: int, total: int) -> None:  # noqa: B027 - most methods need nothing
-        """Do what the method needs after optimizer step ``step`` (from 1) of ``total``; most need nothing."""
+        """Do what the method needs after optimizer step ``step`` (from 1) of ``total``; gradients are still there."""
 
     def state(self) -> dict[str, Tensor]:
         """Return all tensors needed to continue training exactly, by name; see :meth:`load_state`."""
@@ -159,6 +196,8 @@ class Method(ABC):
 
     card: ClassVar[MethodCard]
     Config: ClassVar[type[MethodConfig]] = MethodConfig
+    size: ClassVar[str | None] = None
+    """The setting that sets the number of trained parameters, which a budget may choose; None if there is none."""
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         """Create the method with its settings; the defaults where none are given."""
@@ -172,8 +211,25 @@ class Method(ABC):
         """
         return None
 
+    def sizes(self, model: PreTrainedModel) -> Sequence[Any]:
+        """Return the values of the setting :attr:`size` that fit a model, so ordered that the count grows.
+
+        By default whole numbers from 1 to the smaller side of the smallest linear layer that the settings allow.
+
+        Args:
+            model: its shapes are used, never its weights, which may be on the meta device.
+        """
+        from peft_arena.methods.sizes import whole_numbers
+
+        return whole_numbers(self, model)
+
+    @property
+    def calibration_examples(self) -> int:
+        """How many training examples :meth:`attach` is to be given; 0 unless the method needs calibration."""
+        return int(getattr(self.config, "calibration_examples", 0))
+
     @abstractmethod
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
         """Put the method on a freshly loaded model, which it may change; all randomness comes from ``seed``.
 
         Trained parameters are float32 whatever the base's type, and exactly they have ``requires_grad``.

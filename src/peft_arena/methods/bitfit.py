@@ -8,13 +8,12 @@ all targets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, linear_targets
+from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,13 +24,8 @@ BIAS_SWITCHES = ("attention_bias", "mlp_bias")
 """Entries of a model's configuration that give its linear layers biases."""
 
 
-class BitFitConfig(MethodConfig):
-    """Settings of BitFit."""
-
-    targets: LinearTargets = "all-linear"
-    """Linear layers whose bias trains: ``all-linear``, or module names or last parts of them."""
-
-    alternatives: ClassVar[Mapping[str, Any]] = {"targets": ("q_proj", "v_proj")}
+class BitFitConfig(TargetConfig):
+    """Settings of BitFit: the layers whose bias trains."""
 
 
 class BitFitAttached(PeftAttached):
@@ -83,7 +77,7 @@ class BitFit(PeftMethod):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        return sum(layer.out_features for layer in linear_targets(model, self.config.targets).values())
+        return sum(layer.out_features for layer in self.linears(model).values())
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
         """Return peft's BEFT configuration."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.methods.base import Attached, Capability, Method, MethodCard
+from peft_arena.methods.base import Attached, Calibration, Capability, Method, MethodCard
 from peft_arena.methods.files import read_table
 from peft_arena.methods.state import copy_into, swapped
 
@@ -135,7 +135,7 @@ class Full(Method):
         """Return the number of parameters of the model."""
         return sum(p.numel() for p in model.parameters())
 
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
         """Make every weight float32 and trainable; see :meth:`Method.attach`."""
         dtypes = {name: p.dtype for name, p in model.named_parameters()}
         pretrained = Pretrained(model)

@@ -13,7 +13,7 @@ from pydantic import model_validator
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import Suffix, Suffixes, linear_targets, matches
+from peft_arena.methods.targets import Blocks, Suffix, Suffixes, matches
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -28,7 +28,14 @@ class IA3Config(MethodConfig):
     feedforward: tuple[Suffix, ...] = ("down_proj",)
     """The targets whose input is scaled instead of their output; each must be one of ``targets``."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {"targets": ("q_proj", "down_proj"), "feedforward": ()}
+    layers: Blocks | None = None
+    """Adapt only inside these transformer blocks, counted from 0; None for all."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {
+        "targets": ("q_proj", "down_proj"),
+        "feedforward": (),
+        "layers": (1,),
+    }
 
     @model_validator(mode="after")
     def _inside(self) -> IA3Config:
@@ -66,7 +73,7 @@ class IA3(PeftMethod):
         """Return the number of trained parameters by the card's formula."""
         return sum(
             layer.in_features if any(matches(name, part) for part in self.config.feedforward) else layer.out_features
-            for name, layer in linear_targets(model, self.config.targets).items()
+            for name, layer in self.linears(model).items()
         )
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:

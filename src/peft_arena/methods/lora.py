@@ -14,24 +14,22 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, linear_targets
+from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-class RankConfig(MethodConfig):
+class RankConfig(TargetConfig):
     """Settings of a low-rank update."""
 
     rank: int = Field(default=8, ge=1)
     """Inner dimension of the update; at most the smaller side of every target."""
     alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
-    targets: LinearTargets = "all-linear"
-    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {"rank": 4, "alpha": 4.0, "targets": ("q_proj", "v_proj")}
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "alpha": 4.0}
 
 
 class LoraConfig(RankConfig):
@@ -59,6 +57,7 @@ class Lora(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = LoraConfig
     config: LoraConfig
+    size: ClassVar[str | None] = "rank"
     rank_stabilized: ClassVar[bool] = False
     decomposed: ClassVar[bool] = False
     limited_by_rank: ClassVar[bool] = True
@@ -78,8 +77,7 @@ class Lora(PeftMethod):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        self.layers(model)
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return sum(self.config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
@@ -145,7 +143,7 @@ class Dora(Lora):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return super().count(model) + sum(layer.out_features for layer in layers)
 
     def finish(self, model: PeftModel) -> None:

@@ -14,24 +14,22 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, linear_targets
+from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
 
-class MissConfig(MethodConfig):
+class MissConfig(TargetConfig):
     """Settings of MiSS."""
 
     rank: int = Field(default=8, ge=2, multiple_of=2)
     """Inputs per shard, an even number; the change of weights has at most this rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of the update is zeroed in training."""
-    targets: LinearTargets = "all-linear"
-    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {"rank": 4, "dropout": 0.5, "targets": ("q_proj", "v_proj")}
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "dropout": 0.5}
 
 
 class Miss(PeftMethod):
@@ -39,6 +37,7 @@ class Miss(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = MissConfig
     config: MissConfig
+    size: ClassVar[str | None] = "rank"
     limited_by_rank: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="miss",
@@ -56,8 +55,7 @@ class Miss(PeftMethod):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        self.layers(model)
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return sum(self.config.rank * layer.out_features for layer in layers)
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.methods.base import Attached, Capability, Method, MethodCard
+from peft_arena.methods.base import Attached, Calibration, Capability, Method, MethodCard
 from peft_arena.methods.files import read_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class NoTraining(Method):
         """Return zero."""
         return 0
 
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
         """Freeze the model and leave it as it is."""
         return BaseAttached(model)
 

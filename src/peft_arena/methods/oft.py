@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, linear_targets
+from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -27,20 +27,18 @@ SAME_AS_NEXT = 3
 """peft 0.21.2 computes the same series for 3 terms as for 4."""
 
 
-class OftConfig(MethodConfig):
+class OftConfig(TargetConfig):
     """Settings of OFT."""
 
     block_size: int = Field(default=32, ge=2)
     """Side of each rotation block; must divide the input size of every target."""
     neumann_terms: int | None = Field(default=5, ge=2)
     """Terms of the series that replaces the inverse in the Cayley transform; None solves it exactly."""
-    targets: LinearTargets = "all-linear"
-    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
+        **TargetConfig.alternatives,
         "block_size": 16,
         "neumann_terms": None,
-        "targets": ("q_proj", "v_proj"),
     }
 
     @field_validator("neumann_terms")
@@ -56,6 +54,7 @@ class Oft(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = OftConfig
     config: OftConfig
+    size: ClassVar[str | None] = "block_size"
     card: ClassVar[MethodCard] = MethodCard(
         name="oft",
         title="OFT",
@@ -74,9 +73,9 @@ class Oft(PeftMethod):
         description="Multiplies each target weight by a trained block-diagonal rotation of its input.",
     )
 
-    def layers(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+    def linears(self, model: PreTrainedModel) -> dict[str, nn.Linear]:
         """Return the target layers, refusing a block size that does not divide an input size."""
-        layers = linear_targets(model, self.config.targets)
+        layers = super().linears(model)
         size = self.config.block_size
         for name, layer in layers.items():
             if layer.in_features % size:
@@ -85,12 +84,19 @@ class Oft(PeftMethod):
                     f"block_size: {size} does not divide the input size {layer.in_features} of {name}; "
                     f"divisors: {', '.join(allowed)}"
                 )
-        return dict(layers)
+        return layers
+
+    def sizes(self, model: PreTrainedModel) -> list[int]:
+        """Return the block sizes that divide the input size of every target."""
+        from math import gcd
+
+        layers = super().linears(model).values()
+        common = gcd(*(layer.in_features for layer in layers))
+        return [size for size in range(2, common + 1) if common % size == 0]
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        self.layers(model)
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return sum(layer.in_features * (self.config.block_size - 1) // 2 for layer in layers)
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:

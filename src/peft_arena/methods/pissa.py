@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
-from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
 from peft_arena.methods.files import write_adapter
 from peft_arena.methods.lora import RankConfig
 from peft_arena.methods.state import copy_into, local_random, swapped
-from peft_arena.methods.targets import linear_targets, patterns_for
+from peft_arena.methods.targets import patterns_for
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -140,6 +140,7 @@ class Pissa(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = PissaConfig
     config: PissaConfig
+    size: ClassVar[str | None] = "rank"
     limited_by_rank: ClassVar[bool] = True
     card: ClassVar[MethodCard] = MethodCard(
         name="pissa",
@@ -165,8 +166,7 @@ class Pissa(PeftMethod):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        self.layers(model)
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return sum(self.config.rank * (layer.in_features + layer.out_features) for layer in layers)
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
@@ -177,7 +177,7 @@ class Pissa(PeftMethod):
         """Return the configuration of a checkpoint: twice the rank and alpha, so that the scale is the same."""
         return self._lora(patterns, 2)
 
-    def attach(self, model: PreTrainedModel, *, seed: int, calibration: object = None) -> Attached:
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
         """Wrap the model, then split every target weight; see :meth:`Method.attach`."""
         layers = self._targets(model)
         base = str(model.name_or_path or "")

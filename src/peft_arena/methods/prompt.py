@@ -32,6 +32,7 @@ class PromptTuning(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = PromptTuningConfig
     config: PromptTuningConfig
+    size: ClassVar[str | None] = "num_virtual_tokens"
     derived_settings: ClassVar[frozenset[str]] = frozenset(
         {"token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers"}
     )

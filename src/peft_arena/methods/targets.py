@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
 from peft_arena.core.errors import UserError, unknown
+from peft_arena.methods.base import MethodConfig
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +20,19 @@ Suffix = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-
 Suffixes = Annotated[tuple[Suffix, ...], Field(min_length=1)]
 LinearTargets = Literal["all-linear"] | Suffixes
 """``all-linear`` (every linear layer but the output layer) or module names, each a whole name or its last parts."""
+Blocks = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+"""Indices of transformer blocks, from 0."""
+
+
+class TargetConfig(MethodConfig):
+    """Settings of a method that adapts linear layers."""
+
+    targets: LinearTargets = "all-linear"
+    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
+    layers: Blocks | None = None
+    """Adapt only inside these transformer blocks, counted from 0; None for all."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {"targets": ("q_proj", "v_proj"), "layers": (1,)}
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
@@ -39,18 +54,40 @@ def norm_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     }
 
 
-def linear_targets(model: PreTrainedModel, targets: LinearTargets) -> dict[str, nn.Linear]:
-    """Return the linear layers that a setting names.
+def linear_targets(
+    model: PreTrainedModel, targets: LinearTargets, blocks: Sequence[int] | None = None
+) -> dict[str, nn.Linear]:
+    """Return the linear layers that the settings name.
 
     Raises:
-        UserError: a pattern matches no linear layer, or only the output layer.
+        UserError: a pattern matches no linear layer, or only the output layer; a block that is not there.
     """
     layers = linear_layers(model)
-    if targets == "all-linear":
-        if not layers:
-            raise UserError(f"targets: {type(model).__name__} has no torch linear layers to adapt")
-        return layers
-    return select(layers, targets, "linear layer")
+    if not layers:
+        raise UserError(f"targets: {type(model).__name__} has no torch linear layers to adapt")
+    chosen = layers if targets == "all-linear" else select(layers, targets, "linear layer")
+    return chosen if blocks is None else in_blocks(chosen, blocks)
+
+
+def in_blocks(layers: Mapping[str, M], blocks: Sequence[int]) -> dict[str, M]:
+    """Return the layers inside the transformer blocks of the given indices.
+
+    Raises:
+        UserError: no layer is in one of the blocks.
+    """
+    found = {name: block_of(name) for name in layers}
+    known = sorted({block for block in found.values() if block is not None})
+    for block in blocks:
+        if block not in known:
+            allowed = f"{known[0]} to {known[-1]}" if known else "none, as no target is inside a numbered block"
+            raise UserError(f"layers: {block} holds no target; allowed: {allowed}")
+    return {name: layer for name, layer in layers.items() if found[name] in set(blocks)}
+
+
+def block_of(name: str) -> int | None:
+    """Return the index of the transformer block a module is in: the first number in its name."""
+    number = re.search(r"(?:^|\.)(\d+)(?:\.|$)", name)
+    return int(number[1]) if number else None
 
 
 def select(layers: Mapping[str, M], patterns: Iterable[str], kind: str) -> dict[str, M]:

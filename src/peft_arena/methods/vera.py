@@ -15,7 +15,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.state import copy_into
-from peft_arena.methods.targets import LinearTargets, linear_targets
+from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class VeraConfig(MethodConfig):
+class VeraConfig(TargetConfig):
     """Settings of VeRA."""
 
     rank: int = Field(default=256, ge=1)
@@ -32,14 +32,12 @@ class VeraConfig(MethodConfig):
     """Starting value of every entry of d."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of A is zeroed in training."""
-    targets: LinearTargets = "all-linear"
-    """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
+        **TargetConfig.alternatives,
         "rank": 16,
         "d_initial": 0.5,
         "dropout": 0.5,
-        "targets": ("q_proj", "v_proj"),
     }
 
 
@@ -68,6 +66,7 @@ class Vera(PeftMethod):
 
     Config: ClassVar[type[MethodConfig]] = VeraConfig
     config: VeraConfig
+    size: ClassVar[str | None] = "rank"
     derived_settings: ClassVar[frozenset[str]] = frozenset({"projection_prng_key"})
     card: ClassVar[MethodCard] = MethodCard(
         name="vera",
@@ -88,7 +87,7 @@ class Vera(PeftMethod):
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
-        layers = linear_targets(model, self.config.targets).values()
+        layers = self.linears(model).values()
         return sum(layer.out_features + self.config.rank for layer in layers)
 
     def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
-from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.methods.base import Attached, Calibration, Capability, Method
 from peft_arena.methods.registry import METHODS
 
 if TYPE_CHECKING:
@@ -55,7 +55,12 @@ class Subject:
 
     def attach(self, seed: int = 0) -> Attached:
         """Return the method in place on a fresh model."""
-        return self.make().attach(self.model(), seed=seed)
+        return self.put(self.model(), seed)
+
+    def put(self, model: PreTrainedModel, seed: int = 0) -> Attached:
+        """Return the method in place on a given model."""
+        method = self.make()
+        return method.attach(model, seed=seed, calibration=calibration(method.calibration_examples))
 
     def has(self, capability: Capability) -> bool:
         """Say whether the card declares a capability."""
@@ -115,6 +120,15 @@ def tokens(seed: int = 7) -> Tensor:
     return torch.randint(1, 200, (3, 10), generator=torch.Generator().manual_seed(seed))
 
 
+def calibration(examples: int) -> Calibration | None:
+    """Return calibration data of random tokens, two rows to a batch; None for no examples."""
+    import torch
+
+    rows = [tokens(seed=50 + number)[:2] for number in range((examples + 1) // 2)]
+    given = [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids} for ids in rows]
+    return Calibration(given) if given else None
+
+
 def logits(model: nn.Module, ids: Tensor) -> Tensor:
     """Return float32 logits of the real tokens in evaluation mode, shape (batch, tokens, vocabulary)."""
     import torch
@@ -142,20 +156,22 @@ def train(attached: Attached, learning_rate: float, steps: int = STEPS, seed: in
     import torch
 
     ids, losses, reached = tokens(seed=3), [], set()
-    optimizer = torch.optim.AdamW(attached.parameter_groups(learning_rate, 0.01))
+    optimizer = attached.optimizer(learning_rate, 0.01)
+    attached.begin(steps)
     attached.model.train()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for step in range(1, steps + 1):
             loss = attached.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
             losses.append(float(loss.detach()))
-            loss.backward()
+            extra = attached.extra_loss()
+            (loss if extra is None else loss + extra).backward()
             for name, parameter in attached.model.named_parameters():
                 if parameter.grad is not None and bool((parameter.grad != 0).any()):
                     reached.add(name)
             optimizer.step()
-            optimizer.zero_grad()
             attached.after_step(step, steps)
+            optimizer.zero_grad()
     attached.model.eval()
     with torch.no_grad():
         loss = attached.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
@@ -224,7 +240,7 @@ def check_model(subject: Subject, directory: Path) -> Facts:
     model = subject.model()
     base = list(model.parameters())
     with global_random_untouched():
-        attached = subject.make().attach(model, seed=0)
+        attached = subject.put(model)
     check_trained_set(subject, attached, base)
     step0 = difference(logits(attached.model, ids), pretrained)
     if subject.has(Capability.IDENTITY_AT_INIT):

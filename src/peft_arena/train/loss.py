@@ -8,6 +8,7 @@ output layers. Terms that a model or method adds to its own loss are kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -37,18 +38,20 @@ class LossParts(NamedTuple):
 class TokenLoss:
     """Computes the loss of a model, which it changes only between enter and exit."""
 
-    def __init__(self, model: nn.Module, autocast: bool) -> None:
+    def __init__(self, model: nn.Module, autocast: bool, added: Callable[[], Tensor | None] = lambda: None) -> None:
         """Refer to a model.
 
         Args:
             model: a PreTrainedModel, or a PeftModel around one.
             autocast: whether the forward pass runs in bfloat16 mixed precision.
+            added: asked after each forward pass in training mode for a term that the method adds to the loss.
 
         Raises:
             UserError: the model has no output layer.
         """
         self.model = model
         self.autocast = autocast
+        self._added = added
         base: Any = base_of(model)
         head = base.get_output_embeddings() if hasattr(base, "get_output_embeddings") else None
         if not isinstance(head, nn.Module):
@@ -97,8 +100,9 @@ class TokenLoss:
                 "labels: its output layer is not used as expected, so its loss cannot be trusted"
             )
         nats = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
-        extra = output.loss
-        return LossParts(nats, extra if isinstance(extra, Tensor) and extra.requires_grad else None)
+        found = [output.loss, self._added() if self.model.training else None]
+        terms = [term for term in found if isinstance(term, Tensor) and term.requires_grad]
+        return LossParts(nats, sum(terms[1:], terms[0]) if terms else None)
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
         """Choose the attention kernel: on a CPU, short bfloat16 rows are three times slower in the fused one."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from torch.optim import AdamW
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
@@ -50,7 +50,8 @@ class Session:
         self.counters = read_state(run, plan, attached, self.optimizer) or Counters(
             plan=plan, threads=torch.get_num_threads()
         )
-        self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16")
+        attached.begin(self.total)
+        self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16", added=attached.extra_loss)
         self.validation = self._validation_batches()
 
     def train(self, watchers: Sequence[OnStep], resume_every: int | None) -> None:
@@ -187,18 +188,18 @@ class Follower(TrainerCallback):
         self.began_cpu = time.process_time()
 
 
-def _optimizer(attached: Attached, learning_rate: float, weight_decay: float) -> AdamW:
-    """Build AdamW over exactly the trained parameters.
+def _optimizer(attached: Attached, learning_rate: float, weight_decay: float) -> Optimizer:
+    """Return the method's optimizer over exactly the trained parameters.
 
     Raises:
         UserError: the method's groups leave out a trained parameter, or have another or one twice.
     """
-    groups = attached.parameter_groups(learning_rate, weight_decay)
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    optimizer = attached.optimizer(learning_rate, weight_decay)
+    grouped = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     trained = [id(parameter) for parameter in attached.trained().values()]
     if sorted(grouped) != sorted(trained):
         raise UserError(
             f"{type(attached).__name__} has {len(trained)} trained parameters, "
             f"and its optimizer groups hold {len(grouped)} ({len(set(grouped) & set(trained))} of them)"
         )
-    return AdamW(groups, lr=learning_rate, weight_decay=weight_decay, fused=True)
+    return optimizer
