@@ -72,12 +72,15 @@ def show_plan(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
         }
         for item in plans
     ]
+    budgets = {arm.label: str(arm.spent) for arm in study.arms if arm.spent is not None}
     if as_json:
         stages = [[{"what": s.what, "state": s.state, "reason": s.reason} for s in item.stages] for item in plans]
         runs = [{**row, "stages": list(parts)} for row, parts in zip(rows, stages, strict=True)]
-        show_json({"study": study.file.name, "runs": runs})
+        show_json({"study": study.file.name, "budgets": budgets, "runs": runs})
         return
     show_table(rows, False, title=f"{study.file.name}: {study.file.title}")
+    for label, spent in budgets.items():
+        Console(highlight=False, soft_wrap=True).print(f"budget of {label}: {spent}", markup=False)
     Console().print(_count(plans))
 
 

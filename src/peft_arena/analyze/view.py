@@ -19,6 +19,8 @@ class Arm:
     """One per seed; they differ in nothing else."""
     target: EvalSpec
     """The task the arm was trained on, on its test items."""
+    budget: str = ""
+    """What became of the arm's parameter budget, in one line; empty without one."""
 
     def __post_init__(self) -> None:
         """Require at least one run, no seed twice, and the same method in all runs."""

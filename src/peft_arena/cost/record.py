@@ -27,6 +27,7 @@ def training_cost(
     tokens: int,
     mean_length: int,
     seconds: float | None = None,
+    attach_seconds: float | None = None,
     real_tokens: int | None = None,
     memory: Iterable[Measure] = (),
     checkpoint: Path | None = None,
@@ -39,6 +40,7 @@ def training_cost(
         tokens: tokens the training processed, padding included.
         mean_length: their mean number per sequence, for counting operations.
         seconds: wall time of the training loop, if it was measured.
+        attach_seconds: wall time of putting the method on the model, with calibration and decompositions.
         real_tokens: tokens without padding; with ``seconds`` they give the throughput.
         memory: what :class:`peft_arena.cost.memory.PeakMemory` measured around the training loop.
         checkpoint: directory of the saved state.
@@ -51,6 +53,9 @@ def training_cost(
     if trained:
         found += training_measures(model, tokens, length=length)
     found += memory
+    if attach_seconds is not None:
+        how = "wall time of attaching the method, with what it calibrates or decomposes"
+        found.append(Measure(metric="attach_time", value=attach_seconds, unit="seconds", better="lower", how=how, n=1))
     if seconds is not None:
         how = "wall time of the training loop"
         found.append(Measure(metric="training_time", value=seconds, unit="seconds", better="lower", how=how, n=1))

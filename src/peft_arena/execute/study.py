@@ -13,8 +13,10 @@ from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
 from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
+from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.methods.base import Capability, Method
 from peft_arena.methods.registry import BASE, METHODS, make_method
+from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
 from peft_arena.models.load import pin
 from peft_arena.tasks.base import Role, Task
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
@@ -51,6 +53,8 @@ class ArmEntry(Spec):
     config: Table = Field(default_factory=dict)
     train: Table = Field(default_factory=dict)
     """Training settings of this arm, over those of the study and the target."""
+    budget: Budget | None = None
+    """Parameters to train, over what the study says; null for none."""
 
 
 class Execution(Spec):
@@ -76,6 +80,8 @@ class StudyFile(Spec):
     targets: tuple[TargetEntry, ...] = Field(min_length=1)
     retention: tuple[RetentionEntry, ...] = ()
     train: Table
+    budget: Budget | None = None
+    """Parameters that every arm trains, by choosing each method's size; an arm may say otherwise."""
     arms: tuple[ArmEntry, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     evaluate_at: Literal["final", "save_points"] = "final"
@@ -92,6 +98,8 @@ class Arm:
     runs: tuple[RunSpec, ...]
     refused: str = ""
     """Why this arm cannot run; empty if it can."""
+    spent: Spent | None = None
+    """What became of the arm's parameter budget, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,7 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
     file = build(StudyFile, data, where="study", locate=locate)
     reader = _Reader(file, locate or (lambda keys: "study"))
     model = pin(file.model)
+    reader.sizer = Sizer(model)
     base = RunSpec(model=model, method=MethodSpec(name=BASE))
     targets = tuple(reader.target(index) for index in range(len(file.targets)))
     retention = tuple(reader.retention(index) for index in range(len(file.retention)))
@@ -228,6 +237,7 @@ class _Reader:
     def __init__(self, file: StudyFile, locate: Locate) -> None:
         self.file = file
         self.locate = locate
+        self.sizer = Sizer(file.model)
 
     def target(self, index: int) -> EvalSpec:
         entry = self.file.targets[index]
@@ -252,11 +262,18 @@ class _Reader:
         where = self.locate(("arms", index, "method"))
         METHODS.get(entry.method, where)
         method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
+        refused, spent = _refusal(method), None
+        budget = entry.budget if "budget" in entry.model_fields_set else self.file.budget
+        if budget is not None and not refused:
+            try:
+                method, spent = self.sizer.fit(method, budget, method.size in entry.config, where)
+            except UserError as error:
+                refused = str(error)
         spec = MethodSpec(name=entry.method, config=method.config.model_dump(mode="json"))
         label = entry.label or entry.method
         train = self._train(index, target, evaluation.task, method)
         runs = tuple(RunSpec(model=model, method=spec, train=train, seed=seed) for seed in self.file.seeds)
-        return Arm(label=label, method=entry.method, target=evaluation, runs=runs, refused=_refusal(method))
+        return Arm(label=label, method=entry.method, target=evaluation, runs=runs, refused=refused, spent=spent)
 
     def _train(self, arm: int, target: int, task: TaskSpec, method: Method) -> TrainSpec:
         layers: list[tuple[KeyPath, Mapping[str, Any]]] = [
@@ -275,14 +292,22 @@ class _Reader:
         if "learning_rate" not in merged:
             raise UserError(
                 f"train.learning_rate is required (in {self.locate(('arms', arm))}); "
-                f"a search for {method.card.name} may start at {method.card.learning_rate}"
+                f"'documented' stands for that of {method.card.name}, {documented_rate(method, self.file.model)}"
             )
+        if merged["learning_rate"] == "documented":
+            merged["learning_rate"] = documented_rate(method, self.file.model)
 
         def locate(path: KeyPath) -> str:
             head = origin.get(str(path[0]), ("train",)) if path else ("train",)
             return self.locate((*head, *path))
 
         return build(TrainSpec, {**merged, "task": task.model_dump()}, where="train", locate=locate)
+
+
+def documented_rate(method: Method, model: ModelSpec) -> float | None:
+    """Return the learning rate that a method's card documents for a model: its own for the packaged micro model."""
+    rate = method.card.micro_learning_rate if model.name in PACKAGED_MODELS else None
+    return rate or method.card.learning_rate
 
 
 def check_items(study: Study) -> None:
@@ -319,9 +344,6 @@ def check_items(study: Study) -> None:
 
 
 def _refusal(method: Method) -> str:
-    missing = {Capability.NEEDS_CALIBRATION} & method.card.capabilities
-    if missing:
-        return f"{method.card.name} needs calibration data, which supervised fine-tuning runs do not give it yet"
     if Capability.TRAINS not in method.card.capabilities:
         return f"{method.card.name} trains nothing; the base model is always part of a study"
     return ""

@@ -13,7 +13,11 @@ def view_of(study: Study) -> StudyView:
         title=study.file.title,
         description=study.file.description,
         base=study.base,
-        arms=tuple(Arm(label=arm.label, runs=arm.runs, target=arm.target) for arm in study.arms if not arm.refused),
+        arms=tuple(
+            Arm(arm.label, arm.runs, arm.target, "" if arm.spent is None else str(arm.spent))
+            for arm in study.arms
+            if not arm.refused
+        ),
         retention=study.retention,
         every_save_point=study.file.evaluate_at == "save_points",
         refused=tuple(Refusal(label=arm.label, reason=arm.refused) for arm in study.arms if arm.refused),

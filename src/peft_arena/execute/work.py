@@ -180,18 +180,24 @@ class _Worker:
         from peft_arena.methods.registry import make_method
         from peft_arena.models.load import load
         from peft_arena.tasks.registry import task_of
+        from peft_arena.train.calibration import calibration_for
         from peft_arena.train.sft import finish, train_sft
 
         spec = self.order.run
         assert spec.train is not None, "the base model is not trained"
         with PeakMemory("training") as memory:
             loaded = load(spec.model)
-            attached = make_method(spec.method.name, spec.method.config).attach(loaded.model, seed=spec.seed)
+            task = task_of(spec.train.task)
+            method = make_method(spec.method.name, spec.method.config)
+            began = time.perf_counter()
+            calibration = calibration_for(spec, method, loaded, task)
+            attached = method.attach(loaded.model, seed=spec.seed, calibration=calibration)
+            attach_seconds = time.perf_counter() - began
             outcome = train_sft(
                 self.run,
                 loaded,
                 attached,
-                task_of(spec.train.task),
+                task,
                 resume_every=self.order.resume_every,
                 progress=False,
                 on_step=self._watch(),
@@ -204,6 +210,7 @@ class _Worker:
                 tokens=record.padded_tokens,
                 mean_length=max(1, round(record.padded_tokens / max(outcome.rows, 1))),
                 seconds=outcome.seconds,
+                attach_seconds=attach_seconds,
                 real_tokens=record.tokens,
                 memory=[_of_steps(measure, record) for measure in memory.measures],
                 checkpoint=self.run.checkpoint(record.steps),

@@ -85,6 +85,10 @@ class Vera(PeftMethod):
         description="Adds diag(b) B diag(d) A to each target weight: A and B are random and frozen, b and d train.",
     )
 
+    def sizes(self, model: PreTrainedModel) -> range:
+        """Return every rank up to 65536: each adds one trained entry to every target."""
+        return range(1, 65537)
+
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
         layers = self.linears(model).values()

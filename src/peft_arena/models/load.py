@@ -113,6 +113,26 @@ def load(spec: ModelSpec) -> Loaded:
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
 
 
+def skeleton(spec: ModelSpec) -> PreTrainedModel:
+    """Return a model's architecture without weights, on the meta device: shapes to count by.
+
+    Raises:
+        UserError: the model cannot be found, or its configuration is damaged.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
+    try:
+        config = AutoConfig.from_pretrained(source.location, revision=source.revision)
+        with torch.device("meta"):
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    except (OSError, ValueError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot read model '{spec.name}' from {source.kind} {source.location}: {first}") from error
+    return model
+
+
 def _checked(spec: ModelSpec) -> tuple[Source, str]:
     """Return where the files are and their revision, which is the spec's own if it names one."""
     source = resolve(spec)

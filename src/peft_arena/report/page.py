@@ -15,6 +15,7 @@ from peft_arena.report.markup import Markup, escape, join, table, tag
 from peft_arena.report.numbers import listed
 from peft_arena.report.page_tables import (
     along_table,
+    budget_table,
     cost_table,
     gaps_table,
     heat_table,
@@ -156,7 +157,11 @@ def _target_sections(
     costs = cost_table(target)
     if "costs" in shown or costs is not None:
         whole = tag("details", tag("summary", "All costs and how they were obtained"), costs) if costs else empty
-        sections.append((f"costs-{number}", f"Cost{suffix}", join([shown.get("costs", empty), whole])))
+        sized = budget_table(target)
+        budget = (
+            tag("details", tag("summary", "Parameter budget and the sizes chosen for it"), sized) if sized else empty
+        )
+        sections.append((f"costs-{number}", f"Cost{suffix}", join([shown.get("costs", empty), budget, whole])))
     if "curves" in shown:
         sections.append((f"curves-{number}", f"Learning curves{suffix}", shown["curves"]))
     if target.comparisons:

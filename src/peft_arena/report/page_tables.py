@@ -11,7 +11,7 @@ from peft_arena.analyze.effects import ArmEffects, TaskEffect, unit_of
 from peft_arena.analyze.evidence import ROUNDING, Evidence, Gap, TaskInfo
 from peft_arena.analyze.paired import Estimate
 from peft_arena.analyze.study import StudyResult, TargetResult
-from peft_arena.report.markup import Markup, cell, join, table, tag
+from peft_arena.report.markup import Markup, cell, escape, join, table, tag
 from peft_arena.report.numbers import (
     NONE,
     digits_of,
@@ -266,6 +266,15 @@ def cost_table(target: TargetResult) -> Markup | None:
         "Hover over a number for its range over runs.",
         text=(len(head) - 1,),
     )
+
+
+def budget_table(target: TargetResult) -> Markup | None:
+    """Return which size each arm's parameter budget led to; None if no arm has one."""
+    found = [(arm.evidence.arm.label, arm.evidence.arm.budget) for arm in target.arms]
+    if not any(text for _, text in found):
+        return None
+    rows = [[escape(label), tag("td", text or "no budget", class_="txt")] for label, text in found]
+    return table("Parameter budget", ["arm", "size chosen: parameters for what was asked"], rows, "budget", text=(1,))
 
 
 def gaps_table(gaps: Sequence[Gap]) -> Markup:

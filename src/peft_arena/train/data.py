@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -92,6 +93,38 @@ def read_examples(
             f"(the shortest {min(lengths, default=0)}); max_length or the model's context is too short"
         )
     return Examples(kept, len(lengths))
+
+
+def draw_examples(
+    task: Task, count: int, seed: int, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, limit: int
+) -> list[Example]:
+    """Draw training examples that fit, at random and without replacement, from those a run trains on.
+
+    Args:
+        task: gives the items, their prompts and their targets.
+        count: how many.
+        seed: decides which.
+        tokenizer: the model's.
+        spec: says which items the run trains on and what the loss is taken on.
+        limit: longest example in tokens.
+
+    Raises:
+        UserError: fewer than ``count`` of them fit.
+    """
+    items = list(task.items("train")[: spec.examples])
+    random.Random(seed).shuffle(items)
+    drawn: list[Example] = []
+    for item in items:
+        if len(drawn) == count:
+            break
+        encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
+        if len(encoded.ids) <= limit:
+            drawn.append(Example(encoded.ids, max(encoded.prompt_length if spec.loss_on == "answer" else 1, 1)))
+    if len(drawn) < count:
+        raise UserError(
+            f"calibration_examples is {count}, and task {task.card.name} has {len(drawn)} training examples that fit"
+        )
+    return drawn
 
 
 def layout(examples: Sequence[Example], packing: bool, limit: int) -> list[list[Example]]:
