@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE
 from peft_arena.analyze.paired import Estimate
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#5b3a8c", "#333333")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
 INK, FAINT = "#1f2328", "#8c959f"
+DOT: dict[str, Any] = {"marker": "o", "color": FAINT, "markersize": 4.5, "alpha": 0.8}
+"""How an arm is drawn that is not named in a figure."""
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "peft-arena",
@@ -55,6 +58,19 @@ class Drawn:
     caption: str
     hovers: dict[str, str] = field(default_factory=dict)
     """Id of a drawn element to the text shown when the pointer is on it."""
+
+
+MANY = 24
+"""Above this number of arms only some are named in a figure and have their intervals drawn; the rest are dots."""
+
+
+def prominent(target: TargetResult) -> set[str]:
+    """Return the arms to name in a figure: all of a few; of many those most likely on the Pareto front."""
+    if len(target.arms) <= MANY:
+        return {arm.label for arm in target.arms}
+    standing = {label: (found.on_front, found.probability or 0.0) for label, found in target.pareto.items()}
+    likely = [label for label, (front, share) in standing.items() if front or share > 0]
+    return set(sorted(likely, key=lambda label: standing[label], reverse=True)[: MANY // 2])
 
 
 @contextmanager
@@ -119,15 +135,15 @@ def cost_figure(target: TargetResult, name: str) -> Drawn | None:
     if not counted and not memory:
         return None
     panels = bool(counted) + bool(memory)
-    height = max(3.6, 0.28 * len(memory) + 1.2)
-    canvas = Canvas(figsize=(5.2 * panels, min(height, 12.0)), layout="constrained")
+    height = max(3.6, (0.28 if len(memory) <= MANY else 0.19) * len(memory) + 1.2)
+    canvas = Canvas(figsize=(5.2 * panels, height), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = list(canvas.subplots(1, panels, squeeze=False)[0])
     hovers: dict[str, str] = {}
     caption = ["Gain against the number of trained parameters, with 95 % intervals."] if counted else []
     caption += ["Bars: peak training memory, mean over seeds."] if memory else []
     if counted:
-        _gain_by_size(axes.pop(0), counted, name, hovers)
+        _gain_by_size(axes.pop(0), counted, prominent(target), name, hovers)
     if memory:
         axis = axes.pop(0)
         order = sorted(memory, key=lambda entry: -(entry[2].value or 0.0))
@@ -138,7 +154,7 @@ def cost_figure(target: TargetResult, name: str) -> Drawn | None:
             hovers[f"{name}-mem-{index}"] = f"{label}: {quantity(cost.value, cost.unit)}, {cost.how}, {cost.runs} runs"
         axis.set_yticks(range(len(order)), [shorten(label, 22) for _, label, _ in order])
         axis.set_xlabel("peak training memory (GiB)")
-        axis.margins(x=0.18)
+        axis.margins(x=0.18, y=0.01)
         axis.set_xlim(left=0)
         axis.tick_params(axis="y", length=0)
     settle(canvas)
@@ -159,26 +175,37 @@ def settle(canvas: Canvas) -> None:
 
 
 def _gain_by_size(
-    axis: Axes, counted: Sequence[tuple[int, str, float, Estimate]], name: str, hovers: dict[str, str]
+    axis: Axes,
+    counted: Sequence[tuple[int, str, float, Estimate]],
+    named: set[str],
+    name: str,
+    hovers: dict[str, str],
 ) -> None:
     axis.set_xscale("log")
     axis.grid(True)
     axis.axhline(0, color=FAINT, linewidth=0.9)
     for index, label, size, gain in counted:
         colour, marker = look(index)
-        axis.plot([size, size], ends_of(gain), color=colour, linewidth=1.5, alpha=0.75)
-        (mark,) = axis.plot(size, gain.value, marker=marker, color=colour, markersize=8, linestyle="none")
+        if label in named:
+            axis.plot([size, size], ends_of(gain), color=colour, linewidth=1.5, alpha=0.75)
+        kind: dict[str, Any] = {"marker": marker, "color": colour, "markersize": 8} if label in named else DOT
+        (mark,) = axis.plot(size, gain.value, linestyle="none", **kind)
         mark.set_gid(f"{name}-par-{index}")
         hovers[f"{name}-par-{index}"] = (
             f"{label}: {quantity(size, 'parameters')} parameters, gain {estimate_text(gain)}"
         )
     sizes = [size for _, _, size, _ in counted]
     axis.set_xlim(min(sizes) / 3, max(sizes) * 3)
+    wide = max(sizes) > 100 * min(sizes)
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
     axis.set_xlabel("trained parameters (log scale)")
     axis.set_ylabel(f"gain ({counted[0][3].unit})")
     axis.margins(y=0.12)
     canvas = axis.get_figure()
     canvas.draw_without_rendering()  # type: ignore[union-attr]
+    counted = [entry for entry in counted if entry[1] in named]
     points = [tuple(axis.transData.transform((size, gain.value))) for _, _, size, gain in counted]
     solid = [Box(x - 7, y - 7, x + 7, y + 7) for x, y in points]
     soft = []

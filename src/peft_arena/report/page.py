@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_arena.analyze.compare import TradeOff
 from peft_arena.analyze.study import StudyResult, TargetResult
-from peft_arena.report.figures import Drawn
+from peft_arena.report.figures import MANY, Drawn
 from peft_arena.report.headline import caveats, headline, uncompared
 from peft_arena.report.markup import Markup, escape, join, table, tag
 from peft_arena.report.numbers import listed
@@ -163,7 +163,9 @@ def _target_sections(
         )
         sections.append((f"costs-{number}", f"Cost{suffix}", join([shown.get("costs", empty), budget, whole])))
     if "curves" in shown:
-        sections.append((f"curves-{number}", f"Learning curves{suffix}", shown["curves"]))
+        few = len(target.arms) <= MANY
+        curves = shown["curves"] if few else tag("details", tag("summary", "Every arm's curve"), shown["curves"])
+        sections.append((f"curves-{number}", f"Learning curves{suffix}", curves))
     if target.comparisons:
         sections.append((f"pairs-{number}", f"Arm against arm{suffix}", _pairs(target)))
     return sections

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
 from peft_arena.analyze.paired import Estimate
-from peft_arena.report.figures import FAINT, INK, Drawn, ends_of, look, shorten, text_sizes
+from peft_arena.report.figures import DOT, FAINT, INK, MANY, Drawn, ends_of, look, prominent, shorten, text_sizes
 from peft_arena.report.labels import Box, place_labels
 from peft_arena.report.numbers import digits_of, estimate_text, plain, signed
 
@@ -41,6 +41,8 @@ class _Point(NamedTuple):
     place: int
     gain: Estimate
     kept: Estimate
+    named: bool = True
+    """Whether the arm's name and intervals are drawn; otherwise it is a dot."""
     path: tuple[_Step, ...] = ()
     """Earlier save points; where there are some, they are drawn instead of the intervals."""
 
@@ -53,19 +55,24 @@ class _Point(NamedTuple):
     def across(self) -> tuple[float, float]:
         """Least and greatest gain of what is drawn."""
         gains = [gain for gain, _ in self.way]
+        if not self.named:
+            return (self.gain.value, self.gain.value)
         return (min(gains), max(gains)) if self.path else ends_of(self.gain)
 
     @property
     def up(self) -> tuple[float, float]:
         """Least and greatest retention of what is drawn."""
         kept = [kept for _, kept in self.way]
+        if not self.named:
+            return (self.kept.value, self.kept.value)
         return (min(kept), max(kept)) if self.path else ends_of(self.kept)
 
 
 def trade_figure(target: TargetResult, name: str) -> Drawn | None:
     """Draw what is gained against what is kept, with both intervals; None without an arm that has both."""
+    named = prominent(target)
     points = [
-        _Point(arm.label, index, arm.gain.delta, arm.mean)
+        _Point(arm.label, index, arm.gain.delta, arm.mean, arm.label in named)
         for index, arm in enumerate(target.arms)
         if arm.gain and arm.gain.delta and arm.mean
     ]
@@ -80,6 +87,11 @@ def trade_figure(target: TargetResult, name: str) -> Drawn | None:
         caption=(
             "Each mark is an arm: right is more learned, up is less forgotten; the base model is the cross at (0, 0). "
             "Bars are 95 % intervals. Filled marks joined by the dashed line are the Pareto front of the estimates."
+            + (
+                ""
+                if all(p.named for p in points)
+                else " Dots are arms unlikely to be on it; point at one for its name."
+            )
         ),
         hovers=hovers,
     )
@@ -95,7 +107,7 @@ def along_figure(target: TargetResult, name: str) -> Drawn | None:
             if (gain := point.effects.gain) and gain.delta and point.effects.mean and point.effects is not arm
         )
         if path and arm.gain and arm.gain.delta and arm.mean:
-            points.append(_Point(arm.label, index, arm.gain.delta, arm.mean, path))
+            points.append(_Point(arm.label, index, arm.gain.delta, arm.mean, path=path))
     if not points:
         return None
     canvas, hovers = _plane(target, points, name)
@@ -126,7 +138,8 @@ def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[C
     near = _crowd(points)
     zoomed = 1 < len(near) < len(points)
     ways = any(point.path for point in points)
-    canvas = Canvas(figsize=(10.4, 4.9) if zoomed else (8.6, 5.4), layout="constrained")
+    taller = 1.6 if len(points) > MANY else 0.0
+    canvas = Canvas(figsize=(10.4, 4.9 + taller) if zoomed else (8.6, 5.4 + taller), layout="constrained")
     FigureCanvasAgg(canvas)
     axes = canvas.subplots(1, 2 if zoomed else 1, squeeze=False)[0]
     hovers: dict[str, str] = {}
@@ -144,9 +157,10 @@ def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[C
         axes[1].set_title("enlarged: the box on the left", fontsize=10, color=INK, loc="left")
     canvas.draw_without_rendering()
     hidden = {point.label for point in near} if zoomed else set()
-    _label(axes[0], [point for point in points if point.label not in hidden], points, base=True)
+    named = [point for point in points if point.named]
+    _label(axes[0], [point for point in named if point.label not in hidden], points, base=True)
     if zoomed:
-        _label(axes[1], near, near, base=ways)
+        _label(axes[1], [point for point in near if point.named], near, base=ways)
     canvas.set_layout_engine("none")
     return canvas, hovers
 
@@ -163,8 +177,14 @@ def _draw_points(
     axis.plot(0, 0, marker="+", markersize=12, markeredgewidth=1.8, color=INK, zorder=4)
     for point in shown:
         colour, marker = look(point.place)
+        key = f"{prefix}-{point.place}"
+        hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
+        if not point.named:
+            (mark,) = axis.plot(point.gain.value, point.kept.value, linestyle="none", zorder=3, **DOT)
+            mark.set_gid(key)
+            continue
         if point.path:
-            _draw_way(axis, point, f"{prefix}-{point.place}", hovers)
+            _draw_way(axis, point, key, hovers)
         else:
             (left, right), (low, high) = point.across, point.up
             for x, y in (((left, right), [point.kept.value] * 2), ([point.gain.value] * 2, (low, high))):
@@ -180,9 +200,7 @@ def _draw_points(
             linestyle="none",
             zorder=5,
         )
-        key = f"{prefix}-{point.place}"
         mark.set_gid(key)
-        hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
 
 
 def _draw_way(axis: Axes, point: _Point, prefix: str, hovers: dict[str, str]) -> None:
