@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test lint install clean
+.PHONY: demo micro test lint docs install clean
 
 install: .venv/installed
 
@@ -26,6 +26,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: install
+	$(BIN)/python -m peft_arena.methods.pages docs/methods
 
 clean:
 	rm -rf .venv runs reports

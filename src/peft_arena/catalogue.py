@@ -12,6 +12,7 @@ from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import PACKAGES, provenance
+from peft_arena.core.registry import OURS
 from peft_arena.store.store import RunDirectory
 
 Row = dict[str, Any]
@@ -140,28 +141,46 @@ def _cache() -> Row:
     return _row("cache", "ok" if writable else "failed", f"{root}{'' if writable else ' cannot be written'}")
 
 
-def _methods() -> list[Row]:
-    from peft_arena.methods.base import Capability
+MARKS = {
+    "merges": "mergeable",
+    "identity": "identity_at_init",
+    "calibration": "needs_calibration",
+    "quantised": "quantized_base",
+    "grpo": "online_rl",
+    "serves": "lora_adapter",
+}
+"""Columns of the list of methods that are a capability: the column to the capability."""
+
+
+def method_row(name: str) -> Row:
+    """Return everything a method's card says, the defaults of its settings, and which plug-in it is from.
+
+    Raises:
+        UserError: the name is unknown or refused, or its plug-in cannot be used.
+    """
     from peft_arena.methods.registry import METHODS
 
-    rows = []
+    kind = METHODS.get(name)
+    card = kind.card
+    row: Row = {"name": name, "plugin": METHODS.plugin(name), "refused": ""}
+    row |= {key: value for key, value in card.model_dump(mode="json").items() if key not in {"name", "capabilities"}}
+    row |= {column: capability in card.capabilities for column, capability in MARKS.items()}
+    defaults = {key: field.get_default(call_default_factory=True) for key, field in kind.Config.model_fields.items()}
+    return row | {"size": kind.size, "config": defaults, "capabilities": sorted(card.capabilities)}
+
+
+def _methods() -> list[Row]:
+    """Our methods with their cards; plug-ins by name and distribution, not imported; refused ones with the reason."""
+    from peft_arena.methods.registry import METHODS
+
+    rows = [method_row(name) for name in METHODS.own() if len(METHODS.providers(name)) == 1]
+    blank = dict.fromkeys(rows[0]) if rows else {}
+    told = {row["name"] for row in rows}
     for name in METHODS.names():
-        card = METHODS.get(name).card
-        has = card.capabilities.__contains__
-        rows.append(
-            {
-                "name": name,
-                "family": card.family,
-                "parameters": card.parameters,
-                "merges": has(Capability.MERGEABLE),
-                "learning_rate": card.learning_rate,
-                "capabilities": sorted(card.capabilities),
-                "deviations": list(card.deviations),
-                "paper": card.paper,
-                "url": card.url,
-            }
-        )
-    return rows
+        if name not in told:
+            rows.append({**blank, "name": name, "plugin": " and ".join(METHODS.providers(name)), "refused": ""})
+    refused = {name: reason for name, reason in METHODS.refused.items() if name not in METHODS}
+    return rows + [{**blank, "name": name, "refused": reason} for name, reason in sorted(refused.items())]
 
 
 def _tasks() -> list[Row]:
@@ -169,11 +188,11 @@ def _tasks() -> list[Row]:
 
     rows = []
     for name in TASKS.names():
-        card = getattr(TASKS.get(name), "card", None)
+        plugin = ", ".join(TASKS.providers(name)) if TASKS.providers(name) != [OURS] else ""
+        card = None if plugin else getattr(TASKS.get(name), "card", None)
         if card is None:
-            rows.append(
-                {"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": "", "title": ""}
-            )
+            empty = {"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": ""}
+            rows.append({**empty, "title": f"plug-in {plugin}" if plugin else ""})
             continue
         rows.append(
             {

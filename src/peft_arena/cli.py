@@ -43,11 +43,22 @@ class Executor(StrEnum):
 
 
 @app.command("ls")
-def list_command(what: What, as_json: Json = False) -> None:
+def list_command(
+    what: What,
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="All there is to say of one method.")] = None,
+    as_json: Json = False,
+) -> None:
     """List methods, tasks, studies or models."""
     from peft_arena import catalogue, console
 
-    console.show_table(catalogue.listing(what.value), as_json, title=what.value)
+    if name is not None:
+        if what is not What.METHODS:
+            raise UserError(f"only methods can be shown by name, not {what.value}")
+        console.show_value(catalogue.method_row(name), as_json)
+    elif what is What.METHODS:
+        console.show_methods(catalogue.listing(what.value), as_json)
+    else:
+        console.show_table(catalogue.listing(what.value), as_json, title=what.value)
 
 
 @app.command()

@@ -49,6 +49,63 @@ def show_table(rows: Sequence[Row], as_json: bool, title: str = "") -> None:
     console.print(table)
 
 
+METHOD_COLUMNS = {
+    "name": "name",
+    "family": "family",
+    "parameters": "trained parameters",
+    "merges": "merge",
+    "identity": "start",
+    "calibration": "calib",
+    "quantised": "quant",
+    "grpo": "GRPO",
+    "serves": "serve",
+    "learning_rate": "rate",
+}
+METHOD_KEY = (
+    "Σ: sum over targets; merge: can be written as plain weights; start: changes no output before training; "
+    "calib: needs examples to attach; quant: takes a quantised base; GRPO: takes online reinforcement learning; "
+    "serve: LoRA servers load its adapter; "
+    "rate: where a search of the learning rate may start on a model of billions of parameters"
+)
+
+
+def show_methods(rows: Sequence[Row], as_json: bool, width: int | None = None) -> None:
+    """Print the list of methods: what each can do, plug-ins, and what is refused and why.
+
+    Args:
+        rows: of :func:`peft_arena.catalogue.listing`.
+        as_json: print everything as JSON.
+        width: columns; None: those of the terminal, or enough where there is none.
+    """
+    if as_json:
+        show_json(list(rows))
+        return
+    console = Console(width=width or (None if sys.stdout.isatty() else WIDE), highlight=False)
+    table = Table(
+        title="methods", title_justify="left", header_style="bold", box=None, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    for key, header in METHOD_COLUMNS.items():
+        fixed = key not in {"family", "parameters"}
+        justify: Any = "right" if key == "learning_rate" else "left"
+        table.add_column(header, justify=justify, no_wrap=fixed, overflow="fold")
+    for row in rows:
+        if row["family"] is not None:
+            short = {**row, "parameters": row["parameters"].replace("sum over targets of ", "Σ ")}
+            table.add_row(*(_mark(short[key]) for key in METHOD_COLUMNS))
+    console.print(table)
+    console.print(METHOD_KEY, style="dim", markup=False)
+    for title, key in (("from plug-ins (peft-arena ls methods NAME shows one)", "plugin"), ("not offered", "refused")):
+        found = [row for row in rows if row["family"] is None and row[key]]
+        if found:
+            console.print(f"\n{title}:", markup=False)
+        for row in found:
+            console.print(f"  {row['name']}: {row[key]}", markup=False)
+
+
+def _mark(value: Any) -> str:
+    return {True: "yes", False: "–"}[value] if isinstance(value, bool) else _cell(value)
+
+
 def show_value(value: Mapping[str, Any], as_json: bool) -> None:
     """Print a mapping as indented lines, or as JSON."""
     if as_json:

@@ -72,6 +72,14 @@ def test_registry_imports_only_what_is_asked_for():
         registry.get("jion")
 
 
+def test_a_refused_name_is_known_but_not_listed():
+    registry: Registry = Registry("thing", {"join": "posixpath:join"}, refused={"split": "it splits"})
+    assert registry.names() == registry.own() == ["join"] and "split" not in registry
+    assert registry.plugin("join") is None and registry.providers("join") == ["peft-arena"]
+    with pytest.raises(UserError, match=r"^thing 'split' is not offered: it splits \(in here\)$"):
+        registry.get("split", "here")
+
+
 @pytest.mark.parametrize("field", ["value", "stderr"])
 def test_a_measure_is_finite_or_none(field):
     fields = {"metric": "m", "value": 1.0, "unit": "s", "better": "lower", "how": "clock", "n": 1}

@@ -21,7 +21,8 @@ def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> U
     """
     names = sorted(allowed)
     place = f" (in {where})" if where else ""
-    near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    near.sort(key=lambda name: sorted(name) != sorted(given))  # swapped letters are the likeliest mistake
     hint = f" Did you mean '{near[0]}'?" if near else ""
     known = ", ".join(names) if names else "none"
     return UserError(f"unknown {kind} '{given}'{place}.{hint} Known: {known}")

@@ -5,7 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from peft_arena.core.ids import canonical_json, content_id
 
@@ -39,14 +46,28 @@ class ModelSpec(Spec):
     """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
 
 
-class MethodSpec(Spec):
+class CodeSpec(Spec):
+    """Base of what stands for code: ours, or that of an installed plug-in."""
+
+    plugin: str | None = None
+    """Distribution and version of the plug-in the code is from; None, and then not written down, if it is ours."""
+
+    @model_serializer(mode="wrap")
+    def _leave_out_none(self, dump: SerializerFunctionWrapHandler) -> Table:
+        table: Table = dump(self)
+        if self.plugin is None:
+            table.pop("plugin", None)
+        return table
+
+
+class MethodSpec(CodeSpec):
     """A fine-tuning method with its complete, validated configuration."""
 
     name: Name
     config: Table = Field(default_factory=dict)
 
 
-class TaskSpec(Spec):
+class TaskSpec(CodeSpec):
     """A task with its complete, validated configuration."""
 
     name: Name

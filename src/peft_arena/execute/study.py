@@ -20,7 +20,7 @@ from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
 from peft_arena.models.load import pin
 from peft_arena.tasks.base import Role, Task
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
-from peft_arena.tasks.registry import make_task, task_of
+from peft_arena.tasks.registry import TASKS, make_task, task_of
 
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
 """Where shipped studies are: beside the installed package, or in the source tree it runs from."""
@@ -214,7 +214,12 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
         version=task.card.version,
         revision=task.card.revision,
         config=task.config.model_dump(mode="json"),
+        plugin=TASKS.plugin(name),
     )
+
+
+def _method_spec(name: str, method: Method) -> MethodSpec:
+    return MethodSpec(name=name, config=method.config.model_dump(mode="json"), plugin=METHODS.plugin(name))
 
 
 def _check_known(spec: TaskSpec, where: str) -> None:
@@ -269,7 +274,7 @@ class _Reader:
                 method, spent = self.sizer.fit(method, budget, method.size in entry.config, where)
             except UserError as error:
                 refused = str(error)
-        spec = MethodSpec(name=entry.method, config=method.config.model_dump(mode="json"))
+        spec = _method_spec(entry.method, method)
         label = entry.label or entry.method
         train = self._train(index, target, evaluation.task, method)
         runs = tuple(RunSpec(model=model, method=spec, train=train, seed=seed) for seed in self.file.seeds)
@@ -346,6 +351,8 @@ def check_items(study: Study) -> None:
 def _refusal(method: Method) -> str:
     if Capability.TRAINS not in method.card.capabilities:
         return f"{method.card.name} trains nothing; the base model is always part of a study"
+    if Capability.NEEDS_QUANTIZED_BASE in method.card.capabilities:
+        return f"{method.card.name} needs a quantised base model, and models are loaded in float32 or bfloat16 here"
     return ""
 
 

@@ -177,7 +177,7 @@ class _Worker:
     def _train(self) -> None:
         from peft_arena.cost.memory import PeakMemory
         from peft_arena.cost.record import training_cost
-        from peft_arena.methods.registry import make_method
+        from peft_arena.methods.registry import method_of
         from peft_arena.models.load import load
         from peft_arena.tasks.registry import task_of
         from peft_arena.train.calibration import calibration_for
@@ -188,7 +188,7 @@ class _Worker:
         with PeakMemory("training") as memory:
             loaded = load(spec.model)
             task = task_of(spec.train.task)
-            method = make_method(spec.method.name, spec.method.config)
+            method = method_of(spec.method)
             began = time.perf_counter()
             calibration = calibration_for(spec, method, loaded, task)
             attached = method.attach(loaded.model, seed=spec.seed, calibration=calibration)
@@ -305,12 +305,12 @@ class _Point:
     @cached_property
     def weights(self) -> tuple[Loaded, Attached]:
         """The model with the checkpoint's weights; the base run's only point is the model itself."""
-        from peft_arena.methods.registry import make_method
+        from peft_arena.methods.registry import method_of
         from peft_arena.models.load import load
 
         spec = self.run.spec
         loaded = load(spec.model)
-        method = make_method(spec.method.name, spec.method.config)
+        method = method_of(spec.method)
         if spec.is_base:
             return loaded, method.attach(loaded.model, seed=spec.seed)
         path = self.run.checkpoint(self.step)

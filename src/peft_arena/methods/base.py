@@ -40,6 +40,8 @@ class Capability(StrEnum):
     """Works with objectives that sample from the policy."""
     QUANTIZED_BASE = "quantized_base"
     """Works on a quantised base model."""
+    NEEDS_QUANTIZED_BASE = "needs_quantized_base"
+    """Works on nothing else: attaching to a model with plain weights is refused."""
     VIRTUAL_TOKENS = "virtual_tokens"
     """Puts trained vectors into the input sequence, so the context has less room."""
     PEFT_ADAPTER = "peft_adapter"
@@ -85,9 +87,12 @@ class MethodCard(BaseModel):
 
 
 class MethodConfig(BaseModel):
-    """Settings of a method; each method subclasses it. Unknown keys are errors, every key changes something."""
+    """Settings of a method; each method subclasses it. Unknown keys are errors, every key changes something.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    The docstring below a field is its description in the documentation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     alternatives: ClassVar[Mapping[str, Any]] = {}
     """For each field a value unlike its default; the conformance suite checks that it changes the run."""

@@ -6,28 +6,119 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_arena.core.build import build
+from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
-from peft_arena.methods.base import Method
+from peft_arena.core.specs import MethodSpec
+from peft_arena.methods.base import Method, MethodCard, MethodConfig
+from peft_arena.methods.refused import REFUSED
+
+GROUP = "peft_arena.methods"
+"""Entry points of this group are methods of installed plug-ins."""
+
+
+def problem_of(name: str, found: object) -> str:
+    """Say why an object cannot be the method of a name; empty if it can."""
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        return "it is no subclass of peft_arena.methods.base.Method"
+    card, config = getattr(found, "card", None), getattr(found, "Config", None)
+    if not isinstance(card, MethodCard):
+        return "it has no card"
+    if not (isinstance(config, type) and issubclass(config, MethodConfig)):
+        return "its Config is no subclass of MethodConfig"
+    return "" if card.name == name else f"its card says the method is called '{card.name}'"
+
 
 METHODS: Registry[type[Method]] = Registry(
     "method",
     {
+        "adalora": "peft_arena.methods.adalora:AdaLora",
+        "adamss": "peft_arena.methods.adamss:Adamss",
+        "adamss_asa": "peft_arena.methods.adamss:AdamssAsa",
+        "adapter_houlsby": "peft_arena.methods.bottleneck:Houlsby",
+        "adapter_parallel": "peft_arena.methods.bottleneck:Parallel",
+        "adapter_pfeiffer": "peft_arena.methods.bottleneck:Pfeiffer",
+        "adaption_prompt": "peft_arena.methods.adaption_prompt:AdaptionPrompt",
+        "alora": "peft_arena.methods.alora:ALora",
+        "bdlora": "peft_arena.methods.bdlora:BdLora",
+        "beft": "peft_arena.methods.bitfit:Beft",
         "bitfit": "peft_arena.methods.bitfit:BitFit",
+        "boft": "peft_arena.methods.boft:Boft",
+        "c3a": "peft_arena.methods.c3a:C3a",
+        "cartridge": "peft_arena.methods.cartridge:Cartridge",
+        "coft": "peft_arena.methods.oft:Coft",
+        "corda_ipm": "peft_arena.methods.corda:CordaIpm",
+        "corda_kpm": "peft_arena.methods.corda:CordaKpm",
+        "cpt": "peft_arena.methods.cpt:Cpt",
+        "deft": "peft_arena.methods.deft:Deft",
+        "deft_para": "peft_arena.methods.deft:DeftPara",
+        "delora": "peft_arena.methods.granular:Delora",
         "dora": "peft_arena.methods.lora:Dora",
+        "eva": "peft_arena.methods.eva:Eva",
+        "fourierft": "peft_arena.methods.spectral:Fourierft",
+        "freeze": "peft_arena.methods.freeze:Freeze",
+        "frod": "peft_arena.methods.frod:Frod",
         "full": "peft_arena.methods.full:Full",
+        "glora": "peft_arena.methods.glora:Glora",
+        "gralora": "peft_arena.methods.granular:Gralora",
+        "hira": "peft_arena.methods.products:Hira",
+        "hra": "peft_arena.methods.hra:Hra",
         "ia3": "peft_arena.methods.ia3:IA3",
+        "kasa": "peft_arena.methods.kasa:Kasa",
+        "keeplora": "peft_arena.methods.keeplora:KeepLora",
+        "lily": "peft_arena.methods.lily:Lily",
         "ln_tuning": "peft_arena.methods.norms:LNTuning",
+        "loha": "peft_arena.methods.products:Loha",
+        "lokr": "peft_arena.methods.products:Lokr",
         "lora": "peft_arena.methods.lora:Lora",
+        "lora_fa": "peft_arena.methods.preconditioned:LoraFa",
+        "lora_ga": "peft_arena.methods.lora_ga:LoraGa",
+        "lora_orthogonal": "peft_arena.methods.lora_inits:LoraOrthogonal",
         "lora_plus": "peft_arena.methods.lora:LoraPlus",
+        "lora_riemannian": "peft_arena.methods.preconditioned:RiemannianLora",
+        "lora_tokens": "peft_arena.methods.tokens:LoraTokens",
+        "mica": "peft_arena.methods.lora_inits:Mica",
+        "milora": "peft_arena.methods.milora:Milora",
         "miss": "peft_arena.methods.miss:Miss",
+        "miss_bat": "peft_arena.methods.miss:MissBat",
+        "miss_mini": "peft_arena.methods.miss:MissMini",
+        "monteclora": "peft_arena.methods.monteclora:MonteCLora",
+        "multitask_prompt_tuning": "peft_arena.methods.multitask_prompt:MultitaskPromptTuning",
         "none": "peft_arena.methods.none:NoTraining",
         "oft": "peft_arena.methods.oft:Oft",
+        "olora": "peft_arena.methods.olora:Olora",
+        "osf": "peft_arena.methods.osf:Osf",
+        "p_tuning": "peft_arena.methods.p_tuning:PTuning",
+        "p_tuning_v2": "peft_arena.methods.prefix:PTuningV2",
+        "peanut": "peft_arena.methods.peanut:Peanut",
         "pissa": "peft_arena.methods.pissa:Pissa",
+        "poly": "peft_arena.methods.poly:Poly",
+        "prefix_tuning": "peft_arena.methods.prefix:PrefixTuning",
         "prompt_tuning": "peft_arena.methods.prompt:PromptTuning",
+        "psoft": "peft_arena.methods.psoft:Psoft",
+        "pvera": "peft_arena.methods.shared_bases:Pvera",
+        "qalora": "peft_arena.methods.qalora:QaLora",
+        "randlora": "peft_arena.methods.shared_bases:Randlora",
+        "road": "peft_arena.methods.road:Road",
         "rslora": "peft_arena.methods.lora:RsLora",
+        "shadow": "peft_arena.methods.shadow:Shadow",
+        "shira": "peft_arena.methods.shira:Shira",
+        "supertuning": "peft_arena.methods.supertuning:Supertuning",
+        "supra": "peft_arena.methods.supertuning:Supra",
+        "svft": "peft_arena.methods.svft:Svft",
+        "tinylora": "peft_arena.methods.tinylora:Tinylora",
+        "trainable_tokens": "peft_arena.methods.tokens:TrainableTokens",
+        "unilora": "peft_arena.methods.banks:Unilora",
+        "vblora": "peft_arena.methods.banks:Vblora",
+        "velora": "peft_arena.methods.velora:Velora",
         "vera": "peft_arena.methods.vera:Vera",
+        "waveft": "peft_arena.methods.spectral:Waveft",
+        "xlora": "peft_arena.methods.xlora:XLora",
     },
+    refused=REFUSED,
+    group=GROUP,
+    problem=problem_of,
 )
+"""Name to method class. Listing the names imports no method."""
 
 BASE = "none"
 """The base model itself, a run like any other."""
@@ -47,3 +138,19 @@ def make_method(name: str, config: Mapping[str, Any] | None = None, where: str =
     kind = METHODS.get(name, where)
     place = f"method {name}" + (f", {where}" if where else "")
     return kind(build(kind.Config, config or {}, where=place))
+
+
+def method_of(spec: MethodSpec) -> Method:
+    """Return the method a spec describes, and only that one.
+
+    Raises:
+        UserError: the method now comes from another plug-in, or version of it, than the spec names.
+    """
+    method = make_method(spec.name, spec.config)
+    found = METHODS.plugin(spec.name)
+    if found != spec.plugin:
+        ours = "peft-arena itself"
+        raise UserError(
+            f"method {spec.name} is from {found or ours}, and was planned with {spec.plugin or ours}; plan it again"
+        )
+    return method

@@ -9,8 +9,24 @@ from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
 from peft_arena.core.specs import TaskSpec
-from peft_arena.tasks.base import Task
+from peft_arena.tasks.base import Task, TaskCard, TaskConfig
 from peft_arena.tasks.micro import MICRO_TASKS
+
+GROUP = "peft_arena.tasks"
+"""Entry points of this group are tasks of installed plug-ins."""
+
+
+def problem_of(name: str, found: object) -> str:
+    """Say why an object cannot be the task of a name; empty if it can."""
+    if not (isinstance(found, type) and issubclass(found, Task)):
+        return "it is no subclass of peft_arena.tasks.base.Task"
+    card, config = getattr(found, "card", None), getattr(found, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, TaskConfig)):
+        return "its Config is no subclass of TaskConfig"
+    if isinstance(card, TaskCard) and card.name != name:
+        return f"its card says the task is called '{card.name}'"
+    return ""
+
 
 TASKS: Registry[type[Task]] = Registry(
     "task",
@@ -31,6 +47,8 @@ TASKS: Registry[type[Task]] = Registry(
         "xsum-text": "peft_arena.tasks.corpus:XsumText",
         **MICRO_TASKS,
     },
+    group=GROUP,
+    problem=problem_of,
 )
 """Name to task class. Listing the names imports no task."""
 
@@ -71,8 +89,14 @@ def check_version(task: Task, spec: TaskSpec) -> None:
     """Check that a task is the one a spec was planned with.
 
     Raises:
-        UserError: the task's code or data is of another version.
+        UserError: the task's code or data is of another version, or comes from another plug-in or version of it.
     """
+    plugin = TASKS.plugin(spec.name) if spec.name in TASKS else None
+    if plugin != spec.plugin:
+        ours = "peft-arena itself"
+        raise UserError(
+            f"task {spec.name} is from {plugin or ours}, and was planned with {spec.plugin or ours}; plan it again"
+        )
     for what, found, wanted in (
         ("version", task.card.version, spec.version),
         ("data", task.card.revision, spec.revision),

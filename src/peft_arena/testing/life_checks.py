@@ -1,0 +1,256 @@
+"""Checks of a method's life on a model: start, training, state, resuming, switching off, saving, merging."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from peft_arena.core.errors import UserError
+from peft_arena.methods.base import Attached, Capability
+from peft_arena.testing.subject import (
+    EXACT,
+    MERGE,
+    ROUNDED,
+    STEPS,
+    Subject,
+    advance,
+    difference,
+    global_random_untouched,
+    logits,
+    refuses,
+    tokens,
+)
+from peft_arena.testing.trial import Life, Trial, linear_weights, on_each_model
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+@on_each_model
+def check_start(life: Life) -> None:
+    """Check the output before training, the mode of the model, and which parameters train."""
+    import torch
+
+    subject, attached = life.subject, life.attached
+    if subject.has(Capability.IDENTITY_AT_INIT):
+        limit = EXACT if subject.exact else ROUNDED if subject.has(Capability.CHANGES_BASE) else 0.0
+        assert life.step0 <= limit, (
+            f"output moved by {life.step0} before training, but the card declares identity_at_init"
+        )
+    else:
+        assert life.step0 > MERGE, "output did not move before training; the card should declare identity_at_init"
+    assert life.modes == {False}, "attaching left a part of the model in training mode, or put one there"
+    trained = attached.trained()
+    required = {name: p for name, p in attached.model.named_parameters() if p.requires_grad}
+    assert list(trained) == list(required), "trained() is not exactly what has requires_grad"
+    wrong = [name for name, p in trained.items() if p.dtype != torch.float32]
+    assert not wrong, f"trained parameters that are not float32: {wrong[:3]}"
+    assert bool(trained) == subject.has(Capability.TRAINS), f"{len(trained)} trained parameters contradict the card"
+    if not subject.has(Capability.CHANGES_BASE):
+        touched = [name for name, p in trained.items() if any(p is weight for weight in life.base)]
+        assert not touched, f"weights of the base train: {touched[:3]}"
+    grouped = [p for group in attached.parameter_groups(1.0, 0.1) for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in trained.values()}, "optimizer groups are not what trains"
+    assert len(grouped) == len(trained), "a parameter is in two optimizer groups"
+
+
+def check_mode(trial: Trial) -> None:
+    """Check that a model in training mode stays in it."""
+    assert trial.plain.put(trial.plain.model().train()).model.training, "attaching took the model out of training mode"
+
+
+@on_each_model
+def check_training(life: Life) -> None:
+    """Check that gradients reach exactly the trained parameters, that the loss falls, and what of the base moves."""
+    subject = life.subject
+    if not subject.has(Capability.TRAINS):
+        return
+    trained = set(life.attached.trained())
+    assert life.reached <= trained, f"frozen parameters had a gradient: {sorted(life.reached - trained)[:3]}"
+    missed = trained - life.reached
+    assert not missed, f"trained parameters never had a gradient: {sorted(missed)[:3]}"
+    assert life.losses[-1] < life.losses[0], f"loss did not fall: {life.losses[0]} to {life.losses[-1]}"
+    assert not life.thawed, f"frozen parameters changed in training: {life.thawed[:3]}"
+    fresh = subject.model().parameters()
+    moved = any(difference(now, before) > 0 for now, before in zip(life.base, fresh, strict=True))
+    assert moved == subject.has(Capability.CHANGES_BASE), f"weights of the base changed: {moved}; the card disagrees"
+    assert difference(life.tuned, life.pretrained) > MERGE, "training changed no output"
+
+
+@on_each_model
+def check_state(life: Life) -> None:
+    """Check that a state continues exactly on a new attachment, and that one that does not fit is refused."""
+    state = life.state()
+    other = life.twin()
+    assert difference(logits(other.model, tokens()), life.tuned) == 0, "load_state(state()) gives other outputs"
+    limit = (MERGE if life.subject.exact else ROUNDED) if life.subject.has(Capability.CHANGES_BASE) else 0.0
+    gap = difference(logits(life.twin(seed=77).model, tokens()), life.tuned)
+    assert gap <= limit, f"load_state(state()) depends on the seed of the new attachment: the output differs by {gap}"
+    if not state:
+        return
+    first = next(iter(state))
+    damaged = [
+        {name: tensor for name, tensor in state.items() if name != first},
+        {**state, "stray": state[first]},
+        {**state, first: state[first].flatten()[:1].repeat(state[first].numel() + 1)},
+    ]
+    for wrong in damaged:
+        assert refuses(partial(other.load_state, wrong)), "load_state took a state that does not fit"
+    assert difference(logits(other.model, tokens()), life.tuned) == 0, "a refused state changed the model"
+
+
+def check_resume(trial: Trial) -> None:
+    """Check that a training that was interrupted in the middle ends bit for bit like one that was not."""
+    if not trial.plain.has(Capability.TRAINS):
+        return
+    life = trial.life("untied")
+    half = STEPS // 2
+    first = trial.plain.attach()
+    optimizer = first.optimizer(trial.plain.learning_rate, 0.01)
+    first.begin(STEPS)
+    losses, _ = advance(first, optimizer, range(1, half + 1), STEPS)
+    state = {name: tensor.clone() for name, tensor in first.state().items()}
+    moments = _moments(first, optimizer)
+    second = trial.plain.attach()
+    optimizer = second.optimizer(trial.plain.learning_rate, 0.01)
+    second.load_state(state)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    second.begin(STEPS)
+    losses += advance(second, optimizer, range(half + 1, STEPS + 1), STEPS)[0]
+    assert losses == life.losses[:-1], f"resumed after step {half}, the losses are {losses}, not {life.losses[:-1]}"
+    gap = difference(logits(second.model, tokens()), life.tuned)
+    assert gap == 0, f"resumed after step {half}, the trained model is {gap} away from one that was not interrupted"
+
+
+def _moments(attached: Attached, optimizer: Optimizer) -> dict[int, dict[str, Any]]:
+    """Return a copy of an optimizer's state; it must be of tensors, each a scalar or of its parameter's shape."""
+    import torch
+
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(map(id, parameters)) == sorted(map(id, attached.trained().values())), (
+        "the optimizer's parameters are not what trains"
+    )
+    found: dict[int, dict[str, Any]] = {}
+    for number, entry in optimizer.state_dict()["state"].items():
+        for key, value in entry.items():
+            assert isinstance(value, torch.Tensor), f"the optimizer's state {key} is no tensor, and cannot be saved"
+            assert not value.ndim or value.shape == parameters[number].shape, (
+                f"the optimizer's state {key} is {tuple(value.shape)}, its parameter {tuple(parameters[number].shape)}"
+            )
+            found.setdefault(number, {})[key] = value.clone()
+    return found
+
+
+@on_each_model
+def check_disabled(life: Life) -> None:
+    """Check that switching off gives the pretrained model, and that everything is back afterwards."""
+    life.seen["disabled"] = _switched_off(life, life.attached, life.tuned)
+
+
+def _switched_off(life: Life, attached: Attached, tuned: Tensor) -> float:
+    flags = [p.requires_grad for p in attached.model.parameters()]
+    with attached.disabled() as model:
+        gap = difference(logits(model, tokens()), life.pretrained)
+    changes = life.subject.has(Capability.CHANGES_BASE)
+    limit = EXACT if life.subject.exact else ROUNDED if changes else 0.0
+    assert gap <= limit, f"disabled() is {gap} away from the pretrained model"
+    assert difference(logits(attached.model, tokens()), tuned) == 0, "disabled() changed the tuned model"
+    assert flags == [p.requires_grad for p in attached.model.parameters()], "disabled() changed what trains"
+    return gap
+
+
+def reload_limit(subject: Subject) -> float:
+    """Return how far a restored model may be from the saved one."""
+    if not subject.has(Capability.CHANGES_BASE):
+        return EXACT
+    return MERGE if subject.exact else ROUNDED
+
+
+@on_each_model
+def check_checkpoint(life: Life) -> None:
+    """Check that a checkpoint gives the same outputs on a fresh model, frozen."""
+    import torch
+
+    saved = life.saved
+    assert difference(logits(life.attached.model, tokens()), life.tuned) == 0, "saving changed the model"
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        with global_random_untouched():
+            restored = life.subject.make().restore(life.subject.model(), saved)
+    found = logits(restored.model, tokens())
+    gap = life.seen["reload"] = difference(found, life.tuned)
+    assert gap <= reload_limit(life.subject), f"the restored model is {gap} away from the saved one"
+    assert not restored.model.training and not restored.trained(), "a restored model must be frozen and in eval mode"
+    _switched_off(life, restored, found)
+
+
+@on_each_model
+def check_merge(life: Life) -> None:
+    """Check the weight change and the merged model, of what was trained and of what was restored."""
+    gap = _merged(life, life.twin(), life.tuned, read_back=True)
+    if gap is not None:
+        life.seen["merge"] = gap
+    restored = life.restored()
+    _merged(life, restored, logits(restored.model, tokens()), read_back=False)
+
+
+def _merged(life: Life, attached: Attached, tuned: Tensor, read_back: bool) -> float | None:
+    """Check one attachment, which is used up."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    subject = life.subject
+    before = linear_weights(subject.model())
+    deltas: dict[str, Tensor | None] = {}
+    if subject.has(Capability.LINEAR_DELTA):
+        deltas = {name: attached.delta(name) for name in before}
+        assert refuses(lambda: attached.delta("no.such.module")), "delta() of a module that is not there"
+    else:
+        assert refuses(lambda: attached.delta(next(iter(before)))), "delta() works, the card does not declare it"
+    if not subject.has(Capability.MERGEABLE):
+        assert refuses(attached.merged), "merged() works, the card does not declare it"
+        return None
+    try:
+        merged = attached.merged()
+    except UserError:
+        assert subject.kind == "biased", "merged() is refused on a Llama, but the card declares mergeable"
+        return None
+    assert type(merged) is type(subject.model()), f"merged() gave a {type(merged).__name__}"
+    gap = difference(logits(merged, tokens()), tuned)
+    assert gap <= (MERGE if subject.exact else ROUNDED), f"the merged model is {gap} away from the tuned one"
+    assert merged.dtype == getattr(torch, subject.dtype), f"merged into {merged.dtype}"
+    for name, weight in linear_weights(merged).items():
+        if name in deltas:
+            _check_delta(name, deltas[name], weight.detach().float() - before[name].float(), subject.exact)
+    if read_back:
+        merged.save_pretrained(life.directory / "merged")
+        again = AutoModelForCausalLM.from_pretrained(life.directory / "merged", dtype=merged.dtype)
+        gap_again = difference(logits(again, tokens()), logits(merged, tokens()))
+        assert gap_again <= EXACT, f"the merged model read back is {gap_again} away"
+    return gap
+
+
+def _check_delta(name: str, found: Tensor | None, change: Tensor, exact: bool) -> None:
+    import torch
+
+    wanted = torch.zeros_like(change) if found is None else found
+    assert wanted.dtype == torch.float32, f"delta of {name} is {wanted.dtype}"
+    assert difference(wanted, change) <= (EXACT if exact else 0.02), f"delta of {name} is not merged minus pretrained"
+
+
+def check_generation(trial: Trial) -> None:
+    """Check that a trained method generates, with and without the cache, what its own logits say."""
+    import torch
+
+    if not trial.plain.has(Capability.ONLINE_RL):
+        return
+    life = trial.life("untied")
+    ids = tokens()
+    mask = torch.ones_like(ids)
+    wanted = life.tuned[:, -1].argmax(-1)
+    for cache in (True, False):
+        model: Any = life.attached.model
+        found = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=3, do_sample=False, use_cache=cache)
+        assert found.shape == (3, 13), f"generate gave shape {tuple(found.shape)}"
+        assert torch.equal(found[:, 10], wanted), f"generate (cache {cache}) does not follow the logits"
