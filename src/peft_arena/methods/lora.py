@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
-from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ class Lora(PeftMethod):
         family="low-rank",
         paper="Hu et al., 2021, LoRA: Low-Rank Adaptation of Large Language Models",
         url="https://arxiv.org/abs/2106.09685",
-        capabilities=WEIGHT_ADAPTER,
+        capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
         random_init=True,
@@ -107,7 +107,7 @@ class RsLora(Lora):
         family="low-rank",
         paper="Kalajdzievski, 2023, A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA",
         url="https://arxiv.org/abs/2312.03732",
-        capabilities=WEIGHT_ADAPTER,
+        capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
         random_init=True,
@@ -183,7 +183,7 @@ class LoraPlus(Lora):
         family="low-rank",
         paper="Hayou et al., 2024, LoRA+: Efficient Low Rank Adaptation of Large Models",
         url="https://arxiv.org/abs/2402.12354",
-        capabilities=WEIGHT_ADAPTER,
+        capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
         random_init=True,
