@@ -1,4 +1,4 @@
-"""BitFit: only biases train.
+"""BitFit and BEFT: only biases train, with BEFT those of the value projections.
 
 Every target linear gets a trained bias, zero at the start (``peft``'s BEFT layer). Where the layer has a bias of its
 own (q, k and v of Qwen2) the two add up, so training the second from zero is training the first from where it is;
@@ -8,12 +8,13 @@ all targets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import LinearTargets, TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -41,7 +42,7 @@ class BitFitAttached(PeftAttached):
         layers = tuner_layers(self.model)
         bare = [name for name, layer in layers.items() if layer.get_base_layer().bias is None]
         if bare:
-            config, biased = with_biases(base, bare)
+            config, biased = with_biases(base, bare, self.method.card.name)
             base.config = config
             plain = {name: layer.get_base_layer() for name, layer in layers.items()}
             plain |= {name: module for name, module in base.named_modules() if name not in plain}
@@ -90,12 +91,47 @@ class BitFit(PeftMethod):
         return BitFitAttached(self, model, base)
 
 
-def with_biases(model: PreTrainedModel, wanted: list[str]) -> tuple[PretrainedConfig, list[str]]:
+class BeftConfig(TargetConfig):
+    """Settings of BEFT: the layers whose bias trains."""
+
+    targets: LinearTargets = ("v_proj",)
+    """The value projections: module names or last parts of them. Models name them differently, hence a setting."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "targets": ("k_proj", "v_proj")}
+
+
+class Beft(BitFit):
+    """BEFT: a trained bias on the value projections."""
+
+    Config: ClassVar[type[MethodConfig]] = BeftConfig
+    config: BeftConfig  # type: ignore[assignment]
+    card: ClassVar[MethodCard] = MethodCard(
+        name="beft",
+        title="BEFT",
+        family="selective",
+        paper="Huang et al., 2025, BEFT: Bias-Efficient Fine-Tuning of Language Models",
+        url="https://arxiv.org/abs/2509.15974",
+        capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA},
+        parameters="sum over targets of out",
+        learning_rate=1e-3,
+        random_init=False,
+        deviations=(
+            "a layer without a bias gets one, zero at the start; a layer with one gets a second that adds to it",
+            "the value projections are what the paper's score chooses as a rule; the score itself is not computed",
+            "merging writes a model whose configuration asks for biases; it is refused where the architecture has no "
+            "place for one",
+        ),
+        description="Trains one bias per output of the value projections and nothing else; no weight matrix changes.",
+    )
+
+
+def with_biases(model: PreTrainedModel, wanted: list[str], method: str) -> tuple[PretrainedConfig, list[str]]:
     """Find the configuration that gives a model's architecture biases on some linear layers.
 
     Args:
         model: the model; it is not changed.
         wanted: names of linear layers that need a bias.
+        method: named in the refusal.
 
     Returns:
         The configuration, and every linear layer that has a bias under it but has none now.
@@ -119,7 +155,7 @@ def with_biases(model: PreTrainedModel, wanted: list[str]) -> tuple[PretrainedCo
     lacking = [name for name in wanted if name not in biased]
     if lacking:
         raise UserError(
-            f"cannot merge bitfit: {type(model).__name__} has no place for a bias on {lacking[0]} "
+            f"cannot merge {method}: {type(model).__name__} has no place for a bias on {lacking[0]} "
             f"and {len(lacking) - 1} other layers; evaluate the adapter instead"
         )
     has = {name.replace(".base_layer", "") for name, _ in model.named_parameters() if name.endswith(".bias")}

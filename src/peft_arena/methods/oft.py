@@ -3,7 +3,8 @@
 W = W0 R with R block-diagonal orthogonal, R = (I - Q)(I + Q)^-1 (Cayley) of a trained skew-symmetric Q, zero at the
 start. This is the input-side form of Qiu et al., 2025 ("OFTv2"), which ``peft`` implements; the 2023 paper rotates the
 output side. By default the inverse is a truncated Neumann series, so R is orthogonal only approximately.
-Left out: peft's ``module_dropout`` (accepted there but never applied) and the constrained variant COFT.
+COFT keeps Q within a ball: in every forward pass a block of Q whose Frobenius norm is above eps / sqrt(blocks) is
+shrunk to it. Left out: peft's ``module_dropout`` (accepted there but never applied).
 """
 
 from __future__ import annotations
@@ -13,18 +14,29 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from peft_arena.core.errors import UserError
-from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
+from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.divisors import check_divides, common_divisors
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
+    from peft import PeftConfig, PeftModel
     from torch import nn
     from transformers import PreTrainedModel
 
 SAME_AS_NEXT = 3
 """peft 0.21.2 computes the same series for 3 terms as for 4."""
+
+
+def distinct_terms(terms: int | None) -> int | None:
+    """Return a number of terms of peft's Neumann series.
+
+    Raises:
+        ValueError: the number gives the same series as another.
+    """
+    if terms == SAME_AS_NEXT:
+        raise ValueError("3 terms are computed as 4 by peft; ask for 2, 4 or more, or null for the exact transform")
+    return terms
 
 
 class OftConfig(TargetConfig):
@@ -44,9 +56,16 @@ class OftConfig(TargetConfig):
     @field_validator("neumann_terms")
     @classmethod
     def _distinct(cls, terms: int | None) -> int | None:
-        if terms == SAME_AS_NEXT:
-            raise ValueError("3 terms are computed as 4 by peft; ask for 2, 4 or more, or null for the exact transform")
-        return terms
+        return distinct_terms(terms)
+
+
+class CoftConfig(OftConfig):
+    """Settings of COFT."""
+
+    eps: float = Field(default=0.5, gt=0, allow_inf_nan=False)
+    """Largest Frobenius norm of a layer's Q, divided evenly: each of n blocks may have eps / sqrt(n)."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {**OftConfig.alternatives, "eps": 1e-2}
 
 
 class Oft(PeftMethod):
@@ -68,7 +87,7 @@ class Oft(PeftMethod):
         deviations=(
             "rotates the input side (OFTv2, arXiv 2506.19847), where the 2023 paper rotates the output side",
             "the Cayley transform is a Neumann series of neumann_terms terms unless neumann_terms is null",
-            "no dropout (peft accepts one but never applies it) and no constrained variant",
+            "no dropout (peft accepts one but never applies it)",
         ),
         description="Multiplies each target weight by a trained block-diagonal rotation of its input.",
     )
@@ -76,23 +95,12 @@ class Oft(PeftMethod):
     def linears(self, model: PreTrainedModel) -> dict[str, nn.Linear]:
         """Return the target layers, refusing a block size that does not divide an input size."""
         layers = super().linears(model)
-        size = self.config.block_size
-        for name, layer in layers.items():
-            if layer.in_features % size:
-                allowed = [str(n) for n in range(2, layer.in_features + 1) if layer.in_features % n == 0]
-                raise UserError(
-                    f"block_size: {size} does not divide the input size {layer.in_features} of {name}; "
-                    f"divisors: {', '.join(allowed)}"
-                )
+        check_divides("block_size", self.config.block_size, layers, "input")
         return layers
 
     def sizes(self, model: PreTrainedModel) -> list[int]:
         """Return the block sizes that divide the input size of every target."""
-        from math import gcd
-
-        layers = super().linears(model).values()
-        common = gcd(*(layer.in_features for layer in layers))
-        return [size for size in range(2, common + 1) if common % size == 0]
+        return common_divisors(super().linears(model), "input")
 
     def count(self, model: PreTrainedModel) -> int:
         """Return the number of trained parameters by the card's formula."""
@@ -114,3 +122,42 @@ class Oft(PeftMethod):
             bias="none",
             **series,
         )
+
+
+class Coft(Oft):
+    """COFT: OFT whose rotations stay near the identity."""
+
+    Config: ClassVar[type[MethodConfig]] = CoftConfig
+    config: CoftConfig
+    card: ClassVar[MethodCard] = MethodCard(
+        name="coft",
+        title="COFT",
+        family="orthogonal",
+        paper="Qiu et al., 2023, Controlling Text-to-Image Diffusion by Orthogonal Finetuning; input-side form of 2025",
+        url="https://arxiv.org/abs/2306.07280",
+        capabilities=WEIGHT_ADAPTER,
+        parameters="sum over targets of in * (block_size - 1) / 2",
+        learning_rate=5e-4,
+        random_init=False,
+        deviations=(
+            "rotates the input side (OFTv2, arXiv 2506.19847), where the 2023 paper rotates the output side",
+            "the Cayley transform is a Neumann series of neumann_terms terms unless neumann_terms is null",
+            "no dropout (peft accepts one but never applies it)",
+            "Q is kept near zero, as in peft, where the paper keeps the rotation near the identity",
+            "eps is 0.5 unless given: the 6e-5 that peft has would leave the weights of a language model as they are",
+        ),
+        description="OFT with the rotation of each target kept within a distance of the identity that eps sets.",
+    )
+
+    def peft_config(self, patterns: list[str], seed: int) -> PeftConfig:
+        """Return peft's OFT configuration with the constraint."""
+        config: Any = super().peft_config(patterns, seed)
+        config.coft, config.eps = True, self.config.eps
+        return config
+
+    def finish(self, model: PeftModel) -> None:
+        """Let a second projection change nothing, so that looking at a model does not move it."""
+        from peft_arena.methods.layers import FirmRotation
+
+        for layer in tuner_layers(model).values():
+            layer.oft_R[ADAPTER].__class__ = FirmRotation
