@@ -8,7 +8,7 @@ need.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Pretrained:
     """The weights a model had when this was made, in a temporary file that goes when nobody needs it."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        """Write every parameter of the model.
+    def __init__(self, model: PreTrainedModel, names: Collection[str] | None = None) -> None:
+        """Write the parameters of the given names; all of them for None.
 
         Raises:
             UserError: the temporary directory has no room.
@@ -38,7 +38,11 @@ class Pretrained:
 
         self._directory = tempfile.TemporaryDirectory(prefix="peft-arena-", ignore_cleanup_errors=True)
         self._file = Path(self._directory.name) / "pretrained.safetensors"
-        tensors = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters()}
+        tensors = {
+            name: p.detach().cpu().contiguous()
+            for name, p in model.named_parameters()
+            if names is None or name in names
+        }
         try:
             save_file(tensors, self._file)
         except (OSError, SafetensorError) as error:
@@ -54,7 +58,7 @@ class Pretrained:
 
 
 class FullAttached(Attached):
-    """A model all of whose weights are tuned."""
+    """A model all of whose weights are tuned, or some of them."""
 
     model: PreTrainedModel
 
@@ -64,28 +68,32 @@ class FullAttached(Attached):
         Args:
             model: the model with tuned, or still to be tuned, weights.
             pretrained: the weights it started from.
-            dtypes: the base's type of every parameter, by name.
+            dtypes: the base's type of every tuned parameter, by name.
         """
         self.model = model
         self._pretrained = pretrained
         self._dtypes = dtypes
 
+    def tuned(self) -> dict[str, nn.Parameter]:
+        """Return the parameters that are tuned, by name, whether they train now or not."""
+        return {name: p for name, p in self.model.named_parameters() if name in self._dtypes}
+
     def save(self, directory: Path) -> None:
         """Write a plain model directory in the base's type."""
-        parameters = dict(self.model.named_parameters())
+        parameters = self.tuned()
         with swapped(parameters, {name: p.data.to(self._dtypes[name]) for name, p in parameters.items()}):
             self.model.save_pretrained(directory)
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
         """Give the pretrained model's outputs inside the block; its weights are read back from disk."""
-        parameters = dict(self.model.named_parameters())
+        parameters = self.tuned()
         values = {name: self._pretrained.tensor(name).to(p.device) for name, p in parameters.items()}
         with swapped(parameters, values):
             yield self.model
 
-    def delta(self, module: str) -> Tensor:
-        """Return tuned minus pretrained weight of one linear module, in float32."""
+    def delta(self, module: str) -> Tensor | None:
+        """Return tuned minus pretrained weight of one linear module, in float32; None where it is not tuned."""
         from torch import nn
 
         linears = {name: found for name, found in self.model.named_modules() if isinstance(found, nn.Linear)}
@@ -93,11 +101,13 @@ class FullAttached(Attached):
             raise unknown("linear module", module, linears)
         weight = linears[module].weight
         name = next(name for name, p in self.model.named_parameters() if p is weight)
+        if name not in self._dtypes:
+            return None
         return weight.detach().float() - self._pretrained.tensor(name).to(weight.device).float()
 
     def merged(self) -> PreTrainedModel:
         """Return the model in the base's type."""
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.tuned().items():
             parameter.data = parameter.data.to(self._dtypes[name])
         return self.model
 
