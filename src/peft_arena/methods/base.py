@@ -144,9 +144,16 @@ class Attached(ABC):
     def after_step(self, step: int, total: int) -> None:  # noqa: B027 - most methods need nothing
         """Do what the method needs after optimizer step ``step`` (from 1) of ``total``; gradients are still there."""
 
+    def frozen(self) -> dict[str, Tensor]:
+        """Return by name the tensors that do not train and that training needs exactly as they are; mostly none.
+
+        Random matrices, singular vectors, places in a matrix: what must not be drawn or decomposed again.
+        """
+        return {}
+
     def state(self) -> dict[str, Tensor]:
         """Return all tensors needed to continue training exactly, by name; see :meth:`load_state`."""
-        return {name: p.detach() for name, p in self.trained().items()}
+        return {**{name: p.detach() for name, p in self.trained().items()}, **self.frozen()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put tensors from :meth:`state` back in place, bit for bit.
@@ -156,7 +163,7 @@ class Attached(ABC):
         """
         from peft_arena.methods.state import copy_into
 
-        copy_into(self.trained(), state)
+        copy_into({**self.trained(), **self.frozen()}, state)
 
     @abstractmethod
     def save(self, directory: Path) -> None:

@@ -18,7 +18,6 @@ from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
 from peft_arena.methods.prefix import Prefix
 from peft_arena.methods.prompt import VIRTUAL, VirtualTokens
-from peft_arena.methods.state import copy_into
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -52,19 +51,8 @@ class CartridgeConfig(MethodConfig):
 class CartridgeAttached(PeftAttached):
     """Cartridge in place on a model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained rows of the cache and the frozen ones."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._frozen()}, state)
-
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the rows of the cache that do not train."""
         encoder: Any = self.model.prompt_encoder[ADAPTER]
         return {} if encoder.frozen_embedding is None else {"frozen": encoder.frozen_embedding.detach()}
 

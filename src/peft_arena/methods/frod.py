@@ -16,7 +16,6 @@ from pydantic import Field
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
-from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
@@ -49,19 +48,8 @@ class FrodConfig(TargetConfig):
 class FrodAttached(PeftAttached):
     """FRoD in place on a model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained coefficients, the shared bases and places, and each layer's U and l0."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._frozen()}, state)
-
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the shared bases and places, and each layer's U and l0."""
         tuner: Any = self.model.base_model
         named = {}
         for kind in tuner.frod_V:

@@ -6,11 +6,9 @@ decomposing them again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from peft_arena.methods.adapter import PeftAttached, PeftMethod, stored_tensors
-from peft_arena.methods.state import copy_into
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -25,18 +23,6 @@ class FrozenAttached(PeftAttached):
         trained = {parameter.data_ptr() for parameter in self.trained().values()}
         stored = stored_tensors(self.model)
         return {f"frozen.{name}": tensor for name, tensor in stored.items() if tensor.data_ptr() not in trained}
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained parameters and the frozen tensors they work on."""
-        return {**super().state(), **self.frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self.frozen()}, state)
 
 
 class FrozenMethod(PeftMethod):

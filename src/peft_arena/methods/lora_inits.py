@@ -14,7 +14,7 @@ from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttach
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
 from peft_arena.methods.lora import RankConfig
 from peft_arena.methods.split import smallest
-from peft_arena.methods.state import copy_into, local_random
+from peft_arena.methods.state import local_random
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -117,19 +117,8 @@ class LoraOrthogonal(StartedLora):
 class MicaAttached(PeftAttached):
     """MiCA in place on a model: B is frozen."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained A and the frozen B."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._frozen()}, state)
-
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return B."""
         layers = tuner_layers(self.model)
         return {f"frozen.{module}.b": layer.lora_B[ADAPTER].weight.detach() for module, layer in layers.items()}
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.methods.adapter import ADAPTER, PREFIX, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Calibration
 from peft_arena.methods.files import write_adapter
-from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import patterns_for
 
 if TYPE_CHECKING:
@@ -28,18 +27,6 @@ class LowRankAttached(PeftAttached):
     """A method in training whose layers have the ``factors()`` of :class:`peft_arena.methods.layers.LowRank`."""
 
     method: LowRankMethod
-
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained tensors and the frozen components they belong to."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._frozen()}, state)
 
     def save(self, directory: Path) -> None:
         """Write the change from the pretrained weights as a plain LoRA adapter."""
@@ -64,7 +51,8 @@ class LowRankAttached(PeftAttached):
             change: Tensor = b @ a
         return change
 
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the components that the trained tensors belong to."""
         layers = tuner_layers(self.model)
         return {
             f"frozen.{module}.{name}": tensor

@@ -17,7 +17,6 @@ from pydantic import Field
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.lora import Lora, LoraConfig
-from peft_arena.methods.state import copy_into
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,15 +37,8 @@ class LoraFaAttached(PeftAttached):
         optimizer.register_step_pre_hook(lambda *_: self._correct())
         return optimizer
 
-    def state(self) -> dict[str, Tensor]:
-        """Return B and the frozen A."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put a state back; see :meth:`Attached.load_state`."""
-        copy_into({**self.trained(), **self._frozen()}, state)
-
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return A."""
         return {f"a.{name}": layer.lora_A[ADAPTER].weight.detach() for name, layer in tuner_layers(self.model).items()}
 
     def _correct(self) -> None:

@@ -14,7 +14,6 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import TargetConfig, check_rank
 
 if TYPE_CHECKING:
@@ -60,19 +59,8 @@ class SupraConfig(SupertuningConfig):
 class SupertuningAttached(PeftAttached):
     """Super-Tuning in place on a model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained tensors and the positions of the trained entries, each (entries,)."""
-        return {**super().state(), **self._positions()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._positions()}, state)
-
-    def _positions(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the positions of the trained entries."""
         layers = tuner_layers(self.model)
         return {f"positions.{name}": layer.supertuning_indices[ADAPTER] for name, layer in layers.items()}
 

@@ -14,7 +14,6 @@ from pydantic import Field, model_validator
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
@@ -49,19 +48,8 @@ class SvftConfig(TargetConfig):
 class SvftAttached(PeftAttached):
     """SVFT in place on a model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained entries, their places and the singular vectors."""
-        return {**super().state(), **self._frozen()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._frozen()}, state)
-
-    def _frozen(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the singular vectors and the places of the trained entries."""
         layers = tuner_layers(self.model).items()
         kinds = ("svft_u", "svft_v", "svft_index")
         return {f"{kind}.{name}": getattr(layer, kind)[ADAPTER] for name, layer in layers for kind in kinds}

@@ -17,7 +17,6 @@ from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, tu
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.files import write_adapter
 from peft_arena.methods.lora import Lora, LoraConfig
-from peft_arena.methods.state import copy_into
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -48,13 +47,9 @@ class VeloraAttached(PeftAttached):
 
     method: Velora
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the factors and the projection vectors; a vector not yet known is zero."""
-        return {**super().state(), **self._projections()}
-
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put a state back; see :meth:`Attached.load_state`."""
-        copy_into({**self.trained(), **self._projections()}, state)
+        super().load_state(state)
         for layer in self._layers().values():
             layer.lora_velora_initialized[ADAPTER] = bool(layer.lora_velora_embed[ADAPTER].any())
 
@@ -65,7 +60,8 @@ class VeloraAttached(PeftAttached):
     def _layers(self) -> dict[str, Any]:
         return {name: layer for name, layer in tuner_layers(self.model).items() if hasattr(layer, "lora_velora_embed")}
 
-    def _projections(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the projection vectors; one not yet known is zero."""
         return {f"projection.{name}": layer.lora_velora_embed[ADAPTER] for name, layer in self._layers().items()}
 
 

@@ -14,7 +14,6 @@ from pydantic import Field
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.state import copy_into
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
@@ -44,19 +43,8 @@ class VeraConfig(TargetConfig):
 class VeraAttached(PeftAttached):
     """VeRA in place on a model."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the trained vectors and the random matrices they work on."""
-        return {**super().state(), **self._projection()}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Put tensors from :meth:`state` back in place, bit for bit.
-
-        Raises:
-            UserError: names or shapes differ from the model's.
-        """
-        copy_into({**self.trained(), **self._projection()}, state)
-
-    def _projection(self) -> dict[str, Tensor]:
+    def frozen(self) -> dict[str, Tensor]:
+        """Return the random matrices."""
         tuner: Any = self.model.base_model
         return {"projection.a": tuner.vera_A[ADAPTER], "projection.b": tuner.vera_B[ADAPTER]}
 
