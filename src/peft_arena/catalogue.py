@@ -165,7 +165,10 @@ def method_row(name: str) -> Row:
     row: Row = {"name": name, "plugin": METHODS.plugin(name), "refused": ""}
     row |= {key: value for key, value in card.model_dump(mode="json").items() if key not in {"name", "capabilities"}}
     row |= {column: capability in card.capabilities for column, capability in MARKS.items()}
-    defaults = {key: field.get_default(call_default_factory=True) for key, field in kind.Config.model_fields.items()}
+    defaults = {
+        key: "required" if field.is_required() else field.get_default(call_default_factory=True)
+        for key, field in kind.Config.model_fields.items()
+    }
     return row | {"size": kind.size, "config": defaults, "capabilities": sorted(card.capabilities)}
 
 
@@ -188,11 +191,11 @@ def _tasks() -> list[Row]:
 
     rows = []
     for name in TASKS.names():
-        plugin = ", ".join(TASKS.providers(name)) if TASKS.providers(name) != [OURS] else ""
+        plugin = " and ".join(TASKS.providers(name)) if TASKS.providers(name) != [OURS] else ""
         card = None if plugin else getattr(TASKS.get(name), "card", None)
         if card is None:
             empty = {"name": name, "role": "", "kind": "", "metric": "", "chance": None, "licence": ""}
-            rows.append({**empty, "title": f"plug-in {plugin}" if plugin else ""})
+            rows.append({**empty, "title": f"from {plugin}" if plugin else ""})
             continue
         rows.append(
             {

@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,11 +130,12 @@ def show_plan(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
         }
         for item in plans
     ]
-    budgets = {arm.label: str(arm.spent) for arm in study.arms if arm.spent is not None}
+    budgets = {arm.label: arm.spent for arm in study.arms if arm.spent is not None}
     if as_json:
         stages = [[{"what": s.what, "state": s.state, "reason": s.reason} for s in item.stages] for item in plans]
         runs = [{**row, "stages": list(parts)} for row, parts in zip(rows, stages, strict=True)]
-        show_json({"study": study.file.name, "budgets": budgets, "runs": runs})
+        chosen = {label: {**asdict(spent), "said": str(spent)} for label, spent in budgets.items()}
+        show_json({"study": study.file.name, "budgets": chosen, "runs": runs})
         return
     show_table(rows, False, title=f"{study.file.name}: {study.file.title}")
     for label, spent in budgets.items():

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from pydantic import Field
 
+from peft_arena.console import show_plan
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.budget import Budget
+from peft_arena.execute.plan import plan
 from peft_arena.execute.study import Arm, Study, find_study, read_study
 from peft_arena.execute.view import view_of
+from peft_arena.methods.lora import Lora, LoraConfig
 from peft_arena.methods.registry import METHODS, make_method
 from peft_arena.methods.sizes import NEAR, at, fit
 from peft_arena.models.load import load, skeleton
+from peft_arena.store.store import Store
 
 MICRO = ModelSpec(name="micro")
 TEXT = """\
@@ -55,6 +61,15 @@ def test_a_study_sizes_every_arm_and_says_so(tmp_path: Path) -> None:
     assert view["lora"] == str(lora.spent) and view["full"] == ""
 
 
+def test_a_plan_in_json_has_the_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = study(tmp_path)
+    show_plan(found, plan(found, Store(tmp_path / "runs")), as_json=True)
+    chosen = json.loads(capsys.readouterr().out)["budgets"]
+    said = "rank 8: 97,280 parameters for 100,000 (-2.7%)"
+    assert chosen["lora"] == {"wanted": 100_000, "setting": "rank", "value": 8, "count": 97_280, "said": said}
+    assert set(chosen) == {"lora", "miss"}
+
+
 def test_the_run_is_the_same_as_with_the_size_written_out(tmp_path: Path) -> None:
     solved = arms(study(tmp_path))["lora"].runs[0]
     written = arms(study(tmp_path, "{method: lora}", "{method: lora, config: {rank: 8}, budget: null}"))["lora"].runs[0]
@@ -65,6 +80,32 @@ def test_a_fraction_counts_the_model(tmp_path: Path) -> None:
     found = arms(study(tmp_path, "{parameters: 100k}", "{fraction: 0.1}"))["lora"].spent
     model = load(MICRO).model
     assert found is not None and found.wanted == round(0.1 * sum(p.numel() for p in model.parameters()))
+
+
+def test_only_targets_bound_the_rank(tmp_path: Path) -> None:
+    """The micro model's k and v have 64 outputs, its gate and up more."""
+    wide = "400k}\narms:\n  - {method: lora, config: {targets: [gate_proj, up_proj]}}"
+    spent = arms(study(tmp_path, "100k}\narms:\n  - {method: lora}", wide))["lora"].spent
+    assert spent is not None and spent.value > 64 and abs(spent.count / spent.wanted - 1) < 0.01
+
+
+class Bounded(LoraConfig):
+    rank: int = Field(default=4, gt=2, lt=9, multiple_of=3)
+
+
+def test_the_bounds_of_the_setting_bound_the_sizes() -> None:
+    method = make_method("lora")
+    method.config = Bounded()
+    assert list(method.sizes(skeleton(MICRO))) == [3, 6]
+
+
+def test_a_method_that_does_not_count_is_refused() -> None:
+    class Uncounted(Lora):
+        def count(self, model: object) -> None:  # type: ignore[override]
+            return None
+
+    with pytest.raises(UserError, match="lora does not count its parameters, so no budget can be set for it"):
+        fit(Uncounted(), skeleton(MICRO), 100_000)
 
 
 def test_the_nearest_size_is_stated_when_none_is_near(tmp_path: Path) -> None:
@@ -85,7 +126,9 @@ def test_what_cannot_be_met_is_refused(tmp_path: Path, old: str, new: str, messa
     assert message in refused and "\n" not in refused
 
 
-@pytest.mark.parametrize("text", ["{parameters: 2X}", "{}", "{parameters: 5, fraction: 0.1}", "{fraction: 2}", "7"])
+@pytest.mark.parametrize(
+    "text", ["{parameters: 2X}", "{parameters: true}", "{}", "{parameters: 5, fraction: 0.1}", "{fraction: 2}", "7"]
+)
 def test_a_wrong_budget_is_one_line(tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match="budget") as caught:
         study(tmp_path, "{parameters: 100k}", text)
@@ -93,7 +136,7 @@ def test_a_wrong_budget_is_one_line(tmp_path: Path, text: str) -> None:
 
 
 def test_units() -> None:
-    found = [Budget(parameters=text).parameters for text in ("1.5B", "2M", "500k", "7", 7)]  # type: ignore[arg-type]
+    found = [Budget(parameters=text).parameters for text in ("1.5B", "2 M", "500k", "7", 7)]  # type: ignore[arg-type]
     assert found == [1_500_000_000, 2_000_000, 500_000, 7, 7]
 
 

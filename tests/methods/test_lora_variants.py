@@ -21,7 +21,7 @@ from peft_arena.testing.methods import EXACT, difference, logits, tiny_model, to
 from peft_arena.train.batch import collate
 from peft_arena.train.data import Example
 from peft_arena.train.loss import TokenLoss
-from tests.methods.settings.lora_variants import INVOKED, SEEN
+from tests.methods.settings.lora_variants import INVOKED, SEEN, SETTINGS
 
 Q = "model.layers.0.self_attn.q_proj"
 O = "model.layers.0.self_attn.o_proj"  # noqa: E741
@@ -118,6 +118,30 @@ def test_monteclora_is_stochastic_in_training_only_and_can_be_measured_at_any_ti
     assert torch.equal(logits(attached.model, ids), logits(attached.model, ids))
 
 
+@pytest.mark.parametrize("samples", [3, 40])
+def test_monteclora_has_a_divergence_of_its_mixture_where_peft_has_none(samples: int) -> None:
+    from torch.distributions import Dirichlet, kl_divergence
+
+    attached = attach("monteclora", {"samples": samples, "dirichlet_prior": 0.3, "kl_weight": 1.0})
+    layer = layer_of(attached)
+    sampler = layer.lora_monteclora_sampler["default"]
+    given = sampler.expert_weights_prior.detach().exp()
+    theirs = type(sampler).dirichlet_kl(sampler, given)
+    assert not theirs.isfinite() or theirs < 0
+    wanted = kl_divergence(Dirichlet(given), Dirichlet(torch.full((samples,), 0.3)))
+    torch.testing.assert_close(sampler.dirichlet_kl(given), wanted)
+    same = torch.full((samples,), 0.3, requires_grad=True)
+    at_prior = sampler.dirichlet_kl(same)
+    at_prior.backward()
+    assert same.grad is not None
+    assert abs(float(at_prior.detach())) < 1e-4 and float(same.grad.abs().max()) < 1e-4
+    attached.model.train()
+    attached.model(input_ids=tokens(seed=3))
+    extra = attached.extra_loss()
+    extra.backward()
+    assert extra.isfinite() and sampler.expert_weights_prior.grad.isfinite().all()
+
+
 def test_lora_fa_step_is_the_b_gradient_nearest_the_full_gradient() -> None:
     plain = tiny_model()
     ids = tokens(seed=3)
@@ -156,6 +180,30 @@ def test_riemannian_step_divides_each_gradient_by_the_other_factor() -> None:
 def batch() -> Any:
     rows = tokens(seed=3).tolist()
     return collate([Example(ids=row, first_label=4) for row in rows], packing=False, limit=64, pad=0)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_variants_train_in_mixed_precision_as_in_full(name: str) -> None:
+    found = []
+    for dtype in ("bfloat16", "float32"):
+        config = SETTINGS[name].get("config")
+        attached = make_method(name, config).attach(tiny_model(dtype=dtype), seed=0)
+        optimizer = attached.optimizer(1e-2, 0.0)
+        attached.begin(4)
+        attached.model.train()
+        losses = []
+        with TokenLoss(attached.model, autocast=dtype == "bfloat16", added=attached.extra_loss) as loss:
+            for step in (1, 2, 3):
+                parts = loss(batch())
+                losses.append(float(parts.nats.detach()) / len(batch().targets))
+                (parts.nats if parts.extra is None else parts.nats + parts.extra).backward()
+                optimizer.step()
+                attached.after_step(step, 4)
+                optimizer.zero_grad()
+        assert all(p.dtype == torch.float32 for p in attached.trained().values())
+        found.append(losses)
+    assert found[0][-1] < found[0][0]
+    torch.testing.assert_close(torch.tensor(found[0]), torch.tensor(found[1]), atol=0.05, rtol=0)
 
 
 def test_adalora_keeps_its_orthogonality_term_in_our_loss() -> None:
@@ -310,6 +358,8 @@ def test_trained_tokens_are_checked(name: str, tmp_path: Path) -> None:
         attach(name, {"tokens": [3, 3]})
     with pytest.raises(UserError, match="none of the 2 tokens was trained in the first 20 steps"):
         train(attach(name, {"tokens": [198, 199]}), 1e-3, steps=20)
+    with pytest.raises(UserError, match="none of the 2 tokens was trained in the first 3 steps"):
+        train(attach(name, {"tokens": [198, 199]}), 1e-3, steps=3)
     attach(name, {"tokens": [3, 4]}).save(tmp_path)
     with pytest.raises(UserError, match="the checkpoint was made with the ids"):
         make_method(name, {"tokens": [3, 5]}).restore(tiny_model(), tmp_path)

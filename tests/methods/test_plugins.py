@@ -78,7 +78,7 @@ def test_a_plugin_is_listed_without_being_imported(install: Install) -> None:
 
 
 def test_a_plugin_is_loaded_by_name(install: Install) -> None:
-    install({"mine": "foo_code:Mine"}, code=GOOD)
+    install({"mine": "foo_code:Mine [extra]"}, code=GOOD)
     assert METHODS.get("mine").card.name == "mine"
 
 
@@ -87,6 +87,7 @@ def test_a_plugin_is_loaded_by_name(install: Install) -> None:
     [
         ("foo_code:Mine", "import no_such_thing", "ModuleNotFoundError: No module named 'no_such_thing'"),
         ("foo_code:Mine", "1 / 0", "ZeroDivisionError"),
+        ("foo_code:Mine", "raise SystemExit('bye')", "SystemExit: bye"),
         ("gone_code:Mine", "", "No module named 'gone_code'"),
         ("foo_code:Gone", GOOD, "has no attribute 'Gone'"),
         ("foo_code", GOOD, "no subclass of peft_arena.methods.base.Method"),
@@ -153,6 +154,8 @@ def test_a_run_of_a_plugin_says_whose_code_it_is_and_runs_no_other(install: Inst
     said = message(lambda: method_of(spec.model_copy(update={"plugin": "foo 0.9"})))
     assert said == "method mine is from foo 1.0, and was planned with foo 0.9; plan it again"
     assert "planned with foo 1.0" in message(lambda: method_of(MethodSpec(name="lora", plugin="foo 1.0")))
+    older = MethodSpec(name="mine", plugin="foo 0.9", config={"gone": 1})
+    assert "planned with foo 0.9" in message(lambda: method_of(older))
     assert study_from(study("lora")).arms[0].runs[0].method.plugin is None
 
 

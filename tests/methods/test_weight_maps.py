@@ -182,10 +182,43 @@ def test_osf_checkpoints_belong_to_their_share(tmp_path: Path) -> None:
         make_method("osf").restore(tiny_model(), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["frod", "deft", "glora", "hra", "miss_bat", "supertuning"])
-def test_the_untrained_model_is_the_pretrained_one_in_bfloat16(name: str) -> None:
-    pretrained = logits(tiny_model(dtype="bfloat16"), tokens())
-    assert difference(logits(attach(name, dtype="bfloat16").model, tokens()), pretrained) == 0
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("name", ["boft", "frod", "deft", "glora", "hra", "miss_bat", "osf", "psoft", "supertuning"])
+def test_the_untrained_model_is_the_pretrained_one_in_bfloat16(name: str, autocast: bool) -> None:
+    attached = attach(name, {"rank": 12} if name == "psoft" else {}, dtype="bfloat16")
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        pretrained = logits(tiny_model(dtype="bfloat16"), tokens())
+        assert difference(logits(attached.model, tokens()), pretrained) == 0
+
+
+def test_osf_small_changes_are_not_lost_in_mixed_precision() -> None:
+    attached = trained("osf", rate=2e-5)
+    found, delta = layer(attached), attached.delta(Q)
+    assert delta is not None and 0 < delta.norm() < 1e-2 * weight().norm()
+    found.get_base_layer().weight.data.zero_()
+    x = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        change = found(x).float()
+    assert (change - x @ delta.T).norm() < 0.02 * (x @ delta.T).norm()
+
+
+def test_boft_and_hra_build_no_square_matrices() -> None:
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Largest(TorchDispatchMode):
+        entries = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            if isinstance(found, torch.Tensor):
+                self.entries = max(self.entries, found.numel())
+            return found
+
+    for name in ("boft", "hra"):
+        found = layer(attach(name), "model.layers.0.self_attn.k_proj")  # (32, 64)
+        with Largest() as seen:
+            found(torch.ones(2, 64)).sum().backward()
+        assert seen.entries < 64 * 64
 
 
 def test_frod_mixes_in_the_shared_basis() -> None:

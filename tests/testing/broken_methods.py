@@ -72,6 +72,10 @@ class ClaimsIdentity(PromptTuning):
     card: ClassVar[MethodCard] = declaring(PromptTuning.card, Capability.IDENTITY_AT_INIT)
 
 
+class ClaimsVectors(Lora):
+    card = declaring(Lora.card, Capability.VIRTUAL_TOKENS)
+
+
 class ForgetsProjection(Vera):
     """Its state has the trained vectors, not the random matrices they work on."""
 
@@ -125,6 +129,44 @@ class CountsSteps(Lora):
 
         attached.after_step = after_step
         return attached
+
+
+class Climbs(Lora):
+    """Its optimizer goes uphill, and only in training mode its logits are so large that every loss there is higher."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        attached: Any = super().hold(model, base)
+
+        def optimizer(learning_rate: float, weight_decay: float) -> Any:
+            return torch.optim.AdamW(attached.parameter_groups(learning_rate, 0.0), lr=learning_rate, maximize=True)
+
+        attached.optimizer = optimizer
+        head = model.get_base_model().lm_head
+        head.register_forward_pre_hook(lambda module, given: (given[0] * 5,) if module.training else None)
+        return attached
+
+
+class MovesUnderAutocast(Lora):
+    """It starts as the pretrained model, except in mixed precision."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        def shift(module: Any, given: Any, output: Any) -> Any:
+            return output + 1 if torch.is_autocast_enabled("cpu") else output
+
+        model.get_base_model().lm_head.register_forward_hook(shift)
+        return super().hold(model, base)
+
+
+class BreaksUnderAutocast(Lora):
+    """In mixed precision its update is cut off from training."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        def cut(module: Any, given: Any, output: Any) -> Any:
+            return output * 0 if torch.is_autocast_enabled("cpu") else output
+
+        for layer in tuner_layers(model).values():
+            layer.lora_B["default"].register_forward_hook(cut)
+        return super().hold(model, base)
 
 
 class OddMoments(Lora):

@@ -23,7 +23,6 @@ class Plugin:
 
     distribution: str
     version: str
-    group: str
     name: str
     target: str
     """``module:attribute``."""
@@ -89,6 +88,23 @@ class Registry(Generic[T]):
         found = self._provider(name, "")
         return None if found is None else str(found)
 
+    def check_plugin(self, name: str, planned: str | None) -> None:
+        """Check that a name still comes from where it came from when it was planned.
+
+        Args:
+            name: of the object.
+            planned: what :meth:`plugin` said then.
+
+        Raises:
+            UserError: it comes from another plug-in or another version of it, or is not to be had.
+        """
+        found = self.plugin(name)
+        if found != planned:
+            ours = "peft-arena itself"
+            raise UserError(
+                f"{self.kind} {name} is from {found or ours}, and was planned with {planned or ours}; plan it again"
+            )
+
     def get(self, name: str, where: str = "") -> T:
         """Return the object of that name.
 
@@ -126,7 +142,7 @@ class Registry(Generic[T]):
         try:
             found: T = _resolve(plugin.target)
             problem = self._problem(plugin.name, found)
-        except Exception as error:  # noqa: BLE001 - whatever foreign code raises is told in one line
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code raises is told in one line
             problem = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
         if problem:
             entry = f"entry point {plugin.name} = {plugin.target} of {plugin}"
@@ -141,7 +157,8 @@ class Registry(Generic[T]):
             return found
         for point in metadata.entry_points(group=self._group):
             if point.dist is not None:
-                plugin = Plugin(point.dist.name, point.dist.version, point.group, point.name, point.value)
+                target = point.value.partition("[")[0].strip()  # what follows names optional dependencies
+                plugin = Plugin(point.dist.name, point.dist.version, point.name, target)
                 found.setdefault(point.name, []).append(plugin)
         return found
 

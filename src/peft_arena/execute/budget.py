@@ -21,8 +21,12 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 
 def _count(value: Any) -> Any:
     """Read a count such as ``2M``, ``500k`` or ``1.5B``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", value.strip().lower()) if isinstance(value, str) else None
-    return round(float(found[1]) * _UNITS[found[2]]) if found else value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmb]?)", str(value).strip().lower())
+    if found is None:
+        raise ValueError("give a number, or one with a unit, such as 500k, 2M, 1.5B")
+    return round(float(found[1]) * _UNITS[found[2]])
 
 
 class Budget(Spec):

@@ -15,7 +15,7 @@ from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec
 from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
 from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.methods.base import Capability, Method
-from peft_arena.methods.registry import BASE, METHODS, make_method
+from peft_arena.methods.registry import BASE, METHODS, make_method, method_of
 from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
 from peft_arena.models.load import pin
 from peft_arena.tasks.base import Role, Task
@@ -316,7 +316,7 @@ def documented_rate(method: Method, model: ModelSpec) -> float | None:
 
 
 def check_items(study: Study) -> None:
-    """Check that every task has the items that the study asks for; reads or makes the items of all tasks.
+    """Check that every task has the items that the study and its methods ask for; reads or makes them for all tasks.
 
     Raises:
         UserError: a task has fewer items, or lacks a split.
@@ -333,6 +333,11 @@ def check_items(study: Study) -> None:
             if train.validation_items:
                 entry = ("train.validation_items", train.validation_items, train.task)
                 wanted.setdefault((train.task.id, "validation"), []).append(entry)
+            needed = method_of(arm.runs[0].method).calibration_examples
+            if train.examples is not None and needed > train.examples:
+                raise UserError(f"calibration_examples of {arm.label} is {needed}, and train.examples {train.examples}")
+            entry = (f"calibration_examples of {arm.label}", needed, train.task)
+            wanted[train.task.id, "train"].append(entry)
     tasks: dict[str, Task] = {}
     for (task_id, split), entries in wanted.items():
         task = tasks.setdefault(task_id, task_of(entries[0][2]))
@@ -363,7 +368,7 @@ def _refuse_twins(arms: Sequence[Arm], path: str) -> None:
         if (arm.target.id, arm.label) in labels:
             raise UserError(f"two arms are labelled '{arm.label}' (in {path}); give one of them another label")
         labels.add((arm.target.id, arm.label))
-        for run in arm.runs:
+        for run in () if arm.refused else arm.runs:
             if run.id in seen:
                 raise UserError(f"arms '{seen[run.id]}' and '{arm.label}' are the same run {run.run_id} (in {path})")
             seen[run.id] = arm.label

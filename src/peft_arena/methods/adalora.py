@@ -177,13 +177,15 @@ class AdaLora(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="initial_rank * sum over targets of (in + out + 1), before pruning",
         learning_rate=1e-3,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "the parameters counted are those at the start; pruned entries stay in memory as zeros",
             "importance is taken from clipped gradients after the step, as peft does, and once more before the last "
             "pruning",
             "the scale stays alpha / initial_rank when ranks shrink",
-            "the loss term is the mean over matrices of the Frobenius norm of P^T P - I, not of its square",
+            "the loss term is the mean over matrices of the Frobenius norm of P^T P - I, not of its square, and is "
+            "computed in bfloat16 where training is in mixed precision",
         ),
         description=(
             "Adds P diag(e) Q to each target weight; entries of e with low importance are pruned over the whole "

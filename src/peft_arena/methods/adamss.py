@@ -256,6 +256,7 @@ class Adamss(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (subspaces * rank + out)",
         learning_rate=1e-3,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "every subspace has rank 1",
@@ -379,7 +380,7 @@ def _factors(layer: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     place = torch.arange(len(columns), device=first.device).repeat_interleave(
         torch.tensor([len(column) for column in columns], device=first.device)
     )
-    second = first.new_zeros(layer.out_features, len(columns))
+    second = columns[0].new_zeros(layer.out_features, len(columns))  # float32, also under autocast
     second = second.index_put((layer.scatter_index[ADAPTER], place), torch.cat(list(columns))[:, 0])
     if layer.get_base_layer().bias is None:
         return first, second, None

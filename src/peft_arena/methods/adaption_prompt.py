@@ -55,6 +55,7 @@ class AdaptionPrompt(PeftMethod):
         capabilities=frozenset({Capability.TRAINS, Capability.IDENTITY_AT_INIT, Capability.ONLINE_RL}),
         parameters="adapted layers * (adapter_len * hidden + 1)",
         learning_rate=5e-3,
+        micro_learning_rate=0.1,
         random_init=True,
         deviations=(
             "all layers are adapted by default, where the paper leaves the lowest out (30 of 32 in LLaMA-7B)",

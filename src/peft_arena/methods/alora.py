@@ -86,10 +86,12 @@ class ALora(Lora):
         capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA, Capability.MERGEABLE, Capability.PEFT_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "several invocation sequences are possible; only with one is the checkpoint an adapter peft can load",
             "the update is computed for all tokens and masked: no key-value cache of the base model is reused",
+            "what follows a key-value cache is adapted if what is in the cache was: no invocation is sought in it",
             "A starts Kaiming-uniform (a = sqrt 5) unless init is 'gaussian'",
         ),
         description=(

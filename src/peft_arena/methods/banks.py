@@ -93,6 +93,7 @@ class Vblora(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.IDENTITY_AT_INIT},
         parameters="vectors * (vector_length + rank * sum over targets of (in + out) / vector_length)",
         learning_rate=5e-4,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "logits and bank share one learning rate",
@@ -157,6 +158,7 @@ class Unilora(FrozenMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.IDENTITY_AT_INIT},
         parameters="theta_length",
         learning_rate=1e-3,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "entries of the vector are used equally often, give or take one, where independent draws would not be",

@@ -226,7 +226,7 @@ class Method(ABC):
     def sizes(self, model: PreTrainedModel) -> Sequence[Any]:
         """Return the values of the setting :attr:`size` that fit a model, so ordered that the count grows.
 
-        By default whole numbers from 1 to the smaller side of the smallest linear layer that the settings allow.
+        By default the whole numbers that the setting may be, up to the smaller side of every target.
 
         Args:
             model: its shapes are used, never its weights, which may be on the meta device.

@@ -66,11 +66,14 @@ class Boft(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (in * block_size + out)",
         learning_rate=1e-4,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=(
             "one butterfly factor: peft multiplies more of them only with a CUDA extension, and silently not elsewhere",
             "a factor for each output trains too, as in peft",
             "whole square blocks are trained and counted, though only their skew-symmetric part does anything",
+            "turns the input block by block, where peft builds (in, in) matrices in each forward pass; merging "
+            "still does, and attaching takes an (in, in) float32 matrix for each layer and keeps one for each size",
             "on a bfloat16 base the rotation is rounded to bfloat16 in each forward pass",
             "not verified on a GPU",
         ),
@@ -117,11 +120,14 @@ class Boft(PeftMethod):
         )
 
     def finish(self, model: PeftModel) -> None:
-        """Let layers of one input size share the permutation, here the identity, a square matrix of that size."""
+        """Let layers turn their input block by block, and those of one input size share peft's (in, in) identity."""
+        from peft_arena.methods.layers import BlockBoft
+
         shared: dict[int, Any] = {}
         for layer in tuner_layers(model).values():
             assert layer.boft_R[ADAPTER].shape[0] == 1, "peft made more than one butterfly factor"
             layer.boft_P = shared.setdefault(layer.in_features, layer.boft_P)
+            layer.__class__ = BlockBoft
 
     def hold(self, model: PeftModel, base: str) -> PeftAttached:
         """Return the attachment whose factors do not decay."""

@@ -145,6 +145,7 @@ class Houlsby(BottleneckMethod):
         capabilities=CAPABILITIES,
         parameters="2 * blocks * (2 * hidden * bottleneck + bottleneck + hidden)",
         learning_rate=3e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(ZERO_START, NORMS_FROZEN + ", which the paper trains too", PRE_NORM),
         description="Puts a small trained network with a skip connection after both sublayers of every block.",
@@ -163,6 +164,7 @@ class Pfeiffer(BottleneckMethod):
         capabilities=CAPABILITIES,
         parameters="blocks * (2 * hidden * bottleneck + bottleneck + hidden)",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(ZERO_START, PRE_NORM, "only the single adapter: adapters of several tasks are not fused"),
         description="Puts a small trained network with a skip connection after every block's feed-forward sublayer.",
@@ -188,6 +190,7 @@ class Parallel(BottleneckMethod):
         capabilities=CAPABILITIES,
         parameters="adapters * (2 * hidden * bottleneck + bottleneck + hidden); one a block, or two with 'both'",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the scale is a setting and is not trained",

@@ -47,6 +47,7 @@ class C3a(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of in * out / block_size",
         learning_rate=0.3,
+        micro_learning_rate=1.0,
         random_init=False,
         deviations=(
             "kernels start at zero, so that training starts from the pretrained model; peft's default draws them "

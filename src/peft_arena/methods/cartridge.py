@@ -73,6 +73,7 @@ class Cartridge(Prefix):
         capabilities=VIRTUAL | {Capability.NEEDS_CALIBRATION},
         parameters="(num_virtual_tokens - frozen_tokens) * 2 * layers * key-value heads * head size",
         learning_rate=5e-3,
+        micro_learning_rate=0.1,
         random_init=True,
         deviations=(
             "trained by cross-entropy on the task's answers; the paper generates conversations about a corpus and "

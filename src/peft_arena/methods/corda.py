@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Share of the mean variance that is added to every variance, so that C can be inverted."""
-PAPER = "Yang et al., 2024, CorDA: Context-Oriented Decomposition Adaptation of Large Language Models"
+PAPER = (
+    "Yang et al., 2024, CorDA: Context-Oriented Decomposition Adaptation of Large Language Models for Task-Aware "
+    "Parameter-Efficient Fine-tuning"
+)
 URL = "https://arxiv.org/abs/2406.05223"
 DEVIATIONS = (
     "no dropout: it would drop a part of the pretrained weight",
@@ -91,6 +94,7 @@ class CordaIpm(Corda):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-5,
+        micro_learning_rate=3e-3,
         deviations=DEVIATIONS,
         description=(
             "Decomposes each target weight in the directions its inputs take on the task's training examples; the "
@@ -112,6 +116,7 @@ class CordaKpm(Corda):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-5,
+        micro_learning_rate=3e-3,
         deviations=(
             "the covariance is of the run's training examples; in the paper, of questions about the knowledge to keep",
             *DEVIATIONS,

@@ -47,10 +47,12 @@ class Deft(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "R starts so that the model is unchanged (peft's default), where the paper starts it at random",
             "no dropout: it would drop parts of the pretrained weight",
+            "weight decay pulls R, which holds a part of the pretrained weight, to zero",
             "on a bfloat16 base the change is computed from the weights in float32; peft computes it from the layer's "
             "rounded output, and the untrained model is not the pretrained one",
             "with decomposition 'qr' R belongs to the signs of Q, which are those of LAPACK's Householder QR",
@@ -115,6 +117,7 @@ class DeftPara(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.IDENTITY_AT_INIT},
         parameters="rank * sum over targets of out",
         learning_rate=1e-4,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=("peft's DEFT without injection; always with orthonormal columns, as in the paper",),
         description=(

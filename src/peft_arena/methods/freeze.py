@@ -92,6 +92,7 @@ class Freeze(Full):
         capabilities=Full.card.capabilities,
         parameters="all parameters of the last transformer blocks",
         learning_rate=2e-5,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=(
             "the output layer and the norm before it stay frozen, where the paper trains a new output layer",

@@ -77,6 +77,7 @@ class Frod(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.PEFT_ADAPTER},
         parameters="sum over targets of (in + min(max(1, floor(in^2 * sparse_rate)), in^2 - in))",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the change is added to the pretrained weight; peft puts the decomposition in its place, which differs "
@@ -88,6 +89,7 @@ class Frod(PeftMethod):
             "a checkpoint has peft's form, but peft computes each layer's U from its own decomposition before it reads "
             "the stored basis, so it reads it right only where LAPACK repeats that one",
             "the decomposition runs on the CPU and takes minutes on large models, also when a checkpoint is read",
+            "each layer keeps U, as large as its weight, in float32; a checkpoint holds V of every kind, (in, in)",
         ),
         description=(
             "Writes each target weight in a basis shared between blocks, and trains its diagonal and a sparse set of "

@@ -3,6 +3,9 @@
 W = W0 + W0 * (A_B A_A) + (B_B B_A), products of rank ``rank`` whose left matrices are zero at the start; * is entry by
 entry. With ``rank: null`` both are one trained number for each output. The paths that change biases (C, D and E) are
 left out: ``peft`` makes them for layers with a bias only, which most models here have few of or none.
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -46,10 +49,11 @@ class Glora(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="2 * rank * sum over targets of (in + out); with rank null 2 * sum over targets of out",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "no paths for biases (C, D, E), which peft drops without a word on layers that have none",
-            "the factor is applied entry by entry, as in peft, where the paper multiplies matrices",
+            "the factor is applied entry by entry, as in the authors' code and peft; the paper writes a matrix product",
             "no search for the form of each layer's paths: all layers have the same",
             "on a bfloat16 base the change is added to the layer's output, where peft rounds the changed weight, so "
             "that small changes would vanish",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from peft_arena.core.errors import UserError
-from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
+from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.targets import TargetConfig
 
@@ -50,11 +50,13 @@ class Hra(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of in",
         learning_rate=1e-4,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "no orthogonality of the reflection planes, neither as a penalty nor by Gram-Schmidt: peft has no penalty, "
             "and its Gram-Schmidt is not a number at the start",
-            "on a bfloat16 base the change is computed in float32 beside the layer's own output",
+            "the chain is computed in float32 as a change of low rank beside the layer's own output; peft builds the "
+            "(in, in) matrix of the whole chain in each forward pass, here only merging does",
         ),
         description="Multiplies each target weight by a chain of trained Householder reflections of its input.",
     )
@@ -88,7 +90,8 @@ class Hra(PeftMethod):
         )
 
     def finish(self, model: PeftModel) -> None:
-        """Let layers with a rounded weight add the change to their own output."""
-        from peft_arena.methods.layers import use_changes
+        """Let the layers compute the reflections as a low-rank change."""
+        from peft_arena.methods.layers import LowRankHra
 
-        use_changes(model)
+        for layer in tuner_layers(model).values():
+            layer.__class__ = LowRankHra

@@ -20,7 +20,17 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.lora_inits import StartConfig
-from peft_arena.methods.split import SPLIT, SPLIT_DEVIATIONS, Factors, SplitAttached, SplitMethod, smallest, take_out
+from peft_arena.methods.split import (
+    ROUNDED,
+    SPLIT,
+    STORED,
+    SWITCHED_OFF,
+    Factors,
+    SplitAttached,
+    SplitMethod,
+    smallest,
+    take_out,
+)
 from peft_arena.methods.state import local_random, swapped
 
 if TYPE_CHECKING:
@@ -97,12 +107,15 @@ class Kasa(SplitMethod):
         capabilities=SPLIT - {Capability.IDENTITY_AT_INIT},
         parameters="sum over targets of rank * (in + out + 1)",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the update is scaled by alpha / rank, as in peft",
             "the regularisers are added up over the targets, as in peft",
             "dropout only reaches the update, never what was dropped from the weight",
-            *SPLIT_DEVIATIONS,
+            STORED,
+            ROUNDED,
+            SWITCHED_OFF,
         ),
         description=(
             "Drops the smallest singular components of each target weight, which changes the model before training, "

@@ -60,6 +60,7 @@ class KeepLora(SplitMethod):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of out",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         deviations=(
             "one task: no directions of earlier tasks are protected",
             "a fixed number of directions is protected, 4 * rank unless given; the authors go by a share of the energy",

@@ -4,6 +4,9 @@ The mended classes take the place of peft's on a wrapped model (``layer.__class_
 own output, where peft's compute with a changed weight: on a bfloat16 base that weight is rounded, and with it changes
 smaller than the rounding disappear (GLoRA, Super-Tuning), or float32 takes the place of the base's own product, so that
 the untrained model is not the pretrained one (HRA, MiSS).
+
+A bfloat16 base is trained under autocast, which rounds every matrix product, and evaluated without. Where a change is
+the small difference of large numbers, the difference is taken in float32, outside of autocast (:func:`exact`).
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from peft.tuners.boft.layer import Linear as BoftLinear
 from peft.tuners.deft.layer import DeftLinear
 from peft.tuners.frod.layer import Linear as FrodLinear
 from peft.tuners.glora.layer import GloraLinear
@@ -27,6 +31,11 @@ from peft_arena.methods.adapter import ADAPTER, tuner_layers
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+
+def exact(x: Tensor) -> torch.autocast:
+    """Return a context in which products are not rounded by autocast on the device of ``x``."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 class AddsChange:
@@ -46,16 +55,6 @@ class AddsChange:
         if self.disable_adapters or self.merged:
             return result
         return result + functional.linear(x, self.change().to(x.dtype)).to(result.dtype)
-
-
-class HraChange(AddsChange, HRALinear):
-    """HRA beside its base layer."""
-
-    def change(self) -> Tensor:
-        """Return W0 (H_1 ... H_r - I)."""
-        rotation: Tensor = self.get_delta_weight(ADAPTER)
-        eye = torch.eye(rotation.shape[0], device=rotation.device)
-        return self.base_layer.weight.float() @ (rotation - eye)
 
 
 class MissBatChange(AddsChange, MissLinear):
@@ -100,7 +99,6 @@ class SupertuningChange(AddsChange, SupertuningLinear):
 
 
 MENDED: dict[type, type] = {
-    HRALinear: HraChange,
     MissLinear: MissBatChange,
     GloraLinear: GloraChange,
     SupertuningLinear: SupertuningChange,
@@ -137,9 +135,51 @@ class LowRank:
         result: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters or self.merged:
             return result
-        a, b = self.factors()
+        with exact(x):
+            a, b = self.factors()
         change = functional.linear(functional.linear(self.drop(x.to(a.dtype)), a), b)
         return (result + change).to(result.dtype)
+
+
+class LowRankHra(LowRank, HRALinear):
+    """HRA as a change of rank r; peft builds the (in, in) matrix of the reflections in each forward pass.
+
+    With columns u_i of length one, H_1 ... H_r = I - U T U^T, where T^-1 is the part of U^T U above the diagonal and
+    one half on it.
+    """
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return U^T, and -W0 U T."""
+        u = functional.normalize(self.hra_u[ADAPTER], dim=0)
+        inverse = torch.triu(u.T @ u, diagonal=1) + 0.5 * torch.eye(u.shape[1], device=u.device)
+        images = Projected.apply(u, self.base_layer.weight.T).T
+        return u.T, -torch.linalg.solve_triangular(inverse, images, upper=True, left=False)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the tuned layer's output in the type of the base layer's; reflections cancel in float32 only."""
+        result: Tensor = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters or self.merged:
+            return result
+        with exact(x):
+            a, b = self.factors()
+            change = functional.linear(functional.linear(x.float(), a), b)
+        return (result + change).to(result.dtype)
+
+
+class BlockBoft(BoftLinear):
+    """BOFT of one factor, block by block; peft builds (in, in) matrices in each forward pass."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Return the tuned layer's output in the type of the input."""
+        if self.disable_adapters or self.merged:
+            plain: Tensor = self.base_layer(x, *args, **kwargs)
+            return plain
+        with exact(x):
+            blocks = self.boft_dropout[ADAPTER](self.cayley_batch(self.boft_R[ADAPTER][0])[None])[0]
+        turned = torch.einsum("...di,dij->...dj", x.unflatten(-1, blocks.shape[:2]), blocks.to(x.dtype)).flatten(-2)
+        base: Any = self.base_layer
+        result = functional.linear(turned.to(x.dtype), base.weight) * self.boft_s[ADAPTER].squeeze(-1)
+        return (result if base.bias is None else result + base.bias).to(x.dtype)
 
 
 class LowRankPsoft(LowRank, PsoftLinear):
@@ -160,16 +200,16 @@ class LowRankPsoft(LowRank, PsoftLinear):
 
 
 class LowRankOsf(LowRank, OsfLinear):
-    """OSF as the trained components minus the starting ones."""
+    """OSF as the trained components minus the starting ones, U S V - U0 S0 V0 = (U S - U0 S0) V + U0 S0 (V - V0)."""
 
     osf_svd_params: Any
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """Return [V; V0] and [U S, -U0 S0]."""
+        """Return [V; V - V0] and [U S - U0 S0, U0 S0]."""
         now = self.osf_svd_params[ADAPTER]
         left, values, right = self.start()
-        a = torch.cat([now["V_low"], right], dim=0)
-        b = torch.cat([now["U_low"] * now["S_low"], -(left * values)], dim=1)
+        a = torch.cat([now["V_low"], now["V_low"] - right], dim=0)
+        b = torch.cat([now["U_low"] * now["S_low"] - left * values, left * values], dim=1)
         return a, b
 
     def start(self) -> tuple[Tensor, Tensor, Tensor]:

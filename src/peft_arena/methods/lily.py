@@ -78,6 +78,7 @@ class Lily(PeftMethod):
             "sum over kinds of layer of rank * (ceil(layers / stride) * in + experts * out + layers * experts)"
         ),
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "each token has its own mixture, where peft and the authors' code average it over a batch; that form, "

@@ -69,8 +69,10 @@ class LoraGa(SplitMethod):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
+        micro_learning_rate=3e-3,
         deviations=(
             "no dropout: it would drop a part of the pretrained weight",
+            "the product is scaled by alpha / rank as in LoRA; the paper's analysis has rsLoRA's 1 / sqrt(rank)",
             "both factors have the paper's length; peft 0.21.2 also multiplies B by the gradient's singular values",
             "exact SVD unless svd_iterations is given; then the seed draws the randomised one",
             "the gradient is the mean over labelled tokens, taken in evaluation mode",

@@ -89,6 +89,7 @@ class LoraOrthogonal(StartedLora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the factors are computed in float64 and kept in float32, where peft rounds them to the base's type",
@@ -135,6 +136,7 @@ class Mica(StartedLora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of in",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         deviations=(
             "B is computed and kept in float32 on every base type, where peft rounds it to the base's",
             "a checkpoint is a plain LoRA, without peft's mark of MiCA, so that reading it repeats no SVD",

@@ -4,6 +4,9 @@ W = W0 + [D^T D^T ... ] with D (rank, out), zero at the start, repeated along th
 the input size the last copy is cut. This is ``peft``'s default ("balance") form. ``bat``: D has a square block for
 each ``rank`` outputs, and each block of W0 changes by itself times D, plus D. ``mini``: D (rank, mini_rank) is repeated
 along the outputs too.
+
+In training ``bat`` keeps the change of every target as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ class Miss(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * out",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=False,
         deviations=("an input size that the rank does not divide is padded with zeros",),
         description="Adds one trained matrix, repeated over shards of the input, to each target weight.",
@@ -99,6 +103,7 @@ class MissBat(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * out",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=False,
         deviations=(
             "no dropout: peft does not apply it in this form",
@@ -159,6 +164,7 @@ class MissMini(Miss):
         capabilities=WEIGHT_ADAPTER,
         parameters="targets * rank * mini_rank",
         learning_rate=1e-4,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=("an input size that the rank does not divide is padded with zeros",),
         description="Adds one small trained matrix, repeated over shards of input and output, to each target weight.",

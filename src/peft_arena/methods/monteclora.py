@@ -7,6 +7,7 @@ a regulariser keeps both near their priors. Evaluation, checkpoints and merging 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -103,11 +104,14 @@ class MonteCLora(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="sum over targets of (rank * (in + out) + rank + samples)",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "evaluation and checkpoints use the mean of A, without the learned noise",
             "each forward pass draws anew, where peft cycles through a buffer drawn ahead",
             "the regulariser is the mean over layers, as peft computes it",
+            "the mixture weights' divergence from their prior is torch's; a term of peft's has the wrong sign, and is "
+            "infinite with many samples",
             "A starts Kaiming-uniform (a = sqrt 5) unless init is 'gaussian'",
         ),
         description=(
@@ -139,6 +143,27 @@ class MonteCLora(Lora):
         """Return the configuration of the plain LoRA that a checkpoint is."""
         return super().peft_config(patterns, seed=0)
 
+    def finish(self, model: PeftModel) -> None:
+        """Put the divergence of the mixture weights in the place of peft's, which is none: it can be negative."""
+        for layer in tuner_layers(model).values():
+            if hasattr(layer, "lora_monteclora_sampler"):
+                layer.lora_monteclora_sampler[ADAPTER].dirichlet_kl = partial(divergence, self.config.dirichlet_prior)
+
     def hold(self, model: PeftModel, base: str) -> PeftAttached:
         """Return the attachment that adds the regulariser."""
         return MonteCLoraAttached(self, model, base)
+
+
+def divergence(prior: float, concentration: Tensor) -> Tensor:
+    """Return how far a Dirichlet distribution is from a symmetric one (Kullback-Leibler), a scalar, in nats.
+
+    Args:
+        prior: concentration of each entry of the symmetric one.
+        concentration: of the other, shape (samples,).
+    """
+    import torch
+    from torch.distributions import Dirichlet, kl_divergence
+
+    there = torch.full_like(concentration, prior)
+    found: Tensor = kl_divergence(Dirichlet(concentration, validate_args=False), Dirichlet(there, validate_args=False))
+    return found

@@ -68,6 +68,7 @@ class MultitaskPromptTuning(VirtualTokens):
         capabilities=VIRTUAL,
         parameters="num_virtual_tokens * hidden + rank * (num_virtual_tokens + hidden)",
         learning_rate=1e-2,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "there is one task only: nothing is shared, P and the factor train together on it",

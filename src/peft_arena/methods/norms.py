@@ -58,6 +58,7 @@ class LNTuning(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA},
         parameters="sum over targeted norms of their weights and biases",
         learning_rate=1e-3,
+        micro_learning_rate=0.1,
         random_init=False,
         deviations=(
             "all norms including the last one, where the paper tunes those in the attention blocks",

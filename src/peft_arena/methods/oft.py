@@ -83,11 +83,13 @@ class Oft(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of in * (block_size - 1) / 2",
         learning_rate=5e-4,
+        micro_learning_rate=1e-2,
         random_init=False,
         deviations=(
             "rotates the input side (OFTv2, arXiv 2506.19847), where the 2023 paper rotates the output side",
             "the Cayley transform is a Neumann series of neumann_terms terms unless neumann_terms is null",
             "no dropout (peft accepts one but never applies it)",
+            "on a bfloat16 base the rotated input is rounded, and rotations below about 1e-3 lose part of their effect",
         ),
         description="Multiplies each target weight by a trained block-diagonal rotation of its input.",
     )
@@ -138,12 +140,13 @@ class Coft(Oft):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of in * (block_size - 1) / 2",
         learning_rate=5e-4,
+        micro_learning_rate=1e-2,
         random_init=False,
         deviations=(
             "rotates the input side (OFTv2, arXiv 2506.19847), where the 2023 paper rotates the output side",
             "the Cayley transform is a Neumann series of neumann_terms terms unless neumann_terms is null",
             "no dropout (peft accepts one but never applies it)",
-            "Q is kept near zero, as in peft, where the paper keeps the rotation near the identity",
+            "on a bfloat16 base the rotated input is rounded, and rotations below about 1e-3 lose part of their effect",
             "eps is 0.5 unless given: the 6e-5 that peft has would leave the weights of a language model as they are",
         ),
         description="OFT with the rotation of each target kept within a distance of the identity that eps sets.",

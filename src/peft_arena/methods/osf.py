@@ -51,12 +51,18 @@ class Osf(LowRankMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (n - floor(preserved * n)) * (in + out + 1), n the smaller of in and out",
         learning_rate=5e-5,
+        micro_learning_rate=3e-2,
         random_init=False,
         deviations=(
             "one share for all layers, where the paper finds each layer's by how much it changes its input",
             "gradients are projected off the preserved directions, the steps of AdamW made of them are not",
             "weight decay pulls the trained components, which are a part of the pretrained weight, to zero",
-            "a checkpoint is a LoRA of twice the number of trained components, so reading it repeats no SVD",
+            "a checkpoint is a LoRA of twice the number of trained components, so reading it repeats no SVD; with half "
+            "of the components preserved it is larger than the target weights in float32",
+            "attaching takes an exact SVD of every target, minutes on large models, and training keeps the starting "
+            "components beside the trained ones, in float32",
+            "the change is computed from differences to the start, so that small ones survive bfloat16 arithmetic; "
+            "peft subtracts two large products",
             "on a bfloat16 base the components are float32 and gradients are projected; peft rounds the components "
             "and loses the projection when it casts what trains to float32",
         ),

@@ -72,6 +72,7 @@ class PTuning(VirtualTokens):
             "mlp: w (hidden + 1) + w (w + 1) + hidden (w + 1)"
         ),
         learning_rate=1e-3,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "all vectors stand before the input, where the paper places them inside task templates with anchor words",

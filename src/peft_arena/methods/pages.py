@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import sys
 from collections.abc import Mapping
@@ -99,10 +101,11 @@ def method_page(name: str, kind: type[Method]) -> str:
     facts += [["size set by", f"`{kind.size}`" if kind.size else "nothing: a parameter budget cannot choose it"]]
     facts += [["learning rate to start from, models of billions of parameters", _number(card.learning_rate)]]
     facts += [["learning rate on the micro model", _number(card.micro_learning_rate)]]
-    facts += [
-        ["the seed changes", "the start, data order and dropout" if card.random_init else "data order and dropout"]
-    ]
+    drawn = ["the start"] if card.random_init else []
+    drawn += ["the calibration examples"] if Capability.NEEDS_CALIBRATION in card.capabilities else []
+    facts += [["the seed changes", ", ".join([*drawn, "data order and dropout"])]]
     lines += _table(["", ""], facts)
+    lines += ["", "## How it works", "", *_explained(kind)]
     lines += ["", "## What it can do", ""]
     lines += _table(["", ""], [[text, "yes" if key in card.capabilities else "–"] for key, text in CAN.items()])
     lines += ["", "## Settings", ""]
@@ -116,6 +119,15 @@ def method_page(name: str, kind: type[Method]) -> str:
     if Capability.TRAINS in card.capabilities:
         lines += ["", "## In a study", "", "```yaml", *_arm(name, kind), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _explained(kind: type[Method]) -> list[str]:
+    """Return the docstring of the method's module, and of the modules that it refers to: equations, what is shared."""
+    text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
+    for name in re.findall(r":mod:`(\w+)`", text):
+        shared = importlib.import_module(f"peft_arena.methods.{name}").__doc__ or ""
+        text = f"{text.replace(f':mod:`{name}`', 'below')}\n\n{inspect.cleandoc(shared)}"
+    return re.sub(r":\w+:`([^`]+)`", r"`\1`", text).replace("``", "`").splitlines()
 
 
 def _arm(name: str, kind: type[Method]) -> list[str]:

@@ -3,6 +3,9 @@
 W = W0 + s f(W0), where f treats each column of W0 (all outputs of one input) as a sample: A down to ``rank``, an
 activation, ``depth`` encoder and decoder layers with skips, and B up again, zero at the start. The change is computed
 from W0 in each forward pass; it does not depend on the input, so the result is one weight.
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -58,6 +61,7 @@ class Peanut(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (2 * rank * out + 2 * depth * rank^2)",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the network reads the columns of a weight (all outputs of one input), as peft stores it",

@@ -1,9 +1,9 @@
 """Polytropon: an inventory of low-rank skills in every layer, mixed by trained weights.
 
-y = W0 x + 1/rank A B x-wise with A = sum_s w_s A_s and B = sum_s w_s B_s; w are the normalised sigmoids of trained
-logits, drawn from a relaxed Bernoulli distribution in training. The method is made for many tasks that share skills;
-here there is one task, so a tuned model has one fixed mixture and is a plain change of weights. With ``splits`` above
-1 inputs and outputs are cut into that many parts with a mixture each (multi-head routing).
+W = W0 + (A B)^T / rank with A = sum_s w_s A_s (in, rank) and B = sum_s w_s B_s (rank, out); w are the normalised
+sigmoids of trained logits, drawn from a relaxed Bernoulli distribution in training. The method is made for many tasks
+that share skills; here there is one task, so a tuned model has one fixed mixture and is a plain change of weights. With
+``splits`` above 1 inputs and outputs are cut into that many parts with a mixture each (multi-head routing).
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Poly(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.PEFT_ADAPTER},
         parameters="sum over targets of skills * (rank * (in + out) + splits)",
         learning_rate=2e-4,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "one task: the task-skill allocation is one row, so there is nothing to share between tasks",

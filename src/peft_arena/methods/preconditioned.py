@@ -60,6 +60,7 @@ class LoraFa(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of out",
         learning_rate=1e-4,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "the corrected gradient goes through AdamW, which rescales it entry by entry",
@@ -130,6 +131,7 @@ class RiemannianLora(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "gradients are clipped before they are preconditioned",

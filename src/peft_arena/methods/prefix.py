@@ -109,6 +109,7 @@ class PTuningV2(Prefix):
         capabilities=VIRTUAL,
         parameters="num_virtual_tokens * 2 * layers * key-value heads * head size",
         learning_rate=5e-3,
+        micro_learning_rate=0.1,
         random_init=True,
         deviations=(
             "answers come from the language model's own output layer; the paper trains a new classification head",
@@ -163,6 +164,7 @@ class PrefixTuning(Prefix):
         parameters="t (num_virtual_tokens + w) + w + 2 layers t (w + 1), t = key-value heads * head size, "
         "w = encoder_hidden_size",
         learning_rate=1e-3,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "the embeddings that the network reads are as wide as the keys, where the paper's are as wide as the model",

@@ -4,6 +4,9 @@ LoHa: W0 + s (B1 A1) * (B2 A2), elementwise, with A2 zero at the start.
 LoKr: W0 + s W1 (x) (B A), a Kronecker product, with W1 zero at the start.
 HiRA: W0 + W0 * (B A), elementwise, with B zero at the start; there is no scale.
 Left out: peft's ``module_dropout`` (it skips whole layers in training and corrects for that nowhere).
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -92,6 +95,7 @@ class Loha(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="2 * rank * sum over targets of (in + out)",
         learning_rate=1e-4,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "a change beside a pretrained weight, scaled by alpha / rank (the LyCORIS form), where the paper trains "
@@ -157,6 +161,7 @@ class Lokr(PeftMethod):
             "rank * (a + c) for a * c with decompose_both"
         ),
         learning_rate=3e-3,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "a factor that does not divide a layer's sides, and a rank at which peft would train the full second "
@@ -250,6 +255,7 @@ class Hira(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=4.5e-3,
+        micro_learning_rate=0.1,
         random_init=True,
         deviations=("A starts Kaiming-uniform (a = sqrt 5) unless init is 'gaussian'",),
         description=(

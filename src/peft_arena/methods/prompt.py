@@ -91,6 +91,7 @@ class PromptTuning(VirtualTokens):
         capabilities=VIRTUAL,
         parameters="num_virtual_tokens * hidden size",
         learning_rate=1e-2,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "vocabulary tokens are drawn from all of the vocabulary, where the paper takes the 5000 most frequent",

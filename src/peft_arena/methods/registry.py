@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from peft_arena.core.build import build
-from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
 from peft_arena.core.specs import MethodSpec
 from peft_arena.methods.base import Method, MethodCard, MethodConfig
@@ -146,11 +145,5 @@ def method_of(spec: MethodSpec) -> Method:
     Raises:
         UserError: the method now comes from another plug-in, or version of it, than the spec names.
     """
-    method = make_method(spec.name, spec.config)
-    found = METHODS.plugin(spec.name)
-    if found != spec.plugin:
-        ours = "peft-arena itself"
-        raise UserError(
-            f"method {spec.name} is from {found or ours}, and was planned with {spec.plugin or ours}; plan it again"
-        )
-    return method
+    METHODS.check_plugin(spec.name, spec.plugin)
+    return make_method(spec.name, spec.config)

@@ -56,6 +56,7 @@ class Road(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of out (road_1), 2 * out (road_2), 4 * out (road_4)",
         learning_rate=1e-3,
+        micro_learning_rate=3e-2,
         random_init=False,
         deviations=(
             "pairs are half a group apart, as peft has it, where the paper pairs neighbours",

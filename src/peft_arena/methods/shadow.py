@@ -79,6 +79,7 @@ class Shadow(PeftMethod):
         parameters="shadow decoder (blocks and last norm) + blocks * 2 hidden rank "
         "+ (blocks - 1) * 2 (2 hidden u + u + hidden), u = update_hidden_size",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the networks T and G of the last block are frozen: the state they make is not used",

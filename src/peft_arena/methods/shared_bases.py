@@ -3,6 +3,9 @@
 PVeRA: W0 x + diag(b) B (m + e * exp(v / 2)) with m = diag(d1) A1 x, v = diag(d2) A2 x and e normal noise, drawn anew
 for every token in training; outside training e is zero, which makes it W0 + diag(b) B diag(d1) A1.
 RandLoRA: W0 + s sum_j B_j diag(lambda_j) A diag(gamma_j) over enough j for full rank, the vectors trained.
+
+In training RandLoRA keeps the change of every target as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ class Pvera(FrozenMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (out + 2 * rank)",
         learning_rate=3e-3,
+        micro_learning_rate=0.1,
         random_init=True,
         deviations=(
             "no Kullback-Leibler term holds the sampled distribution, which peft's form has no place for",
@@ -119,6 +123,7 @@ class Randlora(FrozenMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of n * (rank + min(in, out)), n = min(in, out) / rank rounded up",
         learning_rate=1e-4,
+        micro_learning_rate=1e-3,
         random_init=True,
         deviations=(
             "layers of different shapes share one set of matrices, as large as the largest; each takes a corner",

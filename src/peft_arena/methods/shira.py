@@ -2,6 +2,9 @@
 
 The entries are drawn for each layer from the run's seed and saved with the adapter. Of the paper's masks this is the
 random one, the only one in ``peft``.
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -48,6 +51,7 @@ class Shira(FrozenMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=3e-4,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "only the paper's random mask; those by magnitude or gradient are not in peft",

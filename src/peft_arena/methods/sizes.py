@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
-from peft_arena.methods.targets import linear_layers
+from peft_arena.methods.targets import TargetConfig, linear_layers, linear_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,32 +72,39 @@ def at(method: Method, value: Any, model: PreTrainedModel) -> Sized:
     """Return a method with another value of its size, and what it trains then.
 
     Raises:
-        UserError: the value is not allowed, or does not fit the model.
+        UserError: the value is not allowed, or does not fit the model, or the method does not count.
     """
     assert method.size is not None, f"{method.card.name} has no size"
     settings = {**method.config.model_dump(), method.size: value}
     other = type(method)(build(type(method.config), settings, where=f"method {method.card.name}"))
     count = other.count(model)
-    assert count is not None, f"{method.card.name} has a size and does not count its parameters"
+    if count is None:
+        raise UserError(f"{method.card.name} does not count its parameters, so no budget can be set for it")
     return Sized(other, method.size, value, count)
 
 
 def whole_numbers(method: Method, model: PreTrainedModel) -> Sequence[int]:
-    """Return the whole numbers that the setting ``method.size`` may have, up to the smaller side of every linear layer.
+    """Return the whole numbers that the setting ``method.size`` may have, up to the smaller side of every target.
 
-    The bounds and steps of the setting are those of its pydantic field (``ge``, ``gt``, ``le``, ``multiple_of``).
+    Targets are the linear layers that a :class:`TargetConfig` names, all of them for other settings. The bounds and
+    steps of the setting are those of its pydantic field (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``).
     """
     assert method.size is not None, f"{method.card.name} has no size"
     limits = {name: getattr(entry, name) for entry in _constraints(method) for name in _BOUNDS if hasattr(entry, name)}
     step = int(limits.get("multiple_of", 1))
     first = int(limits.get("ge", limits.get("gt", 0) + 1))
     first += -first % step
-    sides = [min(layer.in_features, layer.out_features) for layer in linear_layers(model).values()]
-    last = min(int(limits.get("le", min(sides))), min(sides))
+    config = method.config
+    if isinstance(config, TargetConfig):
+        layers = linear_targets(model, config.targets, config.layers)
+    else:
+        layers = linear_layers(model)
+    last = min(min(layer.in_features, layer.out_features) for layer in layers.values())
+    last = min(last, int(limits.get("le", last)), int(limits.get("lt", last + 1)) - 1)
     return range(first, last + 1, step)
 
 
-_BOUNDS = ("ge", "gt", "le", "multiple_of")
+_BOUNDS = ("ge", "gt", "le", "lt", "multiple_of")
 
 
 def _constraints(method: Method) -> list[Any]:

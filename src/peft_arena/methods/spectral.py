@@ -6,6 +6,9 @@ WaveFT: W0 + scaling * idwt2(S), one level of a wavelet. With Haar (db1) a coeff
 scaling / 2, whatever the layer's size.
 Which entries train is drawn from the run's seed, alike for layers of one shape, and saved with the adapter.
 Left out of WaveFT: ``use_idwt=False`` (that is SHiRA) and a number of coefficients in proportion to the layer's size.
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -117,11 +120,13 @@ class Fourierft(Spectral):
         capabilities=WEIGHT_ADAPTER,
         parameters="coefficients * number of targets",
         learning_rate=3e-3,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "coefficients start at zero, so that training starts from the pretrained model; the paper draws them "
             "from a normal distribution",
-            "which entries train is drawn once for each shape and saved with the adapter, three times what is trained",
+            "which entries train is drawn once for each shape and saved with the adapter, four times the bytes of what "
+            "is trained",
             "no preference for a band of frequencies, which the paper tries beside its default of none",
         ),
         description=(
@@ -160,11 +165,13 @@ class Waveft(Spectral):
         capabilities=WEIGHT_ADAPTER,
         parameters="coefficients * number of targets",
         learning_rate=1e-4,
+        micro_learning_rate=3e-4,
         random_init=True,
         deviations=(
             "every target has the same number of coefficients, whatever its size",
             "with longer wavelets than Haar the result is cut to the weight's shape: coefficients at the edges do less",
-            "which entries train is drawn once for each shape and saved with the adapter, three times what is trained",
+            "which entries train is drawn once for each shape and saved with the adapter, four times the bytes of what "
+            "is trained",
         ),
         description=(
             "Adds scaling times an inverse 2-D wavelet transform of one level to each target weight, of which a few "

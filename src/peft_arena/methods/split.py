@@ -31,9 +31,13 @@ if TYPE_CHECKING:
 SPLIT = WEIGHT_ADAPTER | {Capability.CHANGES_BASE, Capability.LORA_ADAPTER}
 """What every split method can."""
 SWITCHED_OFF = "switching off swaps the starting factors in; peft's disable_adapter would give the residual alone"
-ROUNDED = "on a bfloat16 base the residual is rounded to bfloat16 in training, a change no checkpoint contains"
+ROUNDED = (
+    "on a bfloat16 base the residual is rounded to bfloat16 in training, a change that no checkpoint contains and that "
+    "stays while the method is switched off"
+)
 STORED = "a checkpoint is a LoRA of rank 2 * rank on the pretrained model, equal up to float32 rounding"
-SPLIT_DEVIATIONS = (STORED, ROUNDED, SWITCHED_OFF)
+DECAYED = "weight decay draws A and B to zero, not to their start, and so shrinks what was taken out of the weight"
+SPLIT_DEVIATIONS = (STORED, ROUNDED, SWITCHED_OFF, DECAYED)
 
 
 class Factors(NamedTuple):

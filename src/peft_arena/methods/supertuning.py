@@ -2,6 +2,9 @@
 
 W = W0 + S (+ alpha / rank B A): S is zero but for the share 1 - ``sparsity`` of the entries whose W0 is largest (or
 smallest) in size. Which entries these are is stored with the adapter.
+
+In training the change of every target is kept as a dense matrix for the backward pass, in float32 about as large
+as the model.
 """
 
 from __future__ import annotations
@@ -75,14 +78,15 @@ class Supertuning(PeftMethod):
         name="supertuning",
         title="Super-Tuning",
         family="selective",
-        paper="2026, Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
+        paper="Ilin et al., 2026, Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
         url="https://arxiv.org/abs/2607.09287",
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of floor(in * out * (1 - sparsity))",
         learning_rate=1e-4,
+        micro_learning_rate=3e-2,
         random_init=False,
         deviations=(
-            "entries are chosen by their size alone, as in peft, not by the activations they meet",
+            "entries are chosen by their size alone, as in peft; the paper also goes by the activations they meet",
             "on a bfloat16 base the change is added to the layer's output, where peft rounds the changed weight, so "
             "that small changes would vanish",
         ),
@@ -148,14 +152,15 @@ class Supra(Supertuning):
         name="supra",
         title="Supra",
         family="selective",
-        paper="2026, Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
+        paper="Ilin et al., 2026, Super-Tuning: From Activation-Aware Pruning to Sparse Fine-Tuning",
         url="https://arxiv.org/abs/2607.09287",
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (floor(in * out * (1 - sparsity)) + rank * (in + out))",
         learning_rate=1e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
-            "entries are chosen by their size alone, as in peft, not by the activations they meet",
+            "entries are chosen by their size alone, as in peft; the paper also goes by the activations they meet",
             "on a bfloat16 base the change is added to the layer's output, where peft rounds the changed weight, so "
             "that small changes would vanish",
             "A starts Kaiming-uniform (a = sqrt 5)",

@@ -70,6 +70,7 @@ class Svft(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.PEFT_ADAPTER},
         parameters="sum over targets of k (2 d + 1) - d (d + 1); k = min(in, out), d = off_diagonals",
         learning_rate=5e-3,
+        micro_learning_rate=3e-2,
         random_init=False,
         deviations=(
             "coefficients start at zero and have no gate, where the authors' code draws them and gates them",
@@ -77,6 +78,7 @@ class Svft(PeftMethod):
             "top_k goes by the absolute alignment, as the signs of singular vectors are arbitrary, and is refused on "
             "weights that are not square",
             "computes beside the pretrained weight instead of replacing it by its factors",
+            "M is a dense (k, k) matrix in each forward pass, where the authors' code has a sparse one",
             "singular vectors are float32 on every base and are saved with the adapter: a checkpoint is about as "
             "large as the target weights in float32, up to twice that for square ones",
         ),

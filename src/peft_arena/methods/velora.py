@@ -79,6 +79,7 @@ class Velora(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "only the input of A is compressed; the rest of the model keeps its activations",

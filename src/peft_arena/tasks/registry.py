@@ -80,6 +80,7 @@ def task_of(spec: TaskSpec) -> Task:
     Raises:
         UserError: the task's code or data is not of the version that the spec names.
     """
+    TASKS.check_plugin(spec.name, spec.plugin)
     task = make_task(spec.name, spec.config)
     check_version(task, spec)
     return task
@@ -91,12 +92,8 @@ def check_version(task: Task, spec: TaskSpec) -> None:
     Raises:
         UserError: the task's code or data is of another version, or comes from another plug-in or version of it.
     """
-    plugin = TASKS.plugin(spec.name) if spec.name in TASKS else None
-    if plugin != spec.plugin:
-        ours = "peft-arena itself"
-        raise UserError(
-            f"task {spec.name} is from {plugin or ours}, and was planned with {spec.plugin or ours}; plan it again"
-        )
+    if spec.name in TASKS or spec.plugin is not None:
+        TASKS.check_plugin(spec.name, spec.plugin)
     for what, found, wanted in (
         ("version", task.card.version, spec.version),
         ("data", task.card.revision, spec.revision),

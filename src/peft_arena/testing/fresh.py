@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -56,8 +57,9 @@ def gap_in_new_process(life: Life) -> float:
 def _ask(question: dict[str, Any]) -> dict[str, Any]:
     server = reader()
     assert server.stdin is not None and server.stdout is not None
-    server.stdin.write(json.dumps(question) + "\n")
-    server.stdin.flush()
+    with contextlib.suppress(BrokenPipeError):
+        server.stdin.write(json.dumps(question) + "\n")
+        server.stdin.flush()
     for line in server.stdout:
         if line.startswith("{"):
             answer: dict[str, Any] = json.loads(line)

@@ -32,6 +32,8 @@ def check_start(life: Life) -> None:
     """Check the output before training, the mode of the model, and which parameters train."""
     import torch
 
+    from peft_arena.models.modes import virtual_tokens
+
     subject, attached = life.subject, life.attached
     if subject.has(Capability.IDENTITY_AT_INIT):
         limit = EXACT if subject.exact else ROUNDED if subject.has(Capability.CHANGES_BASE) else 0.0
@@ -40,6 +42,10 @@ def check_start(life: Life) -> None:
         )
     else:
         assert life.step0 > MERGE, "output did not move before training; the card should declare identity_at_init"
+    vectors = virtual_tokens(attached.model)
+    assert bool(vectors) == subject.has(Capability.VIRTUAL_TOKENS), (
+        f"{vectors} trained vectors are seen before the input (models.modes.virtual_tokens); the card disagrees"
+    )
     assert life.modes == {False}, "attaching left a part of the model in training mode, or put one there"
     trained = attached.trained()
     required = {name: p for name, p in attached.model.named_parameters() if p.requires_grad}
@@ -70,7 +76,7 @@ def check_training(life: Life) -> None:
     assert life.reached <= trained, f"frozen parameters had a gradient: {sorted(life.reached - trained)[:3]}"
     missed = trained - life.reached
     assert not missed, f"trained parameters never had a gradient: {sorted(missed)[:3]}"
-    assert life.losses[-1] < life.losses[0], f"loss did not fall: {life.losses[0]} to {life.losses[-1]}"
+    assert life.last_loss < life.first_loss, f"loss did not fall: {life.first_loss} to {life.last_loss}"
     assert not life.thawed, f"frozen parameters changed in training: {life.thawed[:3]}"
     fresh = subject.model().parameters()
     moved = any(difference(now, before) > 0 for now, before in zip(life.base, fresh, strict=True))
@@ -102,18 +108,23 @@ def check_state(life: Life) -> None:
 
 def check_resume(trial: Trial) -> None:
     """Check that a training that was interrupted in the middle ends bit for bit like one that was not."""
-    if not trial.plain.has(Capability.TRAINS):
-        return
-    life = trial.life("untied")
-    half = STEPS // 2
-    first = trial.plain.attach()
-    optimizer = first.optimizer(trial.plain.learning_rate, 0.01)
+    for name in ("untied", "bfloat16") if trial.plain.has(Capability.TRAINS) else ():
+        try:
+            _resume(trial.life(name))
+        except AssertionError as error:
+            raise AssertionError(f"on the {name} model: {error}") from error
+
+
+def _resume(life: Life) -> None:
+    subject, half = life.subject, STEPS // 2
+    first = subject.attach()
+    optimizer = first.optimizer(subject.learning_rate, 0.01)
     first.begin(STEPS)
     losses, _ = advance(first, optimizer, range(1, half + 1), STEPS)
     state = {name: tensor.clone() for name, tensor in first.state().items()}
     moments = _moments(first, optimizer)
-    second = trial.plain.attach()
-    optimizer = second.optimizer(trial.plain.learning_rate, 0.01)
+    second = subject.attach()
+    optimizer = second.optimizer(subject.learning_rate, 0.01)
     second.load_state(state)
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     second.begin(STEPS)

@@ -17,7 +17,7 @@ from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Method
-from peft_arena.testing import card_checks, file_checks, life_checks
+from peft_arena.testing import card_checks, file_checks, life_checks, precision_checks
 from peft_arena.testing.fresh import reader
 from peft_arena.testing.subject import (
     EXACT,
@@ -73,6 +73,7 @@ CHECKS: Mapping[str, Callable[[Trial], None]] = {
     "mode": life_checks.check_mode,
     "count": card_checks.check_count,
     "training": life_checks.check_training,
+    "mixed_precision": precision_checks.check_mixed_precision,
     "state": life_checks.check_state,
     "resume": life_checks.check_resume,
     "disabled": life_checks.check_disabled,
@@ -137,6 +138,8 @@ def method_tests(
         if not trials:
             reader()
             trials.append(Trial(method, config, learning_rate=learning_rate, awkward=awkward))
+        if check not in ALWAYS and not trials[0].plain_models:
+            pytest.skip("it needs a quantised base model")
         run_check(trials[0], check)
 
     return pytest.mark.parametrize("check", list(CHECKS))(test)

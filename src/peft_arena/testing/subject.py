@@ -132,16 +132,13 @@ def train(attached: Attached, learning_rate: float, steps: int = STEPS, seed: in
     """Train on one fixed batch with the method's optimizer.
 
     Returns:
-        The loss before each step and after the last, and the names of all parameters that ever had a gradient.
+        The loss before each step, in training mode, and after the last, in evaluation mode; and the names of all
+        parameters that ever had a gradient.
     """
-    import torch
-
     optimizer = attached.optimizer(learning_rate, 0.01)
     attached.begin(steps)
     losses, reached = advance(attached, optimizer, range(1, steps + 1), steps, seed)
-    with torch.no_grad():
-        losses.append(float(attached.model(**_batch()).loss))
-    return losses, reached
+    return [*losses, loss_of(attached)], reached
 
 
 def advance(
@@ -178,6 +175,15 @@ def advance(
             optimizer.zero_grad()
     attached.model.eval()
     return losses, reached
+
+
+def loss_of(attached: Attached) -> float:
+    """Return the loss on the batch that is trained on, in evaluation mode."""
+    import torch
+
+    attached.model.eval()
+    with torch.no_grad():
+        return float(attached.model(**_batch()).loss)
 
 
 def _batch() -> dict[str, Tensor]:

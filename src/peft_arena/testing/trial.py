@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached, Capability, Method
 from peft_arena.methods.registry import METHODS
-from peft_arena.testing.subject import Subject, difference, global_random_untouched, logits, tokens, train
+from peft_arena.testing.subject import Subject, difference, global_random_untouched, logits, loss_of, tokens, train
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,6 +32,7 @@ class Facts:
     merge_difference: float | None
     """Merged, against the trained one; None if not mergeable."""
     first_loss: float
+    """Attached but untrained, in evaluation mode."""
     last_loss: float
 
 
@@ -61,10 +62,13 @@ class Life:
         self.step0 = difference(logits(self.attached.model, ids), self.pretrained)
         held = {name: p for name, p in self.attached.model.named_parameters() if not p.requires_grad}
         frozen = {name: p.detach().clone() for name, p in held.items()}
-        self.losses: list[float] = [0.0]
+        self.first_loss = self.last_loss = loss_of(self.attached)
+        self.losses: list[float] = []
+        """The loss before each step and after the last."""
         self.reached: set[str] = set()
         if self.attached.trained():
             self.losses, self.reached = train(self.attached, subject.learning_rate)
+            self.last_loss = self.losses[-1]
         self.thawed = [name for name, p in held.items() if difference(p, frozen[name]) > 0]
         """Names of frozen parameters that training changed."""
         self.tuned: Tensor = logits(self.attached.model, ids)
@@ -98,8 +102,8 @@ class Life:
             disabled_difference=self.seen.get("disabled"),
             reload_difference=self.seen.get("reload"),
             merge_difference=self.seen.get("merge"),
-            first_loss=self.losses[0],
-            last_loss=self.losses[-1],
+            first_loss=self.first_loss,
+            last_loss=self.last_loss,
         )
 
 

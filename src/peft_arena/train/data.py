@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import TrainSpec
 from peft_arena.models.render import encode_example
-from peft_arena.tasks.base import Split, Task
+from peft_arena.tasks.base import Item, Split, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -72,14 +72,10 @@ def read_examples(
     kept: list[Example] = []
     lengths: list[int] = []
     for number, item in enumerate(items):
-        try:
-            encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
-        except UserError as error:
-            raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
-        size = len(encoded.ids)
+        example = _example(task, split, number, item, tokenizer, spec)
+        size = len(example.ids)
         if size <= limit:
-            first = encoded.prompt_length if spec.loss_on == "answer" else 1
-            kept.append(Example(encoded.ids, max(first, 1)))
+            kept.append(example)
             continue
         lengths.append(size)
         if spec.overlong == "error":
@@ -109,22 +105,38 @@ def draw_examples(
         limit: longest example in tokens.
 
     Raises:
-        UserError: fewer than ``count`` of them fit.
+        UserError: fewer than ``count`` of them fit, or one has no target.
     """
-    items = list(task.items("train")[: spec.examples])
+    items = list(enumerate(task.items("train")[: spec.examples]))
     random.Random(seed).shuffle(items)
     drawn: list[Example] = []
-    for item in items:
+    for number, item in items:
         if len(drawn) == count:
             break
-        encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
-        if len(encoded.ids) <= limit:
-            drawn.append(Example(encoded.ids, max(encoded.prompt_length if spec.loss_on == "answer" else 1, 1)))
+        example = _example(task, "train", number, item, tokenizer, spec)
+        if len(example.ids) <= limit:
+            drawn.append(example)
     if len(drawn) < count:
         raise UserError(
             f"calibration_examples is {count}, and task {task.card.name} has {len(drawn)} training examples that fit"
         )
     return drawn
+
+
+def _example(
+    task: Task, split: Split, number: int, item: Item, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec
+) -> Example:
+    """Tokenize one item, the given number of its split.
+
+    Raises:
+        UserError: the item has no target.
+    """
+    try:
+        encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
+    except UserError as error:
+        raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
+    first = encoded.prompt_length if spec.loss_on == "answer" else 1
+    return Example(encoded.ids, max(first, 1))
 
 
 def layout(examples: Sequence[Example], packing: bool, limit: int) -> list[list[Example]]:

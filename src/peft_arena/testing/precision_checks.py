@@ -1,0 +1,59 @@
+"""Checks of a method as it is trained on a bfloat16 base: in mixed precision, through the arena's own loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from peft_arena.methods.base import Capability
+from peft_arena.testing.subject import ROUNDED, STEPS, difference, logits, tokens
+from peft_arena.testing.trial import Trial
+
+if TYPE_CHECKING:
+    from peft_arena.methods.base import Attached
+
+
+def check_mixed_precision(trial: Trial) -> None:
+    """Check that under autocast the start is as declared, and that the loss falls there too."""
+    import torch
+
+    life = trial.life("bfloat16")
+    subject, ids = life.subject, tokens()
+    if not subject.has(Capability.TRAINS):
+        return
+    attached = subject.attach()
+    if subject.has(Capability.IDENTITY_AT_INIT):
+        with torch.autocast("cpu", torch.bfloat16):
+            gap = difference(logits(attached.model, ids), logits(subject.model(), ids))
+        exact = life.step0 == 0
+        assert gap <= (0.0 if exact else ROUNDED), (
+            f"under autocast the output moved by {gap} before training, and by {life.step0} without"
+        )
+    first, last = _train(attached, subject.learning_rate)
+    assert last < first, f"loss did not fall in mixed precision: {first} to {last}"
+
+
+def _train(attached: Attached, learning_rate: float) -> tuple[float, float]:
+    """Train some steps through the arena's loss; return the loss in evaluation mode before and after."""
+    import torch
+
+    from peft_arena.train.batch import collate
+    from peft_arena.train.data import Example
+    from peft_arena.train.loss import TokenLoss, held_out_loss
+
+    rows = [Example(row, 1) for row in tokens(seed=3).tolist()]
+    batch = collate(rows, packing=False, limit=len(rows[0].ids), pad=0)
+    optimizer = attached.optimizer(learning_rate, 0.01)
+    attached.begin(STEPS)
+    with TokenLoss(attached.model, autocast=True, added=attached.extra_loss) as loss, torch.random.fork_rng():
+        first = held_out_loss(loss, [batch])
+        attached.model.train()
+        for step in range(1, STEPS + 1):
+            torch.manual_seed(step)
+            parts = loss(batch)
+            mean = parts.nats / len(batch.targets)
+            (mean if parts.extra is None else mean + parts.extra).backward()
+            optimizer.step()
+            attached.after_step(step, STEPS)
+            optimizer.zero_grad()
+        attached.model.eval()
+        return first, held_out_loss(loss, [batch])
