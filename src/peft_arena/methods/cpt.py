@@ -141,7 +141,7 @@ class Cpt(VirtualTokens):
         capabilities=VIRTUAL | {Capability.NEEDS_CALIBRATION},
         parameters="num_virtual_tokens * hidden",
         learning_rate=1e-3,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the context is a random sample of the training examples; the first one is cut at its start so that "
