@@ -395,3 +395,11 @@ def test_examples_that_say_too_little_are_refused(name: str) -> None:
 
 def test_every_method_here_is_registered() -> None:
     assert {*SPLITS, "eva", "mica", "lora_orthogonal", "pissa"} <= set(METHODS.names())
+
+
+def test_eva_refuses_inputs_that_leave_directions_open() -> None:
+    """Many tokens of three kinds: more components would be what the linear algebra makes of rounding."""
+    ids = torch.tensor([[5, 9, 11] * 20])
+    same = Calibration([{"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}])
+    with pytest.raises(UserError, match=r"calibration_examples: the inputs of .*q_proj .* vary in only 2 of the 16"):
+        make_method("eva").attach(tiny_model(), seed=0, calibration=same)

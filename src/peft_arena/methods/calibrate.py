@@ -115,8 +115,9 @@ class Moments:
 
     def add(self, inputs: Tensor) -> None:
         """Add the inputs of one example, shape (tokens, in), float32."""
-        self.total += inputs.double().sum(dim=0)
-        self.square += inputs.T @ inputs
+        exact = inputs.double()
+        self.total += exact.sum(dim=0)
+        self.square += exact.T @ exact
         self.tokens += len(inputs)
         self.examples += 1
 

@@ -119,6 +119,10 @@ class Eva(StartedLora):
         return self.hold(wrapped, base)
 
 
+ROUNDING = 1e-12
+"""Variances below this share of the largest are rounding, in float64."""
+
+
 def components(name: str, moments: Moments, count: int) -> tuple[Tensor, Tensor]:
     """Return the principal components of a layer's inputs.
 
@@ -141,10 +145,16 @@ def components(name: str, moments: Moments, count: int) -> tuple[Tensor, Tensor]
             f"{name}; take more examples, a lower rank or a lower rho"
         )
     mean = moments.total / moments.tokens
-    covariance = (moments.square / moments.tokens - torch.outer(mean, mean)).float()
+    covariance = moments.square / moments.tokens - torch.outer(mean, mean)
     values, vectors = torch.linalg.eigh(covariance)
     values, vectors = values.flip(0), vectors.flip(1)
-    return vectors[:, :count].T.contiguous(), values[:count].clamp(min=0) / values.clamp(min=0).sum()
+    found = int((values[:count] > ROUNDING * values[0]).sum())
+    if found < count:
+        raise UserError(
+            f"calibration_examples: the inputs of {name} on them vary in only {found} of the {count} directions "
+            "needed; take more examples, a lower rank or a lower rho"
+        )
+    return vectors[:, :count].T.float().contiguous(), (values[:count] / values.clamp(min=0).sum()).float()
 
 
 def redistributed(shares: Mapping[str, Sequence[float]], sizes: Mapping[str, int], rank: int) -> dict[str, int]:
