@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from peft_arena.methods.adapter import ADAPTER, PeftMethod
 from peft_arena.methods.base import Capability
-from peft_arena.methods.registry import METHODS
-from peft_arena.testing.methods import check_method
+from peft_arena.methods.registry import METHODS, make_method
+from peft_arena.testing.methods import check_method, tiny_model
 from tests.methods.settings import SETTINGS
 
 pytestmark = pytest.mark.spread
@@ -23,6 +25,16 @@ def test_no_method_is_left_out() -> None:
 def test_no_method_is_both_offered_and_refused() -> None:
     assert not set(METHODS.own()) & set(METHODS.refused)
     assert all(reason and "\n" not in reason for reason in METHODS.refused.values())
+
+
+def test_every_method_type_of_peft_has_a_method() -> None:
+    from peft import PeftType
+
+    configured = {**{name: SETTINGS[name].get("config", {}) for name in METHODS.own()}, "lily": {"routing": "batch"}}
+    methods = [make_method(name, config) for name, config in configured.items()]
+    found = {method.peft_config(["q_proj"], 0).peft_type for method in methods if isinstance(method, PeftMethod)}
+    mixture: Any = make_method("xlora", configured["xlora"]).attach(tiny_model(), seed=0).model
+    assert set(PeftType) - found == {mixture.peft_config[ADAPTER].peft_type}  # its layers are configured as LoRA
 
 
 @pytest.mark.parametrize("name", METHODS.own())

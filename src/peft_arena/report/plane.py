@@ -100,7 +100,10 @@ def trade_figure(target: TargetResult, name: str) -> Drawn | None:
 def along_figure(target: TargetResult, name: str) -> Drawn | None:
     """Draw the way of every arm from the base model through its save points; None without one."""
     points = []
+    named = prominent(target)
     for index, arm in enumerate(target.arms):
+        if arm.label not in named:
+            continue
         path = tuple(
             _Step(point.step, gain.delta.value, point.effects.mean.value, gain.delta.unit)
             for point in target.along.get(arm.label, ())
@@ -124,10 +127,15 @@ def along_figure(target: TargetResult, name: str) -> Drawn | None:
         caption=(
             "One line per arm from the base model, the cross at (0, 0), through its save points to the end of its "
             "training; marks grow with the step, and the last is the arm's mark in the first figure. Means over seeds."
-            + (f" {left_out} of {len(target.arms)} arms have nothing to draw here." if left_out else "")
+            + (f" {left_out} of {len(target.arms)} arms {_why(target)}." if left_out else "")
         ),
         hovers=hovers,
     )
+
+
+def _why(target: TargetResult) -> str:
+    few = len(target.arms) <= MANY
+    return "have nothing to draw here" if few else "have nothing to draw or are unlikely to be on the Pareto front"
 
 
 def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[Canvas, dict[str, str]]:
