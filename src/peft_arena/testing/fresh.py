@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import subprocess
 import sys
@@ -46,7 +47,7 @@ def gap_in_new_process(life: Life) -> float:
         "dtype": life.subject.dtype,
         "checkpoint": str(life.saved.resolve()),
         "expected": str(expected.resolve()),
-        "path": sys.path,
+        "file": inspect.getsourcefile(method),
         "threads": torch.get_num_threads(),
     }
     answer = _ask(question)
