@@ -177,7 +177,7 @@ class AdaLora(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="initial_rank * sum over targets of (in + out + 1), before pruning",
         learning_rate=1e-3,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "the parameters counted are those at the start; pruned entries stay in memory as zeros",

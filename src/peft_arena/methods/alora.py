@@ -86,7 +86,7 @@ class ALora(Lora):
         capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA, Capability.MERGEABLE, Capability.PEFT_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "several invocation sequences are possible; only with one is the checkpoint an adapter peft can load",

@@ -66,7 +66,7 @@ class BdLora(Lora):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * (in + out / blocks), or rank * (in / blocks + out) if row_parallel",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "A starts Kaiming-uniform, with a = sqrt 5 where it is full and a = 0 where it is block-diagonal",

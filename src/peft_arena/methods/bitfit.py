@@ -66,7 +66,7 @@ class BitFit(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.LINEAR_DELTA},
         parameters="sum over targets of out",
         learning_rate=1e-3,
-        micro_learning_rate=0.3,
+        micro_learning_rate=0.1,
         random_init=False,
         deviations=(
             "a layer without a bias gets one, zero at the start; a layer with one gets a second that adds to it",

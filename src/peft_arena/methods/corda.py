@@ -94,7 +94,7 @@ class CordaIpm(Corda):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-5,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         deviations=DEVIATIONS,
         description=(
             "Decomposes each target weight in the directions its inputs take on the task's training examples; the "

@@ -47,7 +47,7 @@ class Deft(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "R starts so that the model is unchanged (peft's default), where the paper starts it at random",
@@ -117,7 +117,7 @@ class DeftPara(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.IDENTITY_AT_INIT},
         parameters="rank * sum over targets of out",
         learning_rate=1e-4,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         random_init=True,
         deviations=("peft's DEFT without injection; always with orthonormal columns, as in the paper",),
         description=(

@@ -55,7 +55,7 @@ class Eva(StartedLora):
         capabilities=WEIGHT_ADAPTER | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         deviations=(
             "ranks move only between layers with the same in + out, which keeps the number of parameters; in the paper "
             "between all",

@@ -82,7 +82,7 @@ class Gralora(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="(rank + hybrid_rank) * sum over targets of (in + out)",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=("A starts Kaiming-uniform (a = sqrt 5), one draw for each row of tiles",),
         description="Cuts each target weight into blocks x blocks tiles and adds a trained low-rank product to each.",

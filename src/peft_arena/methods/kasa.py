@@ -107,7 +107,7 @@ class Kasa(SplitMethod):
         capabilities=SPLIT - {Capability.IDENTITY_AT_INIT},
         parameters="sum over targets of rank * (in + out + 1)",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "the update is scaled by alpha / rank, as in peft",

@@ -69,7 +69,7 @@ class LoraGa(SplitMethod):
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         deviations=(
             "no dropout: it would drop a part of the pretrained weight",
             "the product is scaled by alpha / rank as in LoRA; the paper's analysis has rsLoRA's 1 / sqrt(rank)",

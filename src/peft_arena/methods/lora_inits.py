@@ -89,7 +89,7 @@ class LoraOrthogonal(StartedLora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "the factors are computed in float64 and kept in float32, where peft rounds them to the base's type",

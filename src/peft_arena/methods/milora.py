@@ -27,7 +27,7 @@ class Milora(SplitMethod):
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=3e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         deviations=(
             "no dropout: it would drop components of the pretrained weight",
             "the product of the factors is scaled by alpha / rank, and they start so that it is the minor part exactly",

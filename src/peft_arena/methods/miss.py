@@ -54,7 +54,7 @@ class Miss(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * out",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=("an input size that the rank does not divide is padded with zeros",),
         description="Adds one trained matrix, repeated over shards of the input, to each target weight.",
@@ -103,7 +103,7 @@ class MissBat(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of rank * out",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=(
             "no dropout: peft does not apply it in this form",

@@ -104,7 +104,7 @@ class MonteCLora(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="sum over targets of (rank * (in + out) + rank + samples)",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "evaluation and checkpoints use the mean of A, without the learned noise",

@@ -27,7 +27,7 @@ class Olora(SplitMethod):
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         deviations=(
             "no dropout: it would drop a part of the pretrained weight",
             "s B0 A0 is taken out of the weight, as in peft: s = alpha / rank times the first part of Q R",

@@ -61,7 +61,7 @@ class Peanut(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (2 * rank * out + 2 * depth * rank^2)",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "the network reads the columns of a weight (all outputs of one input), as peft stores it",

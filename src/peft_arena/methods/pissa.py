@@ -42,7 +42,7 @@ class Pissa(SplitMethod):
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=5e-5,
-        micro_learning_rate=3e-3,
+        micro_learning_rate=1e-3,
         random_init=False,
         deviations=(
             "no dropout: it would drop principal components of the pretrained weight",

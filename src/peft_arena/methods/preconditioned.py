@@ -131,7 +131,7 @@ class RiemannianLora(Lora):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "gradients are clipped before they are preconditioned",

@@ -95,7 +95,7 @@ class Loha(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="2 * rank * sum over targets of (in + out)",
         learning_rate=1e-4,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "a change beside a pretrained weight, scaled by alpha / rank (the LyCORIS form), where the paper trains "
@@ -161,7 +161,7 @@ class Lokr(PeftMethod):
             "rank * (a + c) for a * c with decompose_both"
         ),
         learning_rate=3e-3,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "a factor that does not divide a layer's sides, and a rank at which peft would train the full second "
@@ -255,7 +255,7 @@ class Hira(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=4.5e-3,
-        micro_learning_rate=0.1,
+        micro_learning_rate=3e-2,
         random_init=True,
         deviations=("A starts Kaiming-uniform (a = sqrt 5) unless init is 'gaussian'",),
         description=(

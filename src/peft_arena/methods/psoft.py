@@ -75,7 +75,7 @@ class Psoft(LowRankMethod):
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="sum over targets of (rank * (rank - 1) / 2 + rank * (in_scale + out_scale))",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=(
             "exact SVD unless svd_iterations is given; then the seed draws the randomised one",

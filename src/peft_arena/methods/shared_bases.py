@@ -123,7 +123,7 @@ class Randlora(FrozenMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of n * (rank + min(in, out)), n = min(in, out) / rank rounded up",
         learning_rate=1e-4,
-        micro_learning_rate=1e-3,
+        micro_learning_rate=3e-4,
         random_init=True,
         deviations=(
             "layers of different shapes share one set of matrices, as large as the largest; each takes a corner",

@@ -51,7 +51,7 @@ class Shira(FrozenMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out)",
         learning_rate=3e-4,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=1e-2,
         random_init=True,
         deviations=(
             "only the paper's random mask; those by magnitude or gradient are not in peft",

@@ -83,7 +83,7 @@ class Supertuning(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of floor(in * out * (1 - sparsity))",
         learning_rate=1e-4,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=1e-2,
         random_init=False,
         deviations=(
             "entries are chosen by their size alone, as in peft; the paper also goes by the activations they meet",
@@ -157,7 +157,7 @@ class Supra(Supertuning):
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (floor(in * out * (1 - sparsity)) + rank * (in + out))",
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "entries are chosen by their size alone, as in peft; the paper also goes by the activations they meet",

@@ -70,7 +70,7 @@ class Svft(PeftMethod):
         capabilities=WEIGHT_ADAPTER - {Capability.PEFT_ADAPTER},
         parameters="sum over targets of k (2 d + 1) - d (d + 1); k = min(in, out), d = off_diagonals",
         learning_rate=5e-3,
-        micro_learning_rate=3e-2,
+        micro_learning_rate=3e-3,
         random_init=False,
         deviations=(
             "coefficients start at zero and have no gate, where the authors' code draws them and gates them",

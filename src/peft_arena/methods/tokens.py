@@ -201,7 +201,7 @@ class LoraTokens(Lora):
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of (in + out) + tokens * hidden size",
         learning_rate=2e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "A starts Kaiming-uniform (a = sqrt 5) instead of Gaussian unless init is 'gaussian'",

@@ -98,7 +98,7 @@ class XLora(PeftMethod):
             "n = experts * targets (experts if not layerwise); with gate_size g: h * g + g + g * n + n"
         ),
         learning_rate=1e-4,
-        micro_learning_rate=1e-2,
+        micro_learning_rate=3e-3,
         random_init=True,
         deviations=(
             "the experts start new and train with the gate, where the paper trains a gate over finished, frozen ones",
