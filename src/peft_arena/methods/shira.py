@@ -87,8 +87,8 @@ class Shira(FrozenMethod):
         """Return peft's SHiRA configuration, whose masks come from the random state around it."""
         import peft
 
-        config = peft.ShiraConfig(task_type=TASK, r=self.config.rank, target_modules=patterns)
-        config.mask_fn = random_mask  # type: ignore[assignment]  # peft's type names a function
+        config: Any = peft.ShiraConfig(task_type=TASK, r=self.config.rank, target_modules=patterns)
+        config.mask_fn = random_mask  # peft's type names a function
         return config
 
     def finish(self, model: PeftModel) -> None:

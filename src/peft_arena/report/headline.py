@@ -52,7 +52,7 @@ def _gain(target: TargetResult, gains: dict[str, Estimate], best: Standing) -> s
         )
         text += f", significantly more than {rest}"
     if best.tied:
-        text += f", tied with {listed(best.tied)}"
+        text += f", tied with {_named(best.tied, most=8)}"
     if best.worse and best.tied:
         text += f"; {_count(others, 'other arm gains', 'other arms gain')} significantly less than {best.first}"
     return f"{text}{_not_comparable(best)}."
@@ -88,7 +88,7 @@ def _retention(target: TargetResult) -> str:
         tied = "" if len(group) == 1 else ", tied"
         more = f"significantly more than {_named(best.worse)}" if best.unclear else "most"
         if best.unclear and best.tied:
-            them, more = best.first, f"{more} and is tied with {listed(best.tied)}"
+            them, more = best.first, f"{more} and is tied with {_named(best.tied, most=8)}"
         one = them == best.first
         text += f"; {them} {'keeps' if one else 'keep'} {more} ({_span(means, [best.first] if one else group)}"
         text += ")" if one else f"{tied})"
@@ -100,8 +100,8 @@ def _not_comparable(best: Standing) -> str:
     return f"; not comparable with {best.first}: {_named(best.unclear)}" if best.unclear else ""
 
 
-def _named(labels: list[str]) -> str:
-    return listed(labels) if len(labels) <= 4 else f"{len(labels)} arms ({listed(labels[:3])} among them)"
+def _named(labels: list[str], most: int = 4) -> str:
+    return listed(labels) if len(labels) <= most else f"{len(labels)} arms ({listed(labels[:3])} among them)"
 
 
 def _span(means: dict[str, Estimate], labels: list[str] | None = None) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 
+from peft_arena.analyze.effects import POINTS
 from peft_arena.analyze.paired import Estimate
 from peft_arena.report.figures import DOT, FAINT, INK, MANY, Drawn, ends_of, look, prominent, shorten, text_sizes
 from peft_arena.report.labels import Box, place_labels
@@ -223,13 +224,18 @@ def _draw_way(axis: Axes, point: _Point, prefix: str, hovers: dict[str, str]) ->
 
 
 def _limits(axis: Axes, points: Sequence[_Point], *, base: bool) -> None:
-    """Fit the axes to the intervals, and to the base model where it is shown, with room for labels."""
+    """Fit the axes to the intervals, and to the base model where it is shown, with room for labels.
+
+    Ends of intervals beyond what a change of a fraction can be, from -100 to 100 points, are not shown.
+    """
     for ends, apply in (
         ([point.across for point in points], axis.set_xlim),
         ([point.up for point in points], axis.set_ylim),
     ):
         values = [value for pair in ends for value in pair] + ([0.0] if base else [])
         low, high = min(values), max(values)
+        if points[0].gain.unit == POINTS or apply == axis.set_ylim:
+            low, high = max(low, -100.0), min(high, 100.0)
         room = 0.09 * (high - low or 1.0)
         apply(low - room, high + room * (1.8 if apply == axis.set_xlim else 1.0))
 
