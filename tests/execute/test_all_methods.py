@@ -62,7 +62,7 @@ def test_every_method_goes_the_whole_way(study: Study, tmp_path: Path) -> None:
             continue
         run = store.run(arm.runs[0])
         cost = run.cost("training")
-        assert cost is not None and len(run.evaluations()) == 2, arm.label
+        assert cost is not None and len(list(run.evaluations())) == 2, arm.label
         counted = {measure.metric: measure.value for measure in cost.measures}
         if arm.spent is not None:
             assert counted["trained_parameters"] == arm.spent.count, arm.label

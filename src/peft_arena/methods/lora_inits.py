@@ -93,6 +93,7 @@ class LoraOrthogonal(StartedLora):
         random_init=True,
         deviations=(
             "the factors are computed in float64 and kept in float32, where peft rounds them to the base's type",
+            "in mixed precision B A x is zero at the start up to the rounding of A x to bfloat16",
         ),
         description=(
             "LoRA whose A and B are both random at the start: B takes half of a random orthogonal basis of the inner "
