@@ -20,6 +20,7 @@ from peft_arena.report.numbers import estimate_text, quantity, signed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from peft_arena.analyze.effects import ArmEffects
     from peft_arena.analyze.study import TargetResult
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8a6d00", "#56b4e9", "#5b3a8c", "#333333")
@@ -65,12 +66,22 @@ MANY = 24
 
 
 def prominent(target: TargetResult) -> set[str]:
-    """Return the arms to name in a figure: all of a few; of many those most likely on the Pareto front."""
+    """Return the arms to name in a figure: all of a few; of many those most likely on the Pareto front.
+
+    Where few are likely to be on it, those with the highest sum of gain and mean retention are added.
+    """
     if len(target.arms) <= MANY:
         return {arm.label for arm in target.arms}
     standing = {label: (found.on_front, found.probability or 0.0) for label, found in target.pareto.items()}
     likely = [label for label, (front, share) in standing.items() if front or share > 0]
-    return set(sorted(likely, key=lambda label: standing[label], reverse=True)[: MANY // 2])
+    likely.sort(key=lambda label: standing[label], reverse=True)
+    both = [(arm.gain.delta.value + arm.mean.value, arm.label) for arm in target.arms if _placed(arm)]  # type: ignore[union-attr]
+    likely += [label for _, label in sorted(both, reverse=True) if label not in likely]
+    return set(likely[: MANY // 2])
+
+
+def _placed(arm: ArmEffects) -> bool:
+    return arm.gain is not None and arm.gain.delta is not None and arm.mean is not None
 
 
 @contextmanager
