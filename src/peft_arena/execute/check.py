@@ -10,14 +10,23 @@ from peft_arena.core.errors import UserError
 from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
 from peft_arena.store.files import read_json
-from peft_arena.store.records import CostRecord, EvaluationRecord, Record, RunRecord, TrainingRecord
-from peft_arena.store.store import read_record
+from peft_arena.store.geometry import read_profiles
+from peft_arena.store.reading import read_record
+from peft_arena.store.records import (
+    CostRecord,
+    EvaluationRecord,
+    GeometryRecord,
+    Record,
+    RunRecord,
+    TrainingRecord,
+)
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
     "training": TrainingRecord,
     "cost": CostRecord,
     "evaluation": EvaluationRecord,
+    "geometry": GeometryRecord,
 }
 
 
@@ -79,7 +88,9 @@ def _check_record(file: Path) -> str:
     kind = data.get("kind") if isinstance(data, dict) else None
     if kind not in KINDS:
         raise UserError(f"{file} is not a record: its kind is {kind!r}. Known: {', '.join(sorted(KINDS))}")
-    read_record(KINDS[kind], file)
+    record = read_record(KINDS[kind], file)
+    if isinstance(record, GeometryRecord):
+        read_profiles(file, record)
     return str(kind)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, RunSpec
@@ -111,3 +112,54 @@ class CostRecord(Record):
     stage: Literal["training", "inference"]
     measures: tuple[Measure, ...]
     provenance: dict[str, Any]
+
+
+class GeometryRow(BaseModel):
+    """What was measured at one module, or of one parameter."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    module: str
+    """Name in the model; empty for the model's output."""
+    block: int | None = None
+    """Transformer block it is in."""
+    prompts: Literal["", "general", "target", "ratio"] = ""
+    """On which set of prompts; ``ratio``: general over target; empty where no prompts play a part."""
+    values: dict[str, float | None]
+    """Quantity (see :mod:`peft_arena.core.quantities`) to value; None where it is not defined."""
+    reasons: dict[str, str] = Field(default_factory=dict)
+    """Why a value is None, for each that is."""
+
+    @model_validator(mode="after")
+    def _explained(self) -> GeometryRow:
+        absent = {name for name, value in self.values.items() if value is None}
+        if absent != set(self.reasons):
+            raise ValueError(f"{self.module}: reasons for {sorted(self.reasons)}, and none of {sorted(absent)}")
+        if not all(value is None or math.isfinite(value) for value in self.values.values()):
+            raise ValueError(f"{self.module}: a value is not finite")
+        return self
+
+
+class GeometryRecord(Record):
+    """Spectra, drift or activation geometry of one point against the pretrained model."""
+
+    kind: Literal["geometry"] = "geometry"
+    subject: str
+    """Run id, or the path of a checkpoint that is no run of ours."""
+    step: int | None
+    """None for a checkpoint that is no run of ours."""
+    factor: float
+    spec: dict[str, Any]
+    """A SpectraSpec, DriftSpec or ActivationsSpec (:mod:`peft_arena.core.geometry`)."""
+    summary: tuple[Measure, ...]
+    """Means over modules, and totals."""
+    rows: tuple[GeometryRow, ...]
+    arrays: str | None = None
+    """Name of the Parquet file of profiles beside this record."""
+    arrays_sha256: str | None = None
+    provenance: dict[str, Any]
+
+    @property
+    def what(self) -> str:
+        """``spectra``, ``drift`` or ``activations``."""
+        return str(self.spec["what"])

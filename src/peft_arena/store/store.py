@@ -6,33 +6,21 @@ import datetime
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from pydantic import ValidationError
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
 from peft_arena.store.checkpoint import DONE
-from peft_arena.store.files import append_line, read_json, read_lines, write_once
-from peft_arena.store.records import CostRecord, EvaluationRecord, Record, RunRecord, TrainingRecord
+from peft_arena.store.files import append_line, read_lines, write_once
+from peft_arena.store.geometry import write_geometry
+from peft_arena.store.reading import read_record
+from peft_arena.store.records import CostRecord, EvaluationRecord, GeometryRecord, RunRecord, TrainingRecord
 
-R = TypeVar("R", bound=Record)
-
-
-def read_record(kind: type[R], path: Path) -> R:
-    """Read one record.
-
-    Raises:
-        UserError: the file is missing, damaged or of another schema.
-    """
-    try:
-        return kind.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is not a {kind.__name__} of schema 1: {place}: {first['msg']}") from None
+if TYPE_CHECKING:
+    import polars as pl
 
 
 class RunDirectory:
@@ -145,6 +133,20 @@ class RunDirectory:
     def write_cost(self, record: CostRecord) -> None:
         """Write a cost record."""
         write_once(self.path / "records" / f"cost-{record.stage}.json", record.model_dump(mode="json"))
+
+    def geometry(self, point: Point, key: str) -> GeometryRecord | None:
+        """Return the geometry of a point by the key of its spec, None if it is not done."""
+        path = self.record_path(point, f"geometry-{key}")
+        return read_record(GeometryRecord, path) if path.exists() else None
+
+    def write_geometry(self, point: Point, key: str, record: GeometryRecord, arrays: pl.DataFrame | None) -> None:
+        """Write a geometry record, its profiles before it."""
+        write_geometry(self.record_path(point, f"geometry-{key}"), record, arrays)
+
+    def geometries(self) -> Iterator[tuple[GeometryRecord, Path]]:
+        """Yield every geometry record of the run and its path, in a fixed order; see :func:`read_profiles`."""
+        for path in sorted((self.path / "records").glob("*/geometry-*.json")):
+            yield read_record(GeometryRecord, path), path
 
     def evaluations(self) -> Iterator[EvaluationRecord]:
         """Yield every evaluation of the run, in a fixed order."""
