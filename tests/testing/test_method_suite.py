@@ -43,6 +43,7 @@ BROKEN: list[tuple[type, str, str, dict[str, Any]]] = [
     (broken.MissForServers, "lora_adapter", "peft_type = 'MISS'", {}),
     (broken.WrongScaleInFile, "lora_adapter", "away from the tuned model", {}),
     (broken.MergesTwice, "merge", "the merged model is", {}),
+    (broken.WrongScaleInFile, "weights", "read from the checkpoint is", {}),
     (broken.GeneratesAnything, "generation", "does not follow the logits", {}),
     (broken.NoCalibrationAsked, "calibration", "calibration_examples is 0", {}),
     (broken.TakesNoCalibration, "calibration", "attaches without calibration data", {}),

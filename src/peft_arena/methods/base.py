@@ -86,6 +86,15 @@ class MethodCard(BaseModel):
     description: str
 
 
+def has_weights(card: MethodCard) -> bool:
+    """Say whether what a method does can be written as weights of the pretrained architecture, or changes of them.
+
+    Not where those are quantised: a change of codes is none of weights.
+    """
+    able = card.capabilities
+    return Capability.NEEDS_QUANTIZED_BASE not in able and bool(able & {Capability.LINEAR_DELTA, Capability.MERGEABLE})
+
+
 class MethodConfig(BaseModel):
     """Settings of a method; each method subclasses it. Unknown keys are errors, every key changes something.
 

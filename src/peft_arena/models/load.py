@@ -95,22 +95,64 @@ def load(spec: ModelSpec) -> Loaded:
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
     try:
         tokenizer = load_tokenizer(source)
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
-        )
     except (OSError, ValueError, SafetensorError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"cannot load model '{spec.name}' from {source.kind} {source.location}: {first}") from error
-    model.name_or_path = model.config.name_or_path = spec.name
-    model.eval()
+        raise _unreadable(spec, source, error) from error
+    model: Any = load_model(source, spec)
     if torch.cuda.is_available():
         model.to("cuda")
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
+
+
+def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
+    """Load a model without its tokenizer, on the CPU, in evaluation mode.
+
+    Raises:
+        UserError: the files are damaged.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _unreadable(spec, source, error) from error
+    model.name_or_path = model.config.name_or_path = spec.name
+    return model.eval()
+
+
+def _unreadable(spec: ModelSpec, source: Source, error: Exception) -> UserError:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"cannot load model '{spec.name}' from {source.kind} {source.location}: {first}")
+
+
+def weight_files(spec: ModelSpec) -> Path:
+    """Return the local directory with a model's configuration and safetensors files.
+
+    A hub model's files are fetched, or taken from the hub's cache. That they belong to the spec's revision is checked
+    here for local and packaged models and by the hub's client for its own.
+
+    Raises:
+        UserError: the model cannot be found, is not at the spec's revision, or its files cannot be fetched.
+    """
+    source, revision = _checked(spec) if spec.revision is not None else (resolve(spec), None)
+    if source.kind != "hub":
+        return Path(source.location)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    wanted = ["*.safetensors", "*.json"]
+    try:
+        return Path(snapshot_download(spec.name, revision=revision or source.revision, allow_patterns=wanted))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"cannot fetch the weights of model '{spec.name}' from the hub: {first}") from error
 
 
 def skeleton(spec: ModelSpec) -> PreTrainedModel:

@@ -17,7 +17,7 @@ from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Method
-from peft_arena.testing import card_checks, file_checks, life_checks, precision_checks
+from peft_arena.testing import card_checks, file_checks, life_checks, precision_checks, weight_checks
 from peft_arena.testing.fresh import reader
 from peft_arena.testing.subject import (
     EXACT,
@@ -82,6 +82,7 @@ CHECKS: Mapping[str, Callable[[Trial], None]] = {
     "peft_adapter": file_checks.check_peft_adapter,
     "lora_adapter": file_checks.check_lora_adapter,
     "merge": life_checks.check_merge,
+    "weights": weight_checks.check_weights,
     "generation": life_checks.check_generation,
     "calibration": card_checks.check_calibration,
     "sizes": card_checks.check_sizes,

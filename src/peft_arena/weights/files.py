@@ -1,0 +1,116 @@
+"""Tensors in safetensors files, read one at a time by memory map."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from peft_arena.core.errors import UserError
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+class Place(NamedTuple):
+    """Where a tensor is."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+KEPT_OPEN = 2**25
+"""Files of at most so many bytes stay open: an adapter of hundreds of small tensors is read several times faster."""
+
+
+class TensorFiles:
+    """Tensors by name over one or several safetensors files.
+
+    A large file is opened for each tensor and closed again, so that pages of the map go when the tensor does.
+    """
+
+    def __init__(self, files: tuple[Path, ...]) -> None:
+        """Read the headers of the files; no tensor is read.
+
+        Raises:
+            UserError: a file is missing or damaged, or two of them have a tensor of the same name.
+        """
+        self.files = files
+        self.places: dict[str, Place] = {}
+        self._open: dict[Path, Any] = {}
+        for file in files:
+            self._enter(file)
+
+    def _enter(self, file: Path) -> None:
+        if not file.exists():
+            raise UserError(f"{file} is missing: no weights can be read from {file.parent}")
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                    if name in self.places:
+                        raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
+                    self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} is damaged: {error}") from error
+
+    def __contains__(self, name: str) -> bool:
+        """Say whether there is a tensor of that name."""
+        return name in self.places
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor by name."""
+        return {name: place.shape for name, place in self.places.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor in the type it is stored in; it may be a view of the map and must not be written to.
+
+        Raises:
+            UserError: the file has become unreadable, or an entry of the tensor is infinite or not a number.
+        """
+        found = self._read(name)
+        if not math.isfinite(float(found.sum())) and not bool(found.isfinite().all()):
+            raise UserError(f"{self.places[name].file} holds {name} with entries that are not finite numbers")
+        return found
+
+    def _read(self, name: str) -> Tensor:
+        file = self.places[name].file
+        try:
+            if file not in self._open and file.stat().st_size <= KEPT_OPEN:
+                self._open[file] = safe_open(file, framework="pt")
+            if file in self._open:
+                kept: Tensor = self._open[file].get_tensor(name)
+                return kept
+            with safe_open(file, framework="pt") as opened:
+                found: Tensor = opened.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{file} cannot be read: {error}") from error
+        return found
+
+
+def model_files(directory: Path) -> TensorFiles:
+    """Return the tensors of a model directory, which may be sharded.
+
+    Raises:
+        UserError: there are no safetensors files, a shard is missing or a file is damaged.
+    """
+    index = directory / INDEX
+    if not index.exists():
+        if not (directory / SINGLE).exists():
+            raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
+        return TensorFiles((directory / SINGLE,))
+    try:
+        table: Any = json.loads(index.read_text(encoding="utf-8"))
+        shards = {str(name): str(shard) for name, shard in table["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index} is damaged: {error}") from error
+    found = TensorFiles(tuple(directory / shard for shard in sorted(set(shards.values()))))
+    absent = sorted(set(shards) - set(found.places))
+    if absent:
+        raise UserError(f"{directory} lacks {len(absent)} tensors that {INDEX} lists, the first: {absent[0]}")
+    return found

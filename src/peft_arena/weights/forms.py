@@ -1,0 +1,249 @@
+"""From a checkpoint directory to the changes it makes, by what its own files say.
+
+A closed form is used only where every tensor of the file and every active setting of the configuration is understood;
+everything else goes through the method's own merge, or peft's, see :mod:`peft_arena.weights.merging`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from peft_arena.core.errors import UserError
+from peft_arena.weights.base import BaseWeights
+from peft_arena.weights.change import Change, Dense
+from peft_arena.weights.files import INDEX, SINGLE, TensorFiles, model_files
+
+WEIGHTS = "adapter_model.safetensors"
+SETTINGS = "adapter_config.json"
+CONFIG = "config.json"
+PREFIX = "base_model.model."
+CIRCUMSTANCES = frozenset(
+    {
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
+    }
+)
+"""Settings of every adapter that say where it is from, or which layers it is on, as its tensors' names do too."""
+
+Maker = Callable[[], Change | None]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """Which parameters a checkpoint may change, and how to read each change."""
+
+    makers: Mapping[str, Maker] = field(default_factory=dict)
+    """By parameter, under the first of its names; None from a maker: it is not changed after all."""
+    added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Shapes of parameters that the pretrained model does not have, as if they were zero there: biases."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A PEFT adapter directory, on a base."""
+
+    directory: Path
+    base: BaseWeights
+    table: Mapping[str, Any]
+    """Its ``adapter_config.json``."""
+    files: TensorFiles
+
+    @property
+    def kind(self) -> str:
+        """The type of adapter, as peft names it."""
+        return str(self.table.get("peft_type"))
+
+    def plain(self, known: frozenset[str]) -> bool:
+        """Say whether no setting is active but the known ones and ``bias`` is ``none``."""
+        ignored = CIRCUMSTANCES | known | {"bias"}
+        active = [name for name, value in self.table.items() if value and name not in ignored]
+        return not active and self.table.get("bias", "none") in ("none", None)
+
+    def parts(self, *suffixes: str, beside: frozenset[str] = frozenset()) -> dict[str, dict[str, str]] | None:
+        """Group the tensors by module and by the last parts of their names.
+
+        Args:
+            suffixes: last parts of names that are understood.
+            beside: names of tensors that belong to no module.
+
+        Returns:
+            By module, the tensor's name by suffix; None if a tensor is of none of these.
+
+        Raises:
+            UserError: the model has no module that a tensor is for.
+        """
+        from torch import nn
+
+        modules: dict[str, Any] = dict(self.base.architecture.named_modules())
+        found: dict[str, dict[str, str]] = {}
+        for name in self.files.places:
+            if name in beside:
+                continue
+            suffix = next((part for part in suffixes if name.startswith(PREFIX) and name.endswith(f".{part}")), None)
+            if suffix is None:
+                return None
+            module = name.removeprefix(PREFIX).removesuffix(f".{suffix}")
+            if module not in modules:
+                raise UserError(
+                    f"{self.directory} is no adapter of this model: it changes {module}, which "
+                    f"{type(self.base.architecture).__name__} does not have here"
+                )
+            if isinstance(modules[module], nn.Embedding):
+                return None
+            found.setdefault(module, {})[suffix] = name
+        return found
+
+    def read(self, name: str, *shape: int) -> Tensor:
+        """Return a tensor as float32, of the shape given.
+
+        Raises:
+            UserError: it has another shape.
+        """
+        self.expect(name, *shape)
+        return self.files.read(name).float()
+
+    def expect(self, name: str, *shape: int) -> None:
+        """Check the shape of a tensor without reading it.
+
+        Raises:
+            UserError: it has another shape than fits the model.
+        """
+        found = self.files.places[name].shape
+        if found != shape:
+            raise UserError(
+                f"{self.directory} does not fit the model: {name} has shape {found}, the model and the settings of "
+                f"the adapter ask for {shape}"
+            )
+
+    def weight(self, module: str) -> tuple[str, tuple[int, ...]] | None:
+        """Return name and shape of the weight of a linear layer; None if the module is none.
+
+        Raises:
+            UserError: the weight stands at other places of the model too, so that a change of this one is none of it.
+        """
+        from torch import nn
+
+        name = f"{module}.weight"
+        if not isinstance(self.base.architecture.get_submodule(module), nn.Linear):
+            return None
+        refuse_tied(self.base, name, str(self.directory))
+        return name, self.base.shapes[self.base.canonical(name)]
+
+
+Form = Callable[[Adapter], Changes | None]
+
+
+def refuse_tied(base: BaseWeights, name: str, where: str) -> None:
+    """Refuse the change of one of several places of a tied parameter.
+
+    Raises:
+        UserError: it is tied.
+    """
+    if base.tied(name):
+        other = next(alias for alias, first in base.aliases.items() if first == base.canonical(name) and alias != name)
+        raise UserError(f"{where} changes {name}, which is one with {other}: there are no weights for one alone")
+
+
+def open_adapter(base: BaseWeights, directory: Path) -> Adapter:
+    """Open a PEFT adapter directory.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    try:
+        table: Any = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{directory / SETTINGS} is damaged: {error}") from error
+    if not isinstance(table, dict) or "peft_type" not in table:
+        raise UserError(f"{directory / SETTINGS} is damaged: it is no adapter configuration, it has no peft_type")
+    return Adapter(directory, base, table, TensorFiles((directory / WEIGHTS,)))
+
+
+def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
+    """Return the changes of a checkpoint where its files alone say them; None where they do not.
+
+    Raises:
+        UserError: a file is missing or damaged, or does not fit the base.
+    """
+    from peft_arena.weights.forms_adapter import FORMS
+
+    if (directory / SETTINGS).exists():
+        adapter = open_adapter(base, directory)
+        form = FORMS.get(adapter.kind)
+        return form(adapter) if form is not None else None
+    if (directory / CONFIG).exists() or (directory / SINGLE).exists() or (directory / INDEX).exists():
+        return stored_weights(base, model_files(directory), str(directory), whole=True)
+    if (directory / WEIGHTS).exists():
+        return stored_weights(base, TensorFiles((directory / WEIGHTS,)), str(directory), whole=False)
+    return None
+
+
+def stored_weights(base: BaseWeights, files: TensorFiles, where: str, whole: bool) -> Changes | None:
+    """Return the changes of a checkpoint that holds tuned weights under the names of the model's parameters.
+
+    Args:
+        base: the pretrained weights.
+        files: the checkpoint's tensors.
+        where: names the checkpoint in messages.
+        whole: whether every parameter must be there; if not, those that are not are unchanged.
+
+    Returns:
+        None where names are not those of the model.
+
+    Raises:
+        UserError: a shape differs, or weights that are one in the model are two in the checkpoint.
+    """
+    added = added_biases(base, files.shapes)
+    buffers = {name for name, _ in base.architecture.named_buffers()}
+    if any(name not in base.aliases and name not in added and name not in buffers for name in files.places):
+        return None
+    places: dict[str, str] = {}
+    for name in files.places:
+        if name not in base.aliases:
+            continue
+        first = base.aliases[name]
+        if files.places[name].shape != base.shapes[first]:
+            given, wanted = files.places[name].shape, base.shapes[first]
+            raise UserError(f"{where} does not fit the model: {name} has shape {given}, the model's {wanted}")
+        other = places.setdefault(first, name)
+        if other != name and not bool((files.read(other) == files.read(name)).all()):
+            raise UserError(f"{where} has its own weights for {other} and {name}, which are one in the model")
+    if whole and set(places) != set(base.shapes):
+        return None
+
+    def difference(first: str, name: str) -> Change | None:
+        return changed(base.as_held(files.read(name)), base.tensor(first))
+
+    def addition(name: str) -> Change:
+        return Dense(base.as_held(files.read(name)))
+
+    makers: dict[str, Maker] = {first: partial(difference, first, name) for first, name in places.items()}
+    makers |= {name: partial(addition, name) for name in added}
+    return Changes(makers, added)
+
+
+def changed(tuned: Tensor, before: Tensor) -> Change | None:
+    """Return tuned minus pretrained values as a change; None where they are equal."""
+    import torch
+
+    return None if torch.equal(tuned, before) else Dense(tuned - before)
+
+
+def added_biases(base: BaseWeights, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Return the biases, among tensors, of linear layers that have none in the model, by name with their shapes."""
+    from torch import nn
+
+    modules: dict[str, Any] = dict(base.architecture.named_modules())
+    found: dict[str, tuple[int, ...]] = {}
+    for name, shape in shapes.items():
+        module = modules.get(name.removesuffix(".bias")) if name.endswith(".bias") else None
+        if isinstance(module, nn.Linear) and module.bias is None and shape == (module.out_features,):
+            found[name] = shape
+    return found

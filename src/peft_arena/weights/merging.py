@@ -1,0 +1,157 @@
+"""The changes of methods without a closed form, by their own merge or peft's: one model in memory.
+
+The change is then the difference of two float32 weights: it is exact to about 1e-7 of the weight, not of the change.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from peft_arena.core.errors import UserError
+from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.weights.base import BaseWeights
+from peft_arena.weights.change import Change, Dense
+from peft_arena.weights.forms import PREFIX, WEIGHTS, Changes, Maker, added_biases, changed, open_adapter, refuse_tied
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+FOREIGN = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, NotImplementedError)
+"""What peft and transformers raise for directories that do not fit a model."""
+
+
+def own_merge(base: BaseWeights, directory: Path, method: Method) -> Changes:
+    """Return the changes a checkpoint of a method makes, by the method's own merge in float32.
+
+    Raises:
+        UserError: the directory does not fit, or the method gives no weights.
+    """
+    attached = method.restore(base.load(), directory)
+    in_float32(attached.model)
+    if Capability.MERGEABLE in method.card.capabilities:
+        return merged_weights(base, attached.merged(), str(directory))
+    return Changes({f"{name}.weight": partial(_delta, attached, name) for name in base.linears})
+
+
+def _delta(attached: Attached, module: str) -> Change | None:
+    found = attached.delta(module)
+    return None if found is None else Dense(found.detach().cpu())
+
+
+def merged_weights(base: BaseWeights, merged: nn.Module, where: str) -> Changes:
+    """Return the changes from the pretrained weights to those of a model in memory.
+
+    Raises:
+        UserError: the model has other parameters, or weights that are one in the pretrained model are two in it.
+    """
+    tuned: dict[str, Tensor] = {name: p.detach() for name, p in merged.named_parameters(remove_duplicate=False)}
+    added = added_biases(base, {name: tuple(tensor.shape) for name, tensor in tuned.items()})
+    wrong = sorted(set(tuned) ^ (set(base.aliases) | set(added)))
+    if wrong:
+        raise UserError(f"{where} has other parameters than the model, the first: {wrong[0]}")
+    for name, first in base.aliases.items():
+        if tuple(tuned[name].shape) != base.shapes[first]:
+            raise UserError(f"{where} holds {name} as {tuple(tuned[name].shape)}, the model as {base.shapes[first]}")
+        if tuned[name] is not tuned[first] and not torch.equal(tuned[name], tuned[first]):
+            raise UserError(f"{where} has its own weights for {first} and {name}, which are one in the model")
+
+    def difference(name: str) -> Change | None:
+        if name in added:
+            return Dense(tuned[name].cpu().float())
+        return changed(tuned[name].cpu().float(), base.tensor(name))
+
+    makers: dict[str, Maker] = {name: partial(difference, name) for name in (*base.shapes, *added)}
+    return Changes(makers, added)
+
+
+def in_float32(model: nn.Module) -> None:
+    """Bring all weights of a model, and of what is attached to it, to float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.dtype in (torch.bfloat16, torch.float16):
+            buffer.data = buffer.data.float()
+
+
+def foreign_merge(base: BaseWeights, directory: Path) -> Changes:
+    """Return the changes of a PEFT adapter that is no checkpoint of ours, by peft's own merge in float32.
+
+    Raises:
+        UserError: peft cannot load or merge it, or it does not fit the base.
+    """
+    wrapped: Any = foreign_adapter(base, base.load(), directory)
+    in_float32(wrapped)
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            merged = wrapped.merge_and_unload()
+    except FOREIGN as error:
+        raise UserError(f"peft cannot merge the adapter in {directory}: {_first(error)}") from error
+    return merged_weights(base, merged, str(directory))
+
+
+def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) -> PeftModel:
+    """Put a PEFT adapter that is no checkpoint of ours on a model, in evaluation mode.
+
+    Raises:
+        UserError: peft cannot load it, or a tensor of the file has no place, or of the model none in the file.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    from peft_arena.methods.adapter import tuner_layers
+
+    adapter = open_adapter(base, directory)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            wrapped: PeftModel = PeftModel.from_pretrained(model, str(directory))
+    except FOREIGN as error:
+        raise UserError(f"peft cannot load the adapter in {directory}: {_first(error)}") from error
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    lacking = sorted(wanted - set(adapter.files.places))
+    if lacking:
+        raise UserError(f"{directory / WEIGHTS} lacks {len(lacking)} tensors of its own settings, e.g. {lacking[0]}")
+    stray = sorted(name for name in adapter.files.places if name not in wanted and _own(name) not in base.aliases)
+    if stray:
+        raise UserError(f"{directory / WEIGHTS} holds {len(stray)} tensors that have no place, e.g. {stray[0]}")
+    for module in tuner_layers(wrapped):
+        if f"{module}.weight" in base.aliases:
+            refuse_tied(base, f"{module}.weight", str(directory))
+    wrapped.requires_grad_(False)
+    wrapped.eval()
+    return wrapped
+
+
+def foreign_model(base: BaseWeights, directory: Path) -> Changes:
+    """Return the changes of a model directory whose tensors have other names than the model's parameters.
+
+    Raises:
+        UserError: transformers cannot load it into the base's architecture.
+    """
+    kind: Any = type(base.architecture)
+    try:
+        loaded, report = kind.from_pretrained(
+            directory, dtype=base.dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
+        )
+    except FOREIGN as error:
+        raise UserError(f"cannot load the model in {directory}: {_first(error)}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if report[problem]:
+            example = sorted(str(key) for key in report[problem])[0]
+            raise UserError(f"{directory} is no tuned version of this model: {problem.replace('_', ' ')}: {example}")
+    return merged_weights(base, loaded, str(directory))
+
+
+def _own(name: str) -> str:
+    return name.removeprefix(PREFIX).replace(".base_layer.", ".")
+
+
+def _first(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,123 @@
+"""Each form of a change against the same change multiplied out."""
+
+import pytest
+import torch
+
+from peft_arena.weights.change import Change, Dense, LowRank, Svd
+from peft_arena.weights.rescaled import Columns, Decomposed, Rows
+from peft_arena.weights.rotation import Rotation
+
+SHAPES = [(24, 24), (16, 32), (48, 24)]
+FORMS = ["low-rank", "rotation", "one block", "series", "series of 2", "rows", "columns", "dora"]
+
+
+def weight(shape):
+    torch.manual_seed(0)
+    values = torch.logspace(0, -2, min(shape), dtype=torch.float64)
+    left, _, right = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    return (left * values) @ right
+
+
+def make(form: str, shape: tuple[int, int], base) -> Change:
+    torch.manual_seed(1)
+    out, inner = shape
+    if form == "low-rank":
+        return LowRank(0.1 * torch.randn(out, 3).double(), torch.randn(3, inner).double())
+    if form == "dora":
+        lengths = base.norm(dim=1) * (1 + 0.1 * torch.randn(out))
+        return Decomposed(0.1 * torch.randn(out, 3).double(), torch.randn(3, inner).double(), lengths)
+    if form in ("rows", "columns"):
+        kind, size = (Rows, out) if form == "rows" else (Columns, inner)
+        return kind(0.1 * torch.randn(size).double(), shape)
+    skew = 0.05 * torch.randn(1 if form == "one block" else inner // 8, 8, 8).double()
+    terms = {"series": 5, "series of 2": 2}.get(form)
+    return Rotation(skew - skew.transpose(1, 2), terms, shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("factor", [1.0, 0.4])
+def test_structure_changes_no_number(form, shape, factor):
+    base = weight(shape)
+    svd = Svd(*torch.linalg.svd(base, full_matrices=False))
+    change = make(form, shape, base).scaled(factor)
+    plain = Dense(change.dense(base))
+    near = {"rtol": 1e-9, "atol": 1e-10}
+    for found, wanted in zip(change.projected(base, svd), plain.projected(base, svd), strict=True):
+        torch.testing.assert_close(found, wanted, **near)
+    values = change.singular_values(base, svd)
+    wanted = torch.linalg.svdvals(plain.delta)
+    torch.testing.assert_close(values, wanted[: len(values)], **near)
+    assert float(wanted[len(values) :].sum()) < 1e-12
+    torch.testing.assert_close(torch.tensor(change.norms(base)), torch.tensor(plain.norms(base)), **near)
+    inputs = torch.randn(5, shape[1]).double()
+    torch.testing.assert_close(change.apply(inputs, base), inputs @ plain.delta.T, **near)
+    assert change.shape == shape
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_float32_agrees_with_float64(form, shape):
+    exact = weight(shape)
+    base = exact.float()
+    exact = base.double()
+    svd, svd64 = (Svd(*torch.linalg.svd(one, full_matrices=False)) for one in (base, exact))
+    change = make(form, shape, exact)
+    short, long = change.to(torch.float32), change.to(torch.float32).to(torch.float64)
+    assert short.dense(base).dtype == torch.float32
+    pairs = [
+        (short.dense(base), long.dense(exact)),
+        (short.singular_values(base, svd), long.singular_values(exact, svd64)),
+        *zip(short.projected(base, svd), long.projected(exact, svd64), strict=True),
+    ]
+    for found, wanted in pairs:
+        assert float((found - wanted).abs().max()) <= 1e-4 * float(wanted.abs().max())
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_path_starts_at_the_pretrained_weight(form):
+    base = weight((16, 32))
+    change = make(form, (16, 32), base)
+    assert bool((change.scaled(0.0).dense(base) == 0).all())
+    torch.testing.assert_close(change.scaled(0.5).scaled(2.0).dense(base), change.dense(base))
+
+
+def test_only_rotations_give_singular_vectors():
+    base = weight((16, 32))
+    svd = Svd(*torch.linalg.svd(base, full_matrices=False))
+    assert [form for form in FORMS if make(form, (16, 32), base).rotated(svd) is not None] == ["rotation", "one block"]
+
+
+def test_rotated_singular_vectors_are_those_of_the_tuned_weight():
+    base = weight((24, 24))
+    svd = Svd(*torch.linalg.svd(base, full_matrices=False))
+    change = make("rotation", (24, 24), base)
+    tuned = torch.linalg.svd(base + change.dense(base), full_matrices=False)
+    torch.testing.assert_close((change.rotated(svd) * tuned.Vh).sum(1).abs(), torch.ones(24).double())
+    torch.testing.assert_close(tuned.S, svd.values)
+
+
+def test_exact_rotation_stays_orthogonal_along_its_path_and_the_straight_line_does_not():
+    change = make("rotation", (24, 24), None).to(torch.float32)
+    one = torch.eye(24)
+    gaps = []
+    for factor in (0.25, 0.5, 1.0, 1.5):
+        turned = one + change.scaled(factor).dense(one)
+        gaps.append(float((turned.T @ turned - one).norm()))
+    assert max(gaps) < 1e-5
+    straight = one + 0.5 * change.dense(one)
+    assert float((straight.T @ straight - one).norm()) > 1e-2
+
+
+def test_small_rotation_keeps_its_digits():
+    shape, base = (24, 24), weight((24, 24))
+    change = make("rotation", shape, base).scaled(1e-4)
+    exact, found = change.dense(base), change.to(torch.float32).dense(base.float())
+    assert float((found - exact).norm() / exact.norm()) < 1e-6
+
+
+def test_dora_at_a_tiny_change_keeps_its_digits():
+    base = weight((24, 24)).float().double()
+    change = Decomposed(1e-4 * torch.randn(24, 2), torch.randn(2, 24), base.norm(dim=1).float())
+    exact = change.to(torch.float64).dense(base)
+    assert float((change.dense(base.float()) - exact).norm() / exact.norm()) < 1e-4
