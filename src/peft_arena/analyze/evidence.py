@@ -17,8 +17,8 @@ from peft_arena.analyze.paired import Scores
 from peft_arena.analyze.view import Arm, StudyView
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
-from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.reading import read_record
+from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 
 R = TypeVar("R")

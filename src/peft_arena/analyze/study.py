@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from peft_arena.analyze.compare import AXES, Axis, Comparison, Rank, TradeOff, V
 from peft_arena.analyze.costs import Cost, arm_costs
 from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects
 from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
+from peft_arena.analyze.geometry import TargetGeometry, read_geometry
 from peft_arena.analyze.paired import LEVEL, Estimate, Resamples
 from peft_arena.analyze.pareto import ParetoStatus, pareto
 from peft_arena.analyze.view import StudyView
@@ -39,6 +40,8 @@ class TargetResult:
     trade_offs: tuple[TradeOff, ...]
     along: Mapping[str, tuple[TrainingPoint, ...]]
     """Arm label to its evaluated save points with the last; only arms with more than one."""
+    geometry: TargetGeometry | None = None
+    """None where the study measures none, or nothing is there yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,10 @@ def analyze_study(store: Store, view: StudyView, *, seed: int = 0, draws: int = 
     evidence = read_evidence(store, view)
     resamples = Resamples(np.random.default_rng(seed), draws)
     targets = tuple(_target(evidence, spec, resamples) for spec in view.targets)
+    if view.geometry:
+        found = [read_geometry(store, evidence, target.arms, seed) for target in targets]
+        evidence = replace(evidence, gaps=(*evidence.gaps, *(gap for _, gaps in found for gap in gaps)))
+        targets = tuple(replace(target, geometry=one) for target, (one, _) in zip(targets, found, strict=True))
     return StudyResult(evidence, targets, draws, seed)
 
 
@@ -116,6 +123,7 @@ def _target_summary(target: TargetResult) -> dict[str, Any]:
             for comparison in target.comparisons
         ],
         "trade_offs": [pair.sentence for pair in target.trade_offs],
+        **({} if target.geometry is None else {"geometry": target.geometry.summary()}),
     }
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
@@ -74,6 +75,8 @@ class StudyView:
     refused: tuple[Refusal, ...] = ()
     every_save_point: bool = False
     """Whether the study evaluates every save point, so that having no evaluation of one is a gap."""
+    geometry: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Run id to the keys of the geometry records that the study asks of its final weights."""
 
     def __post_init__(self) -> None:
         """Require a base model and labels that are unique among the arms of a target."""

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, draws: int = DRAWS) -> dict[str, Any]:
     """Analyse a study and write its report; works with whatever part of the study is done.
 
-    Writes ``index.html``, ``summary.json``, ``tables/*.csv`` and ``figures/*.{svg,png}``; files of an earlier report of
-    the same names are replaced.
+    Writes ``index.html``, ``summary.json``, ``tables/*.csv`` and ``figures/*.{svg,png}``, and, if there is geometry,
+    ``geometry.html`` with its ``plotly.min.js``; files of an earlier report of the same names are replaced.
 
     Args:
         store: where the records are.
@@ -55,6 +55,7 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
         }
         for name, frame in report_tables(result).items():
             frame.write_csv(out / "tables" / f"{name}.csv")
+        _write_geometry(result, out)
         (out / "index.html").write_text(render_page(result, images), encoding="utf-8")
         text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (out / "summary.json").write_text(f"{text}\n", encoding="utf-8")
@@ -71,7 +72,8 @@ def _headline(result: StudyResult) -> list[str]:
 
 def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
     """Draw every figure there are numbers for, by target label; names are unique over targets."""
-    from peft_arena.report.figures import cost_figure, curves_figure, style
+    from peft_arena.report.figures import cost_figure, curves_figure, prominent, style
+    from peft_arena.report.geometry import geometry_figures
     from peft_arena.report.plane import along_figure, trade_figure
 
     figures: dict[str, list[Drawn]] = {}
@@ -84,13 +86,28 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
                 curves_figure(target, f"curves-{number}"),
             )
             figures[target.label] = [figure for figure in drawn if figure is not None]
+            if target.geometry is not None:
+                figures[target.label] += geometry_figures(target.geometry, prominent(target), f"-{number}")
     return figures
+
+
+def _write_geometry(result: StudyResult, out: Path) -> None:
+    """Write the interactive page, if the study has any geometry."""
+    from peft_arena.report.figures import prominent
+    from peft_arena.report.geometry_html import write_interactive
+
+    found = {target.label: target.geometry for target in result.targets if target.geometry is not None}
+    if found:
+        named = {target.label: prominent(target) for target in result.targets}
+        title = f"Geometry of {result.view.title or result.view.name}"
+        write_interactive(found, out, title=title, named=named, home="index.html")
 
 
 def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     """Return the tables of a report by name: the records' own, and effects, save points, comparisons and gaps."""
     import polars as pl
 
+    from peft_arena.report.geometry import geometry_tables
     from peft_arena.store.tables import all_tables
 
     tables = all_tables(_records(result))
@@ -106,7 +123,7 @@ def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     gaps = [(gap.who, gap.what, gap.kind, gap.reason) for gap in result.evidence.gaps]
     columns = dict.fromkeys(("who", "what", "kind", "reason"), pl.String)
     tables["gaps"] = pl.DataFrame(gaps, schema=columns, orient="row")
-    return tables
+    return {**tables, **geometry_tables(result)}
 
 
 def _records(result: StudyResult) -> list[RunRecords]:

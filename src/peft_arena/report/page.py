@@ -10,6 +10,7 @@ from typing import Any
 from peft_arena.analyze.compare import TradeOff
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.figures import MANY, Drawn
+from peft_arena.report.geometry import GEOMETRY, geometry_section
 from peft_arena.report.headline import caveats, headline, uncompared
 from peft_arena.report.markup import Markup, escape, join, table, tag
 from peft_arena.report.numbers import listed
@@ -23,6 +24,7 @@ from peft_arena.report.page_tables import (
     pairs_table,
     tasks_table,
 )
+from peft_arena.report.svg import captioned
 
 _MOST_TRADES = 8
 NOTES = (
@@ -143,7 +145,7 @@ def _target_sections(
     result: StudyResult, target: TargetResult, drawn: Sequence[tuple[Drawn, Markup]], suffix: str
 ) -> list[tuple[str, str, Markup]]:
     number = result.targets.index(target) + 1
-    shown = {figure.name.split("-", 1)[0]: _figure(figure, image) for figure, image in drawn}
+    shown = {figure.name.split("-", 1)[0]: captioned(figure, image) for figure, image in drawn}
     empty = Markup("")
     arms = join([shown.get("tradeoff", empty), main_table(target), _trades(target)])
     sections = [(f"arms-{number}", f"Gain and retention{suffix}", arms)]
@@ -166,14 +168,12 @@ def _target_sections(
         few = len(target.arms) <= MANY
         curves = shown["curves"] if few else tag("details", tag("summary", "Every arm's curve"), shown["curves"])
         sections.append((f"curves-{number}", f"Learning curves{suffix}", curves))
+    if target.geometry is not None:
+        images = [(figure, image) for figure, image in drawn if figure.name.startswith(GEOMETRY)]
+        sections.append((f"geometry-{number}", f"Why: geometry{suffix}", geometry_section(target, images)))
     if target.comparisons:
         sections.append((f"pairs-{number}", f"Arm against arm{suffix}", _pairs(target)))
     return sections
-
-
-def _figure(drawn: Drawn, image: Markup) -> Markup:
-    wide = "single" if drawn.canvas.get_figwidth() < 9 else "wide"
-    return tag("figure", image, tag("figcaption", drawn.caption), class_=wide)
 
 
 def _trades(target: TargetResult) -> Markup:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from peft_arena.report.figures import Drawn, style
-from peft_arena.report.markup import Markup, escape
+from peft_arena.report.markup import Markup, escape, tag
 
 _NO_DATE = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -32,6 +32,12 @@ def inline_svg(drawn: Drawn, text: str) -> Markup:
     body = body.replace("url(#", f"url(#{drawn.name}_")
     body = re.sub(r'xlink:href="#', f'href="#{drawn.name}_', body)
     return Markup(f"{head}>{body.strip()}")
+
+
+def captioned(drawn: Drawn, image: Markup) -> Markup:
+    """Return a figure for a page with its caption below, as wide as it was drawn."""
+    wide = "single" if drawn.canvas.get_figwidth() < 9 else "wide"
+    return tag("figure", image, tag("figcaption", drawn.caption), class_=wide)
 
 
 def svg_text(drawn: Drawn) -> str:
