@@ -60,6 +60,12 @@ def run_summary(run: RunDirectory) -> Row:
             for record in run.evaluations()
             for measure in record.metrics
         ],
+        "geometry": [
+            {"point": f"{record.step}-{record.factor:g}", "what": record.what}
+            | measure.model_dump(include={"metric", "value", "unit", "n", "stderr"})
+            for record, _ in run.geometries()
+            for measure in record.summary
+        ],
         "events": [{key: event[key] for key in event if key != "traceback"} for event in run.events()[-8:]],
     }
 

@@ -19,12 +19,31 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train one run without a study file.", no_args_is_help=True)
 app.add_typer(train_app, name="train")
+geometry_app = typer.Typer(
+    help="Compare checkpoints with their pretrained model: why a method forgets.", no_args_is_help=True
+)
+app.add_typer(geometry_app, name="geometry")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Runs directory.", envvar="PEFT_ARENA_RUNS")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key of the study: key.path=value.")]
 StudyName = Annotated[str, typer.Argument(help="A study file, or the name of a shipped study.")]
 RUNS = Path("runs")
+Tuned = Annotated[
+    list[str], typer.Option("--tuned", help="RUN, RUN@STEP, or a directory with an adapter or a model; repeatable.")
+]
+Base = Annotated[str | None, typer.Option("--base", help="The pretrained model; needed for directories.")]
+GeometryOut = Annotated[Path, typer.Option("--out", help="Directory for records, tables and figures.")]
+Modules = Annotated[str | None, typer.Option(help="Module names or last parts of them, separated by commas.")]
+Layers = Annotated[str | None, typer.Option(help="Only these blocks, from 0: 0,5,9 or 4-7.")]
+Factor = Annotated[float, typer.Option(help="How far along the method's path: 0 pretrained, 1 trained.")]
+DType = Annotated[str, typer.Option(help="float32 or bfloat16: type of the model that directories belong to.")]
+General = Annotated[list[str], typer.Option("--general", help="A task or a txt, jsonl or json file; repeatable.")]
+Target = Annotated[list[str], typer.Option("--target", help="The same, of what was trained for.")]
+Prompts = Annotated[int | None, typer.Option(min=1, help="Most prompts of each set.")]
+MaxLength = Annotated[
+    int | None, typer.Option(min=1, help="Longest prompt in tokens; longer ones are cut and counted.")
+]
 
 
 class What(StrEnum):
@@ -185,6 +204,72 @@ def evaluate(
     console.show_table(rows, as_json, title=point)
 
 
+@geometry_app.command("spectra")
+def geometry_spectra(
+    tuned: Tuned,
+    out: GeometryOut,
+    base: Base = None,
+    runs: Runs = RUNS,
+    modules: Modules = None,
+    layers: Layers = None,
+    factor: Factor = 1.0,
+    dtype: DType = "float32",
+    precision: Annotated[str | None, typer.Option(help="float32 or float64: type of the arithmetic.")] = None,
+    alignment: Annotated[str | None, typer.Option(help="free: for rotations; all: by a second SVD for all.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Where decompositions are kept; none for nowhere.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure weight-space spectra: profiles, ranks, alignment, norms and singular values of the weight changes."""
+    settings = {"modules": _names(modules), "layers": _blocks(layers), "precision": precision, "alignment": alignment}
+    _geometry("spectra", settings, tuned, out, base, runs, factor, dtype, as_json, cache=cache)
+
+
+@geometry_app.command("drift")
+def geometry_drift(
+    tuned: Tuned,
+    out: GeometryOut,
+    general: General,
+    target: Target,
+    base: Base = None,
+    runs: Runs = RUNS,
+    modules: Modules = None,
+    layers: Layers = None,
+    factor: Factor = 1.0,
+    dtype: DType = "float32",
+    prompts: Prompts = None,
+    max_length: MaxLength = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what the weight changes do to the inputs that general and target prompts cause in the base model."""
+    settings = {"modules": _names(modules), "layers": _blocks(layers), "prompts": prompts, "max_length": max_length}
+    _geometry("drift", settings, tuned, out, base, runs, factor, dtype, as_json, general=general, target=target)
+
+
+@geometry_app.command("activations")
+def geometry_activations(
+    tuned: Tuned,
+    out: GeometryOut,
+    general: General,
+    target: Target,
+    base: Base = None,
+    runs: Runs = RUNS,
+    modules: Annotated[str | None, typer.Option(help="Module names; eight of two blocks unless given.")] = None,
+    layers: Layers = None,
+    factor: Factor = 1.0,
+    dtype: DType = "float32",
+    prompts: Prompts = None,
+    max_length: MaxLength = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of each set.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure how outputs of modules moved (CKA, Procrustes, angles), and the KL divergence from the base model."""
+    chosen = {"modules": _names(modules), "layers": _blocks(layers)}
+    settings: dict[str, Any] = {**chosen, "prompts": prompts, "max_length": max_length, "tokens": tokens}
+    if any(value is not None for value in chosen.values()):
+        settings["preset"] = "none"
+    _geometry("activations", settings, tuned, out, base, runs, factor, dtype, as_json, general=general, target=target)
+
+
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Check this machine: packages, devices, memory, disk, hub, wheels, caches."""
@@ -200,6 +285,56 @@ def _study(name: str, overrides: list[str] | None) -> Any:
     from peft_arena.execute.study import find_study, read_study
 
     return read_study(find_study(name), overrides or [])
+
+
+def _geometry(
+    what: Any,
+    settings: dict[str, Any],
+    tuned: list[str],
+    out: Path,
+    base: str | None,
+    runs: Path,
+    factor: float,
+    dtype: str,
+    as_json: bool,
+    *,
+    general: list[str] | None = None,
+    target: list[str] | None = None,
+    cache: Path | None = None,
+) -> None:
+    from peft_arena import console
+    from peft_arena.execute.geometry_command import geometry_spec, measure_points
+
+    spec = geometry_spec(what, settings, general or (), target or ())
+    records = measure_points(
+        tuned,
+        spec,
+        out,
+        runs=runs,
+        base=base,
+        dtype=dtype,
+        factor=factor,
+        cache=cache,
+        bar=lambda: console.bar(f"geometry {what}", quiet=as_json),
+    )
+    console.show_geometry(records, out, as_json)
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _blocks(text: str | None) -> list[int] | None:
+    """Read block numbers: ``0,5`` or ``4-7``."""
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UserError(f"--layers takes block numbers such as 0,5 or 4-7, got '{text}'")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = False) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from peft_arena.execute.plan import RunPlan
     from peft_arena.execute.run import StudyOutcome
     from peft_arena.execute.study import Study
+    from peft_arena.store.records import GeometryRecord
 
 Row = Mapping[str, Any]
 WIDE = 160
@@ -115,6 +117,46 @@ def show_value(value: Mapping[str, Any], as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     for line in _lines(value, 0):
         console.print(line, markup=False)
+
+
+@contextmanager
+def bar(title: str, quiet: bool) -> Iterator[Callable[[float, str], None]]:
+    """Show a progress bar on standard error while the block works; it gives what moves the bar.
+
+    Args:
+        title: what is being done.
+        quiet: show nothing.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[what]}"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as progress:
+        task = progress.add_task(title, total=1.0, what="")
+        yield lambda done, what: progress.update(task, completed=done, what=what)
+
+
+def show_geometry(records: Sequence[GeometryRecord], out: Path, as_json: bool) -> None:
+    """Print what was measured of some checkpoints, a line for each quantity."""
+    if as_json:
+        show_json([record.model_dump(mode="json") for record in records])
+        return
+    for record in records:
+        at = "" if record.step is None else f" at step {record.step}"
+        rows = [
+            {
+                "quantity": measure.metric,
+                "value": measure.value,
+                "stderr": measure.stderr,
+                "n": measure.n,
+                "unit": measure.unit,
+            }
+            for measure in record.summary
+        ]
+        show_table(rows, as_json=False, title=f"{record.subject}{at}, factor {record.factor:g}")
+        absent = [f"{measure.metric}: {measure.how}" for measure in record.summary if measure.value is None]
+        for line in absent:
+            Console(highlight=False).print(line, markup=False)
+    Console(highlight=False).print(f"records and figures: {out}; open {out / 'geometry.html'}", markup=False)
 
 
 def show_plan(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:

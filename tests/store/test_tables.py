@@ -5,8 +5,8 @@ import pytest
 
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec, Schedule, TaskSpec, TrainSpec
-from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, LogEntry, RunRecord, TrainingRecord
 from peft_arena.store.reading import read_record
+from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, LogEntry, RunRecord, TrainingRecord
 from peft_arena.store.store import Store
 from peft_arena.store.tables import COSTS, CURVES, ITEMS, METRICS, RUNS, RunRecords, all_tables
 

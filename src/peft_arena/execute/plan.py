@@ -8,6 +8,7 @@ from functools import partial
 from typing import Literal
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
 from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
@@ -49,6 +50,11 @@ def evaluation_name(spec: EvalSpec, step: int | None) -> str:
     """Return how a plan and the event log call an evaluation; the step is None while it is not known."""
     at = "" if step is None else f" at step {step}"
     return f"evaluate {spec.task.name} {spec.id}{at}"
+
+
+def geometry_name(spec: GeometrySpec) -> str:
+    """Return how a plan and the event log call a measurement of the geometry."""
+    return f"geometry {spec.key}"
 
 
 def plan(study: Study, store: Store) -> list[RunPlan]:
@@ -93,6 +99,10 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
         for point in points:
             wanted.append((evaluation_name(spec, point.step), *_check(partial(_evaluated, run, point, spec))))
     wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
+    final = None if problem else run.final_point()
+    for part in study.geometry(run.spec):
+        found = (False, "") if final is None else _check(partial(_measured, run, final, part))
+        wanted.append((geometry_name(part), *found))
     stages = []
     for what, done, problem in wanted:
         state: State = "done" if done else "failed" if problem else "running" if running else "missing"
@@ -100,6 +110,10 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
             state, problem = "failed", failures[what]
         stages.append(Stage(what, state, problem))
     return tuple(stages)
+
+
+def _measured(run: RunDirectory, point: Point, spec: GeometrySpec) -> bool:
+    return run.geometry(point, spec.key) is not None
 
 
 def _evaluated(run: RunDirectory, point: Point, spec: EvalSpec) -> bool:

@@ -42,6 +42,7 @@ def orders_for(study: Study, store: Store, execution: Execution) -> list[Order]:
                 root=store.root.resolve(),
                 run=item.run,
                 evaluations=tuple(study.evaluations(item.run)),
+                geometry=tuple(study.geometry(item.run)),
                 at_save_points=study.file.evaluate_at == "save_points",
                 eval_batch_size=execution.eval_batch_size,
                 resume_every=execution.resume_every,

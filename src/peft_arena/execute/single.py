@@ -8,13 +8,12 @@ from typing import Any
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec
+from peft_arena.core.specs import EvalSpec
 from peft_arena.core.yamlfile import parse_scalar
+from peft_arena.execute.points import find_point
 from peft_arena.execute.run import StudyOutcome, run_study
 from peft_arena.execute.study import Study, study_from, task_spec
-from peft_arena.methods.registry import BASE
-from peft_arena.models.load import PACKAGED, pin
-from peft_arena.store.store import RunDirectory, Store
+from peft_arena.store.store import Store
 
 SECTIONS = ("config", "train", "task", "model", "seed")
 
@@ -122,7 +121,7 @@ def evaluate_point(
         build(EvalSpec, {"task": task_spec(name, {}, "--tasks"), "items": items, "split": split}, where="eval")
         for name in tasks
     ]
-    run, step = _find(point, runs, dtype)
+    run, step = find_point(point, runs, dtype)
     from peft_arena.execute.work import evaluate_run
 
     records = evaluate_run(run, step, specs, batch_size)
@@ -134,33 +133,6 @@ def evaluate_point(
 
 
 _SHOWN = ("metric", "value", "unit", "stderr", "n", "unscored")
-
-
-def _find(point: str, runs: Path, dtype: str) -> tuple[RunDirectory, int]:
-    name, _, step_text = point.partition("@")
-    store = Store(runs)
-    if name in PACKAGED or "/" in name:
-        if step_text:
-            raise UserError(f"'{point}' names a step, and a base model has none")
-        spec = RunSpec(model=pin(build(ModelSpec, {"name": name, "dtype": dtype})), method=MethodSpec(name=BASE))
-        return store.run(spec), 0
-    run = store.find(name)
-    if run.spec.is_base:
-        if step_text not in {"", "0"}:
-            raise UserError(f"run {run.run_id} is a base model: it has no step {step_text}")
-        return run, 0
-    steps = run.steps()
-    training = run.training()
-    if not step_text:
-        if training is None:
-            known = ", ".join(map(str, steps)) or "none"
-            raise UserError(
-                f"run {run.run_id} is not trained to its end; name a step: {run.run_id}@STEP. Known: {known}"
-            )
-        return run, training.steps
-    if not step_text.isdigit() or int(step_text) not in steps:
-        raise UserError(f"run {run.run_id} has no step '{step_text}'. Known: {', '.join(map(str, steps)) or 'none'}")
-    return run, int(step_text)
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:

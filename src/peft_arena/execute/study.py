@@ -11,10 +11,12 @@ from pydantic import Field
 
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
 from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
 from peft_arena.execute.budget import Budget, Sizer, Spent
-from peft_arena.methods.base import Capability, Method
+from peft_arena.execute.geometry_entry import GeometryEntry, GeometryPlan
+from peft_arena.methods.base import Capability, Method, has_weights
 from peft_arena.methods.registry import BASE, METHODS, make_method, method_of
 from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
 from peft_arena.models.load import pin
@@ -85,6 +87,8 @@ class StudyFile(Spec):
     arms: tuple[ArmEntry, ...] = Field(min_length=1)
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
     evaluate_at: Literal["final", "save_points"] = "final"
+    geometry: GeometryEntry | None = None
+    """What is measured of the geometry of every run's final weights."""
     execution: Execution = Execution()
 
 
@@ -111,6 +115,7 @@ class Study:
     arms: tuple[Arm, ...]
     targets: tuple[EvalSpec, ...]
     retention: tuple[EvalSpec, ...]
+    geometry_plan: GeometryPlan | None = None
 
     def runs(self) -> list[RunSpec]:
         """Return every run, the base model first, refused arms left out."""
@@ -122,6 +127,16 @@ class Study:
             return [*self.targets, *self.retention]
         own = [spec for spec in self.targets if spec.task == run.train.task]
         return [*own, *self.retention]
+
+    def geometry(self, run: RunSpec) -> list[GeometrySpec]:
+        """Return what is measured of the geometry of a run's final weights; nothing for the base.
+
+        What needs weights is left out for methods that have none of their own, such as prompts.
+        """
+        if run.train is None or self.geometry_plan is None:
+            return []
+        weights = has_weights(method_of(run.method).card)
+        return [spec for spec in self.geometry_plan.specs(run.train.task) if weights or not spec.needs_weights]
 
 
 def find_study(name: str) -> Path:
@@ -195,7 +210,12 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
             raise UserError(
                 f"task '{spec.task.name}' is asked for twice, as target or retention (in {path or 'study'})"
             )
-    return Study(file=file, base=base, arms=arms, targets=targets, retention=retention)
+    geometry = None
+    if file.geometry is not None:
+        geometry = GeometryPlan(file.geometry, retention, task_spec, reader.locate)
+        for spec in targets:
+            geometry.specs(spec.task)
+    return Study(file=file, base=base, arms=arms, targets=targets, retention=retention, geometry_plan=geometry)
 
 
 def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:

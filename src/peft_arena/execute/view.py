@@ -20,5 +20,8 @@ def view_of(study: Study) -> StudyView:
         ),
         retention=study.retention,
         every_save_point=study.file.evaluate_at == "save_points",
+        geometry={run.run_id: tuple(spec.key for spec in study.geometry(run)) for arm in study.arms for run in arm.runs}
+        if study.geometry_plan is not None
+        else {},
         refused=tuple(Refusal(label=arm.label, reason=arm.refused) for arm in study.arms if arm.refused),
     )

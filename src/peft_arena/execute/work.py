@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 from filelock import Timeout
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, RunSpec
-from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name
+from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name, geometry_name
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
@@ -52,6 +53,8 @@ class Order:
     root: Path
     run: RunSpec
     evaluations: tuple[EvalSpec, ...]
+    geometry: tuple[GeometrySpec, ...]
+    """What is measured of the final weights' geometry."""
     at_save_points: bool
     """Evaluate every save point, not only the last."""
     eval_batch_size: int | None
@@ -143,6 +146,13 @@ class _Worker:
         if self.run.cost("inference") is None:
             seen = [_of_tasks(measure, evaluated) for measure in memory.measures]
             self._stage(COST_INFERENCE, lambda: self._inference_cost(seen))
+        for part in self.order.geometry:
+            try:
+                self._geometry(part)
+            except UserError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
         return False
 
     def _steps(self) -> tuple[int, ...]:
@@ -243,6 +253,21 @@ class _Worker:
             raise
         self._stage(name, lambda: point.evaluate(spec, self.order.eval_batch_size, progress=False))
         return True
+
+    def _geometry(self, spec: GeometrySpec) -> None:
+        """Measure one part of the final weights' geometry unless its record is there."""
+        from peft_arena.execute.geometry import measure_run
+
+        name = geometry_name(spec)
+        final = self.run.final_point()
+        assert final is not None, "the run is trained"
+        try:
+            if self.run.geometry(final, spec.key) is not None:
+                return
+        except UserError as error:
+            self._failed(name, str(error))
+            raise
+        self._stage(name, lambda: measure_run(self.run, final, spec, lambda done, what: self.report(name, done, what)))
 
     def _inference_cost(self, memory: Sequence[Measure]) -> None:
         from peft_arena.cost.record import inference_cost
