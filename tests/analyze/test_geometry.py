@@ -18,6 +18,7 @@ from peft_arena.analyze.geometry import (
 )
 from peft_arena.analyze.profiles import by_kind, kind_of, module_profiles, moving_average, short_names, window_of
 from peft_arena.analyze.study import analyze_study
+from peft_arena.core.quantities import QUANTITIES
 from tests.analyze.synthetic import RETENTION, Truth, build_synthetic
 from tests.analyze.synthetic_geometry import KEYS, KINDS, add_geometry, make_arrays, make_record
 
@@ -187,6 +188,20 @@ def test_few_arms_have_a_coefficient_but_no_interval():
     assert found.pearson.low is found.pearson.p is found.pearson.p_corrected is None
 
 
+def test_quantities_count_as_looked_at_where_only_the_gain_is_known():
+    points = [Point(str(place), {"m": float(place), "n": float(-place)}, None, place**2.0) for place in range(5)]
+    geometry = TargetGeometry((), correlate(points, ["m", "n"], seed=0, draws=50))
+    assert geometry.looked_at == 2
+    assert geometry.least_p == pytest.approx(2 / 120)
+
+
+def test_a_perfect_correlation_has_the_least_p_there_can_be():
+    points = [Point(str(place), {"m": place + 2.0**place}, place + 2.0**place, None) for place in range(5)]
+    geometry = TargetGeometry((), correlate(points, ["m"], seed=0, draws=50))
+    assert geometry.correlations[0].pearson.p_corrected == geometry.least_p == pytest.approx(1 / 120)
+    assert TargetGeometry((), correlate(points[:3] * 2, ["m"], seed=0, draws=50)).least_p is None
+
+
 def test_profiles_are_read_by_module_and_averaged_by_kind():
     arrays = make_arrays(0.1, blocks=3, directions=20).sample(fraction=1.0, shuffle=True, seed=0)
     modules = module_profiles(arrays)
@@ -223,3 +238,6 @@ def test_names():
     assert metric_name("global_l2_relative").title == "relative L2 norm, all parameters"
     assert metric_name("pca_distance_32_general").part == "activations"
     assert metric_name("of_another_version").known is None
+    for name in QUANTITIES:
+        assert metric_name(name) == (name, "", False), "log_norm_ratio is no ratio of two prompt sets"
+        assert metric_name(f"{name}_ratio")[:2] == (name, "ratio")

@@ -3,21 +3,25 @@
 import base64
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import polars as pl
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure as Canvas
 
+from peft_arena.analyze.correlate import Point, correlate
 from peft_arena.analyze.geometry import ArmGeometry, TargetGeometry, make_run
 from peft_arena.analyze.profiles import moving_average, window_of
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.errors import UserError
 from peft_arena.report.build import build_report
 from peft_arena.report.figures import look, style
-from peft_arena.report.geometry import geometry_figures, value_text, write_geometry_page
+from peft_arena.report.geometry import correlation_table, geometry_figures, value_text, write_geometry_page
 from peft_arena.report.geometry_charts import every_chart
-from peft_arena.report.geometry_lines import DASHES, depth_figure, grid_figure, profile_figure, spread
-from peft_arena.report.geometry_points import correlation_figure, drift_figure, kl_figure
+from peft_arena.report.geometry_lines import DASHES, depth_figure, grid_figure, legend_above, profile_figure, spread
+from peft_arena.report.geometry_points import correlation_figure, drift_figure, kl_figure, narrow_log
 from tests.analyze.synthetic import Truth, build_synthetic
 from tests.analyze.synthetic_geometry import KINDS, add_geometry, make_arrays, make_record
 from tests.report.test_report import HOSTILE, Page
@@ -76,7 +80,7 @@ def test_the_table_shows_means_and_never_a_number_for_a_method_without_weights(m
     table = own[own.index("Geometry of every arm") :]
     rows = {row[: row.index("<")]: row for row in table.split('<th scope="row">')[1:]}
     cells = re.findall(r'<td class="num"[^>]*>(.*?)</td>', rows["lora"])
-    assert cells[:2] == ["2", "0.0475<small>0.045–0.05</small>"]
+    assert cells[:2] == ["2", "0.095<small>0.09–0.1</small>"]
     cells = re.findall(r'<td class="num"[^>]*>(.*?)</td>', rows["prompt"])
     assert [re.sub("<.*?>", "", cell) for cell in cells[1:8]] == ["n/a"] * 7
     assert not any("n/a" in cell for cell in cells[8:])
@@ -108,6 +112,44 @@ def test_the_summary_and_the_tables_hold_the_numbers(made):
     assert row["spearman"] == pytest.approx(entry["spearman"]["value"])
     assert row["spearman_p_corrected"] == pytest.approx(entry["spearman"]["p_corrected"])
     assert row["runs"] == 12
+
+
+def test_totals_of_a_model_are_in_the_table_of_everything(made):
+    table = pl.read_csv(made[0] / "tables" / "geometry.csv").filter(pl.col("quantity") == "global_l2_relative")
+    assert table["arm"].n_unique() == 5
+    lora = table.filter(pl.col("arm") == "lora").sort("seed")
+    assert lora["value"].to_list() == pytest.approx([0.09, 0.1])
+
+
+def test_a_number_says_what_it_is_a_mean_of(made):
+    own = section((made[0] / "index.html").read_text())
+    assert 'title="2 runs; mean over modules">0.095' in own
+
+
+def test_correlations_with_the_gain_say_their_own_number_of_runs():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(3, 6))
+    points = [Point(str(n), {"kl_general": x}, y if n < 4 else None, z) for n, (x, y, z) in enumerate(values.T)]
+    cells = re.findall("<td[^>]*>(.*?)</td>", table_of(points))
+    assert cells[:2] == ["4 to 6", "4 to 6"]
+    assert "forgetting: 4 runs of 4 arms, 2 runs left out" in table_of(points)
+    points = [Point(point.arm, point.values, None, point.gain) for point in points]
+    assert re.findall("<td[^>]*>(.*?)</td>", table_of(points))[:2] == ["6", "6"]
+
+
+def test_of_few_arms_the_table_says_that_nothing_can_be_significant():
+    points = [Point(str(n), {"kl_general": n + 2.0**n}, n + 2.0**n, None) for n in range(8)]
+    assert "even a perfect" not in table_of(points[:4])
+    assert "even a perfect correlation would have a corrected p of 0.083" in table_of(points[:4], copies=2)
+    assert "even a perfect" not in table_of(points, copies=2)
+
+
+def table_of(points, copies=1):
+    metrics = [f"kl_general{'_' * copy}" for copy in range(copies)]
+    points = [
+        Point(one.arm, dict.fromkeys(metrics, one.values["kl_general"]), one.forgetting, one.gain) for one in points
+    ]
+    return correlation_table(TargetGeometry((), correlate(points, metrics, seed=0, draws=50)))
 
 
 def test_missing_records_are_listed_as_gaps(made):
@@ -210,6 +252,44 @@ def test_lines_differ_in_grey_too(geometry):
     lines = figure.canvas.axes[0].get_lines()
     assert len({(line.get_marker(), str(line.get_linestyle())) for line in lines}) == len(lines) == 5
     assert len({(look(place)[1], place % len(DASHES)) for place in range(60)}) == 60
+
+
+def test_the_names_above_panels_have_the_dashes_of_their_lines(geometry):
+    canvas = drawn(depth_figure, geometry, NAMED, "x", "stable_rank").canvas
+    shown = canvas.legends[0].get_lines()
+    assert [line._unscaled_dash_pattern for line in shown] == [
+        line._unscaled_dash_pattern for line in canvas.axes[0].get_lines()
+    ]
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize("label", ["a12", "lora lr=1e-3", "W" * 30])
+def test_the_names_above_panels_fit_the_figure(label, lines):
+    canvas = Canvas(figsize=(10.4, 4.3), layout="constrained")
+    FigureCanvasAgg(canvas)
+    canvas.subplots(1, 2)
+    with style():
+        legend_above(canvas, [ArmGeometry(label, place, ()) for place in range(12)], lines)
+        canvas.draw_without_rendering()
+    assert canvas.legends[0].get_window_extent().x1 <= canvas.bbox.x1
+
+
+@pytest.mark.parametrize("span", [30, 40, 100, 1000, 1e6])
+def test_labels_of_a_narrow_logarithmic_axis_stay_apart(span):
+    canvas = Canvas(figsize=(2.4, 2.4))
+    FigureCanvasAgg(canvas)
+    axis = canvas.subplots()
+    values = [0.16, 0.16 * span]
+    axis.plot(values, [0, 1])
+    narrow_log(axis, values)
+    axis.tick_params(labelsize=8.5)
+    canvas.draw_without_rendering()
+    low, high = axis.get_xlim()
+    found = [tick.label1 for tick in axis.xaxis.get_major_ticks() if low <= tick.get_loc() <= high]
+    boxes = [label.get_window_extent() for label in found if label.get_text()]
+    assert len(boxes) >= 2
+    assert all(one.x1 < other.x0 for one, other in pairwise(boxes))
+    assert not any(tick.label1.get_text() for tick in axis.xaxis.get_minor_ticks())
 
 
 def test_the_grid_has_a_row_for_each_arm_and_leaves_out_what_is_not_there(geometry):

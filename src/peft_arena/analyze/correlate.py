@@ -141,7 +141,8 @@ def _one(points: Sequence[Point], metric: str, outcome: Outcome, seed: int, draw
 
 def _why_not(x: Array, y: Array, outcome: Outcome) -> str:
     if len(x) < FEWEST_RUNS:
-        return f"{len(x)} runs have both numbers; a correlation needs {FEWEST_RUNS}"
+        have = "1 run has" if len(x) == 1 else f"{len(x)} runs have"
+        return f"{have} both numbers; a correlation needs {FEWEST_RUNS}"
     if _constant(x):
         return "the quantity is the same in all runs"
     if _constant(y):
@@ -209,6 +210,11 @@ def _ranks_in_draws(values: Array, weights: Array) -> Array:
     below = (values[:, None] < values[None, :]).astype(np.float64)
     equal = (values[:, None] == values[None, :]).astype(np.float64)
     return weights @ (below + 0.5 * equal) + 0.5
+
+
+def least_p(arms: int) -> float:
+    """Return the least p-value, not corrected, that a permutation of so many arms can have."""
+    return 1 / math.factorial(arms) if arms <= _EXACT else 1 / (1 + PERMUTATIONS)
 
 
 def _permuted(x: Array, y: Array, seed: int) -> float | None:

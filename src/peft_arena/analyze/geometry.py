@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from peft_arena.analyze.correlate import Correlation, Point, correlate
+from peft_arena.analyze.correlate import OUTCOMES, Correlation, Point, correlate, least_p
 from peft_arena.analyze.effects import ArmEffects, oriented, retention_contrast, unit_of
 from peft_arena.analyze.evidence import Evidence, Gap, RunEvidence
 from peft_arena.analyze.paired import Contrast, Resamples
 from peft_arena.analyze.profiles import Profile, by_kind, kind_of, mean_profile, module_profiles, window_of
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
-from peft_arena.core.quantities import Quantity, quantity_of
+from peft_arena.core.quantities import QUANTITIES, Quantity, quantity_of
 from peft_arena.store.geometry import read_profiles
 from peft_arena.store.records import GeometryRecord
 from peft_arena.store.store import RunDirectory, Store
@@ -32,7 +32,7 @@ NOT_MEASURED = "not measured yet"
 PROMPTS = ("general", "target", "ratio")
 GLOBAL = "global_"
 MAIN = (
-    "l2_relative",
+    "global_l2_relative",
     "stable_rank",
     "entropy_rank",
     "deviation_mean",
@@ -84,7 +84,8 @@ class MetricName(NamedTuple):
 def metric_name(metric: str) -> MetricName:
     """Read the name of a metric: ``kl_general`` is ``kl`` on general prompts, ``global_l2`` the norm of everything."""
     stem, _, end = metric.rpartition("_")
-    prompts = end if end in PROMPTS and stem else ""
+    itself = metric.removeprefix(GLOBAL) in QUANTITIES  # log_norm_ratio is no ratio of two prompt sets
+    prompts = end if end in PROMPTS and stem and not itself else ""
     quantity = stem if prompts else metric
     return MetricName(quantity.removeprefix(GLOBAL), prompts, quantity.startswith(GLOBAL))
 
@@ -215,8 +216,18 @@ class TargetGeometry:
 
     @property
     def looked_at(self) -> int:
-        """How many quantities were correlated with forgetting."""
-        return sum(found.outcome == "forgetting" and found.pearson is not None for found in self.correlations)
+        """How many quantities were correlated with forgetting or with the gain."""
+        return len({found.metric for found in self.correlations if found.pearson is not None})
+
+    @property
+    def least_p(self) -> float | None:
+        """Least corrected p-value that any quantity could have had; None without p-values.
+
+        It is that of a perfect correlation: few arms have few permutations, and the correction multiplies.
+        """
+        tested = [found for found in self.correlations if found.pearson is not None and found.pearson.p is not None]
+        arms = {outcome: [found.arms for found in tested if found.outcome == outcome] for outcome in OUTCOMES}
+        return min((min(1.0, len(each) * least_p(max(each))) for each in arms.values() if each), default=None)
 
     def summary(self) -> dict[str, Any]:
         """Return JSON values: every arm's means and every correlation."""

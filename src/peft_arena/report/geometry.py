@@ -10,7 +10,7 @@ from peft_arena.analyze.correlate import Coefficient, Correlation
 from peft_arena.analyze.geometry import MAIN, NOT_APPLICABLE, ArmGeometry, TargetGeometry, make_run, metric_name
 from peft_arena.core.errors import UserError
 from peft_arena.report.markup import Markup, cell, join, table, tag
-from peft_arena.report.numbers import MINUS, NONE, p_text, plain
+from peft_arena.report.numbers import MINUS, NONE, p_text, plain, span_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -134,9 +134,12 @@ def geometry_table(geometry: TargetGeometry) -> Markup:
         for arm in geometry.arms
     ]
     note = (
-        "Mean over runs (seeds); small: least to most. Each run's number is a mean over its modules; KL is one over "
-        f"tokens. n/a: the method has no weights of its own. {NONE}: not there, point at it for the reason. Formulas "
-        "stand in the headings' hover texts."
+        "Mean over runs (seeds); small: least to most. Each run's number is a mean over modules: norms, ranks, "
+        "deviation and adaptation over the linear layers that the method changed, so those of a method that leaves "
+        "many layers alone look large; drift over all linear layers, an unchanged one counting as 0; activations over "
+        "those measured; general ÷ target is the mean of the layers' own ratios, over changed layers; KL is one over "
+        f"tokens. n/a: the method has no weights of its own. {NONE}: not there, point at it for the reason. Point at "
+        "a number for how it was obtained, at a heading for the formula."
     )
     return table("Geometry of every arm", head, rows, "main", note)
 
@@ -152,7 +155,9 @@ def _mean_cell(arm: ArmGeometry, metric: str) -> Markup:
         text = "n/a" if found.reason == NOT_APPLICABLE else NONE
         return cell(tag("span", text, class_="none"), title=found.reason)
     span = f"{value_text(found.low, 2)}–{value_text(found.high, 2)}" if found.runs > 1 else ""
-    return cell(join([value_text(found.value), tag("small", span)]), title=f"{found.runs} runs")
+    how = next(known.how for run in arm.runs if (known := run.measures.get(metric)) and known.value is not None)
+    runs = "1 run" if found.runs == 1 else f"{found.runs} runs"
+    return cell(join([value_text(found.value), tag("small", span)]), title=f"{runs}; {how}")
 
 
 def correlation_table(geometry: TargetGeometry) -> Markup:
@@ -188,24 +193,39 @@ def _correlation_rows(
     rows = []
     for metric in metrics:
         both = by_metric[metric]
-        kept = both["forgetting"]
-        out = f"{kept.left_out} runs left out: they lack one of the two numbers" if kept.left_out else None
+        used = [found for found in both.values() if found.pearson is not None]
+        told = "; ".join(
+            f"{one.outcome}: {one.runs} runs of {one.arms} arms, {one.left_out} runs left out that lack a number"
+            for one in used
+        )
         rows.append(
             [
                 _heading(metric),
-                cell(kept.runs, title=out),
-                cell(kept.arms),
+                cell(span_of([one.runs for one in used]), title=told),
+                cell(span_of([one.arms for one in used]), title=told),
                 *(part for name in ("forgetting", "gain") for part in _coefficient_cells(both[name])),
             ]
         )
     looked = geometry.looked_at
     text = (
-        f"{looked} quantities were looked at; every p-value is of a permutation of the arms and Holm-corrected over "
-        "them. Brackets: uncorrected 95 % intervals that resample whole arms, as seeds of one arm are not independent "
-        "methods. Bold: corrected p below 0.05. A correlation over few methods is not a cause: a method that changes "
-        "more of anything tends to forget more, and gains more."
+        f"{looked} quantities were looked at; every p-value is of a permutation of the arms' means and Holm-corrected "
+        "over the quantities, each column for itself. Brackets: uncorrected 95 % intervals that resample whole arms, "
+        "as seeds of one arm are not independent methods; below four arms there are neither. Bold: corrected p below "
+        "0.05. A correlation over few methods is not a cause: a method that changes more of one thing often changes "
+        f"more of everything.{_out_of_reach(geometry)}"
     )
     return table(caption, head, rows, "geometry", text if note else "")
+
+
+def _out_of_reach(geometry: TargetGeometry) -> str:
+    """Say so where so few arms were compared that even a perfect correlation would not be significant."""
+    least = geometry.least_p
+    if least is None or least < 0.05:
+        return ""
+    return (
+        f" With so few arms even a perfect correlation would have a corrected p of {p_text(least)}: this table can "
+        "suggest what to look at, not show it."
+    )
 
 
 def _coefficient_cells(found: Correlation) -> list[Markup]:
@@ -249,7 +269,7 @@ def _long_schema() -> dict[str, Any]:
 
 
 def _long_rows(label: str, geometry: TargetGeometry) -> list[tuple[Any, ...]]:
-    """Return a row for each value of each record, and one for each part a run has no record of."""
+    """Return a row for each value and each total of each record, and one for each part a run has no record of."""
     rows: list[tuple[Any, ...]] = []
     for run in (run for arm in geometry.arms for run in arm.runs):
         start = (label, run.run_id, run.label, run.seed)
@@ -257,6 +277,11 @@ def _long_rows(label: str, geometry: TargetGeometry) -> list[tuple[Any, ...]]:
             for row in record.rows:
                 place = (part, row.module, row.block, row.prompts)
                 rows += [(*start, *place, name, value, row.reasons.get(name, "")) for name, value in row.values.items()]
+            rows += [
+                (*start, part, "", None, "", total.metric, total.value, "" if total.value is not None else total.how)
+                for total in record.summary
+                if metric_name(total.metric).total
+            ]
         rows += [(*start, part, "", None, "", "", None, why) for part, why in run.absent.items()]
     return rows
 

@@ -32,7 +32,7 @@ _TITLES = {
 }
 MOST_VALUES = 500_000
 """Most numbers of the profiles in a page: about 2.7 MB of text."""
-MAIN_QUANTITIES = tuple(dict.fromkeys(metric_name(metric).quantity for metric in MAIN if metric != "l2_relative"))
+MAIN_QUANTITIES = tuple(dict.fromkeys(metric_name(metric).quantity for metric in MAIN))
 _FEWEST_POINTS = 25
 _AXIS = {"showgrid": True, "gridcolor": "#d8dee4", "zeroline": False, "ticks": "outside", "linecolor": "#8c959f"}
 
@@ -117,11 +117,13 @@ def _axis(title: str, **more: Any) -> dict[str, Any]:
 
 
 def _scale(values: Sequence[float]) -> dict[str, Any]:
-    """Return a logarithmic scale with a tick every so many decades if positive values span more than one."""
+    """Return a logarithmic scale if positive values span more than a decade, with ticks at 1, 2, 5 if not of many."""
     low, high = min(values), max(values)
     if low <= 0 or high <= 10 * low:
         return {"type": "linear", "exponentformat": "power"}
-    return {"type": "log", "exponentformat": "power", "dtick": math.ceil(math.log10(high / low) / 6), "tick0": 0}
+    decades = math.log10(high / low)
+    steps = {"dtick": "D2"} if decades < 2.5 else {"dtick": math.ceil(decades / 6), "tick0": 0}
+    return {"type": "log", "exponentformat": "power", **steps}
 
 
 def _above(text: str, x: float = 0.0) -> dict[str, Any]:

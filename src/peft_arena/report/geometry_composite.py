@@ -62,7 +62,8 @@ def composite_figure(geometry: TargetGeometry, named: set[str], name: str) -> Dr
         hovers |= draw_dots(axis, sized[:_MOST_ROWS], series, f"{name}-norm", size=8.5)
         axis.set_title("size of the change relative to the weight", fontsize=10, color=INK, loc="left")
         axis.set_xlabel("filled: L2 norm, open: spectral norm")
-        said.append("the norms of D over those of W0, mean over modules")
+        left = f", the first {_MOST_ROWS} arms" if len(sized) > _MOST_ROWS else ""
+        said.append(f"the norms of D over those of W0, mean over the linear layers a method changed{left}")
     if pairs:
         axis = axes.pop(0)
         hovers |= draw_drift(axis, pairs, named, f"{name}-drift")

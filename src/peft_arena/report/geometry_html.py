@@ -9,11 +9,11 @@ from importlib import resources
 from pathlib import Path
 
 from peft_arena.analyze.geometry import TargetGeometry
+from peft_arena.report.geometry import PAGE
 from peft_arena.report.geometry_charts import Chart, every_chart
 from peft_arena.report.markup import Markup, join, tag
 
 PLOTLY = "plotly.min.js"
-PAGE = "geometry.html"
 _STYLE = (
     ".plot{min-width:640px}.chart{overflow-x:auto;margin-bottom:1.5rem}label{font-size:.9rem}"
     "select{font:inherit;max-width:100%;margin:.3rem 0}"
@@ -23,7 +23,7 @@ _STYLE = (
 def write_interactive(
     targets: Mapping[str, TargetGeometry], out: Path, *, title: str, named: Mapping[str, set[str]], home: str = ""
 ) -> list[Path]:
-    """Write ``geometry.html`` and, unless it is there, the ``plotly.min.js`` it reads.
+    """Write ``geometry.html`` and the ``plotly.min.js`` it reads.
 
     Args:
         targets: name of the target to its geometry; the name is empty where there is only one set of checkpoints.
@@ -46,8 +46,7 @@ def write_interactive(
             parts.append(tag("h2", f"On {name}"))
         parts += [_place(chart) for chart in found]
     script = out / PLOTLY
-    if not script.exists():
-        script.write_text(get_plotlyjs(), encoding="utf-8")
+    script.write_text(get_plotlyjs(), encoding="utf-8")
     page = out / PAGE
     page.write_text(_page(title, parts, charts, home), encoding="utf-8")
     return [page, script]

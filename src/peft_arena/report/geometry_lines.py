@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from peft_arena.analyze.geometry import ArmGeometry, TargetGeometry, metric_name
 from peft_arena.analyze.profiles import MISALIGNMENT, Profile, short_names, window_of
-from peft_arena.report.figures import FAINT, INK, Drawn, look, settle, shorten
+from peft_arena.report.figures import FAINT, INK, Drawn, look, settle, shorten, text_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,13 +213,15 @@ def legend_above(canvas: Canvas, arms: Sequence[ArmGeometry], lines: bool = True
     if not arms:
         return
     handles = [Line2D([], [], linewidth=1.5, markersize=5, **line_style(arm.place)) for arm in arms]
-    for handle in handles:
-        handle.set_linestyle(handle.get_linestyle() if lines else "none")
-    widest = max(len(shorten(arm.label, 22)) for arm in arms)
-    columns = max(1, min(len(arms), int(canvas.get_figwidth() * 13 / (widest + 8))))
+    if not lines:
+        for handle in handles:
+            handle.set_linestyle("none")
+    names = [shorten(arm.label, 22) for arm in arms]
+    widest = max(width for width, _ in text_sizes(canvas.axes[0], names)) * 72 / canvas.dpi
+    columns = max(1, min(len(arms), int(canvas.get_figwidth() * 72 / (widest + (58 if lines else 38)))))
     canvas.legend(
         handles,
-        [shorten(arm.label, 22) for arm in arms],
+        names,
         loc="outside upper left",
         ncols=columns,
         frameon=False,
@@ -234,7 +236,8 @@ def depth_figure(
 ) -> Drawn | None:
     """Draw a quantity over the transformer blocks, a panel for each kind of module; None where no run has it."""
     shown = [(arm, depth) for arm in geometry.arms if (depth := arm.depth(quantity, part, prompts))]
-    kinds = list(dict.fromkeys(kind for _, depth in shown for kind in depth))[:_TALLEST_PANELS]
+    every = list(dict.fromkeys(kind for _, depth in shown for kind in depth))
+    kinds, hidden = every[:_TALLEST_PANELS], len(every[_TALLEST_PANELS:])
     if not kinds:
         return None
     columns = min(4, len(kinds))
@@ -264,7 +267,9 @@ def depth_figure(
         caption=(
             f"{title.title[0].upper()}{title.title[1:]}{f', {known.formula},' if known else ''} by transformer block "
             f"and kind of module; D is the change of a weight. Mean over the runs of an arm, n = {len(shown)} arms; "
-            "one scale for all panels." + _unnamed(shown, named)
+            "one scale for all panels."
+            + (f" {hidden} more kinds are in the interactive page." if hidden else "")
+            + _unnamed(shown, named)
         ),
     )
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from peft_arena.analyze.correlate import Coefficient, Correlation
 from peft_arena.analyze.geometry import ArmGeometry, Mean, TargetGeometry, metric_name
 from peft_arena.report.figures import DOT, FAINT, INK, Drawn, look, settle, shorten, text_sizes
 from peft_arena.report.geometry_lines import legend_above, wide_scale
 from peft_arena.report.labels import Box, place_labels
-from peft_arena.report.numbers import plain
+from peft_arena.report.numbers import plain, span_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +27,7 @@ AGAINST = (
     "cka_general",
     "kl_general",
     "drift_relative_general",
-    "l2_relative",
+    "global_l2_relative",
     "stable_rank",
     "deviation_mean",
 )
@@ -73,8 +75,8 @@ def drift_figure(geometry: TargetGeometry, named: set[str], name: str) -> Drawn 
         caption=(
             "Relative drift E||D h||² / E||W0 h||²: how much the weight change D does to the inputs h of a layer that "
             "prompts cause, against what the pretrained weight W0 does; mean over modules and runs, lines span the "
-            f"runs of an arm, n = {len(pairs)} arms. Below the dashed diagonal a method changes the layer more on what "
-            "it learned than on everything else; on or above it the change does not tell the two apart."
+            f"runs of an arm, n = {len(pairs)} arms. Below the dashed diagonal a method changes layers more on what it "
+            "was tuned for than on other prompts, above it less; on it the change does not tell the two apart."
         ),
         hovers=hovers,
     )
@@ -205,8 +207,8 @@ def kl_figure(geometry: TargetGeometry, named: set[str], name: str) -> Drawn | N
         alt=f"Forward KL divergence per token on general and on target prompts, {len(arms)} arms. {listed}.",
         caption=(
             "How far the tuned model's next-token distribution is from the base model's, averaged over the tokens of "
-            "the prompts and over runs. On target prompts a method must move; what it moves on general prompts it was "
-            f"not asked for. n = {len(arms)} arms, the highest first."
+            "the prompts and over runs. To change on target prompts is what a method was tuned for, to change on "
+            f"general prompts is not. n = {len(arms)} arms, the highest on general prompts first."
             + (f" {left} more are in the table and the interactive page." if left else "")
         ),
         hovers=hovers,
@@ -256,27 +258,32 @@ def correlation_figure(geometry: TargetGeometry, named: set[str], name: str) -> 
             f"Each mark is a run, n = {_runs(known, shown)} runs of {_arms(known, shown)} arms; forgetting is minus "
             "its mean retention. r: Pearson, ρ: Spearman, of the values as they are (also where an axis is "
             "logarithmic), with 95 % intervals that resample whole arms. A correlation over few runs is no cause: "
-            f"methods that move more in every sense also forget more, and {geometry.looked_at} quantities were looked "
-            "at, so some look related by chance."
+            f"a method that moves more in one sense often moves more in others, and {geometry.looked_at} quantities "
+            "were looked at, so some look related by chance."
         ),
         hovers=hovers,
     )
+
+
+def narrow_log(axis: Axes, values: Sequence[float]) -> None:
+    """Make the lower axis of a narrow panel logarithmic, with so few ticks that their labels stay apart."""
+    axis.set_xscale("log")
+    decades = math.log10(max(values) / min(values))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if decades < 2.5 else (1.0,), numticks=6))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("e-0", "e-")))
+    axis.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _known(arm: ArmGeometry, metrics: Sequence[str]) -> list[bool]:
     return [arm.mean(metric).value is not None for metric in metrics]
 
 
-def _span(found: Sequence[int]) -> str:
-    return str(found[0]) if min(found) == max(found) else f"{min(found)} to {max(found)}"
-
-
 def _runs(known: Mapping[str, Correlation], shown: Sequence[str]) -> str:
-    return _span([known[metric].runs for metric in shown])
+    return span_of([known[metric].runs for metric in shown])
 
 
 def _arms(known: Mapping[str, Correlation], shown: Sequence[str]) -> str:
-    return _span([known[metric].arms for metric in shown])
+    return span_of([known[metric].arms for metric in shown])
 
 
 def _scatter(
@@ -298,9 +305,8 @@ def _scatter(
             mark.set_gid(key)
             seed = "" if run.seed is None else f", seed {run.seed}"
             hovers[key] = f"{arm.label}{seed}: {measure.value:.3g}, forgetting {plain(run.forgetting)} points"
-    logarithmic = min(values) > 0 and max(values) >= 30 * min(values)
-    if logarithmic:
-        axis.set_xscale("log")
+    if min(values) > 0 and max(values) >= 30 * min(values):
+        narrow_log(axis, values)
     axis.set_title(
         f"r = {coefficient_text(found.pearson)}\nρ = {coefficient_text(found.spearman)}",
         fontsize=9,

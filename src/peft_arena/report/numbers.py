@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from peft_arena.analyze.effects import SHARE
 from peft_arena.analyze.paired import Estimate
 
@@ -88,6 +90,11 @@ def p_text(p: float | None) -> str:
     if p is None:
         return NONE
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def span_of(counts: Sequence[int]) -> str:
+    """Render a count that differs, for example ``8 to 10``."""
+    return str(counts[0]) if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
 
 
 def rate(value: float | None) -> str:
