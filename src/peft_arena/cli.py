@@ -33,11 +33,11 @@ Tuned = Annotated[
     list[str], typer.Option("--tuned", help="RUN, RUN@STEP, or a directory with an adapter or a model; repeatable.")
 ]
 Base = Annotated[str | None, typer.Option("--base", help="The pretrained model; needed for directories.")]
-GeometryOut = Annotated[Path, typer.Option("--out", help="Directory for records, tables and figures.")]
+GeometryOut = Annotated[Path, typer.Option("--out", help="Directory for records and figures, outside runs.")]
 Modules = Annotated[str | None, typer.Option(help="Module names or last parts of them, separated by commas.")]
 Layers = Annotated[str | None, typer.Option(help="Only these blocks, from 0: 0,5,9 or 4-7.")]
 Factor = Annotated[float, typer.Option(help="How far along the method's path: 0 pretrained, 1 trained.")]
-DType = Annotated[str, typer.Option(help="float32 or bfloat16: type of the model that directories belong to.")]
+DType = Annotated[str | None, typer.Option(help="float32 or bfloat16: type of the model that directories belong to.")]
 General = Annotated[list[str], typer.Option("--general", help="A task or a txt, jsonl or json file; repeatable.")]
 Target = Annotated[list[str], typer.Option("--target", help="The same, of what was trained for.")]
 Prompts = Annotated[int | None, typer.Option(min=1, help="Most prompts of each set.")]
@@ -213,7 +213,7 @@ def geometry_spectra(
     modules: Modules = None,
     layers: Layers = None,
     factor: Factor = 1.0,
-    dtype: DType = "float32",
+    dtype: DType = None,
     precision: Annotated[str | None, typer.Option(help="float32 or float64: type of the arithmetic.")] = None,
     alignment: Annotated[str | None, typer.Option(help="free: for rotations; all: by a second SVD for all.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Where decompositions are kept; none for nowhere.")] = None,
@@ -235,7 +235,7 @@ def geometry_drift(
     modules: Modules = None,
     layers: Layers = None,
     factor: Factor = 1.0,
-    dtype: DType = "float32",
+    dtype: DType = None,
     prompts: Prompts = None,
     max_length: MaxLength = None,
     as_json: Json = False,
@@ -256,7 +256,7 @@ def geometry_activations(
     modules: Annotated[str | None, typer.Option(help="Module names; eight of two blocks unless given.")] = None,
     layers: Layers = None,
     factor: Factor = 1.0,
-    dtype: DType = "float32",
+    dtype: DType = None,
     prompts: Prompts = None,
     max_length: MaxLength = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Most tokens of each set.")] = None,
@@ -295,7 +295,7 @@ def _geometry(
     base: str | None,
     runs: Path,
     factor: float,
-    dtype: str,
+    dtype: str | None,
     as_json: bool,
     *,
     general: list[str] | None = None,
@@ -321,7 +321,12 @@ def _geometry(
 
 
 def _names(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise UserError(f"--modules names no module, got '{text}'")
+    return names
 
 
 def _blocks(text: str | None) -> list[int] | None:
@@ -331,7 +336,7 @@ def _blocks(text: str | None) -> list[int] | None:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdigit() or (dash and (not last.isdigit() or int(last) < int(first))):
             raise UserError(f"--layers takes block numbers such as 0,5 or 4-7, got '{text}'")
         found += range(int(first), int(last or first) + 1)
     return found

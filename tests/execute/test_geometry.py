@@ -1,15 +1,20 @@
 """Geometry as a stage of a study and as a command: what is asked for, refused, resumed, and written."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import ActivationsSpec, SpectraSpec
-from peft_arena.execute.geometry_command import geometry_spec
+from peft_arena.core.specs import ModelSpec
+from peft_arena.execute.geometry_command import geometry_spec, measure_points, shortened
 from peft_arena.execute.plan import plan
 from peft_arena.execute.study import read_study, study_from
+from peft_arena.models.load import PACKAGED, Source, load_model
 from peft_arena.store.geometry import read_profiles
 from peft_arena.store.store import Store
 
@@ -84,8 +89,6 @@ def test_the_report_shows_the_geometry(finished):
 
 
 def test_damaged_profiles_are_found_by_check(finished, tmp_path):
-    import shutil
-
     copy = tmp_path / "runs"
     shutil.copytree(finished / "runs", copy)
     assert arena("check", copy).returncode == 0
@@ -164,6 +167,13 @@ def test_a_study_without_geometry_plans_none():
     assert asked({"spectra": {}}).geometry(study.base) == []
 
 
+def test_labels_lose_what_they_share():
+    names = ["smollm2-lora-s0-1a2b-000060", "smollm2-full-s0-3c4d-000060", "smollm2-lora-s0-1a2b-000060"]
+    assert shortened(names) == ["lora-s0-1a2b", "full-s0-3c4d", "lora-s0-1a2b"]
+    assert shortened(["a-b", "a-b-c"]) == ["b", "b-c"]
+    assert shortened(["a-b"]) == ["a-b"]
+
+
 def test_settings_of_the_command():
     spec = geometry_spec("spectra", {"modules": ["q_proj"], "layers": None, "precision": "float64"})
     assert spec == SpectraSpec(modules=("q_proj",), precision="float64")
@@ -175,17 +185,79 @@ def test_settings_of_the_command():
     ("arguments", "message"),
     [
         (("--tuned", "nothing"), "nothing"),
+        (("--tuned", "/"), "neither an adapter"),
         (("--tuned", "DIRECTORY"), "--base"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--modules", "q_prj"), "q_prj"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--layers", "9"), "9"),
-        (("--tuned", "DIRECTORY", "--base", "micro", "--layers", "x"), "--layers"),
+        (("--tuned", "DIRECTORY", "--base", "micro", "--layers", "3-1"), "--layers"),
+        (("--tuned", "DIRECTORY", "--base", "micro", "--modules", ","), "names no module"),
+        (("--tuned", "RUN", "--dtype", "bfloat16"), "was trained in float32"),
+        (("--tuned", "DIRECTORY", "--base", "micro", "--factor", "nan"), "--factor"),
+        (("--tuned", "DIRECTORY", "--base", "micro", "--out", "RUN/x"), "inside the run"),
+        (("--tuned", "DIRECTORY", "--base", "micro", "--out", "/proc/nothing"), "cannot write into"),
     ],
 )
 def test_a_wrong_request_of_the_command_is_one_line(finished, tmp_path, arguments, message):
     study = read_study(finished / "asked.yaml")
     directory = Store(finished / "runs").run(keys_of(study, "lora")[0]).checkpoint(6)
-    given = [str(directory) if text == "DIRECTORY" else text for text in arguments]
-    done = arena("geometry", "spectra", *given, "--runs", finished / "runs", "--out", tmp_path / "out")
+    run = directory.parent.parent
+    assert (run / "run.json").exists()
+    given = [text.replace("DIRECTORY", str(directory)).replace("RUN", str(run)) for text in arguments]
+    done = arena("geometry", "spectra", "--out", tmp_path / "out", *given, "--runs", finished / "runs")
     assert done.returncode == 2, done.stdout
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def measured(out, *names, **settings):
+    choices = {"runs": out / "runs", "base": "micro", "dtype": "float32", "factor": 1.0, "cache": None} | settings
+    spec = SpectraSpec(modules=("q_proj",), layers=(0,))
+    return measure_points(
+        [str(name) for name in names], spec, out, bar=lambda: nullcontext(lambda done, what: None), **choices
+    )
+
+
+def test_a_directory_on_another_base_is_measured_anew(tmp_path):
+    """One adapter on two bases: neither record may stand for the other."""
+    from safetensors.torch import load_file, save_file
+
+    adapter, other = micro_adapter(tmp_path / "adapter"), tmp_path / "other"
+    shutil.copytree(PACKAGED["micro"], other)
+    tensors = load_file(other / "model.safetensors")
+    save_file({name: 2 * tensor for name, tensor in tensors.items()}, other / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "out"
+    (first,) = measured(out, adapter)
+    (second,) = measured(out, adapter, base=str(other))
+    (third,) = measured(out, adapter, dtype="bfloat16")
+    assert [(record.base.name, record.base.dtype) for record in (first, second, third)] == [
+        ("micro", "float32"), (str(other), "float32"), ("micro", "bfloat16"),
+    ]  # fmt: skip
+    relative = [record.rows[0].values["l2_relative"] for record in (first, second)]
+    assert relative[0] == pytest.approx(2 * relative[1])
+    assert len(list((out / "records").glob("*/geometry-*.json"))) == 3
+
+
+def test_close_factors_are_measured_apart(tmp_path):
+    adapter = micro_adapter(tmp_path / "adapter")
+    factors = (0.12345678, 0.12345679)
+    records = [measured(tmp_path / "out", adapter, factor=factor)[0] for factor in factors]
+    assert [record.factor for record in records] == list(factors)
+
+
+def test_two_processes_do_not_measure_into_one_directory(tmp_path):
+    adapter = micro_adapter(tmp_path / "adapter")
+    (tmp_path / "out" / "records").mkdir(parents=True)
+    with FileLock(tmp_path / "out" / "records" / ".lock"), pytest.raises(UserError, match="another process"):
+        measured(tmp_path / "out", adapter)
+    measured(tmp_path / "out", adapter)
+
+
+def micro_adapter(directory):
+    import peft
+    import torch
+
+    model = load_model(Source("package", str(PACKAGED["micro"]), None), ModelSpec(name="micro"))
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    torch.manual_seed(0)
+    wrapped.save_pretrained(directory)
+    return directory

@@ -109,6 +109,18 @@ def test_exact_rotation_stays_orthogonal_along_its_path_and_the_straight_line_do
     assert float((straight.T @ straight - one).norm()) > 1e-2
 
 
+def test_a_large_block_turned_far_is_still_a_rotation_in_float32():
+    skew = 0.1 * torch.randn(1, 512, 512, generator=torch.Generator().manual_seed(0))
+    skew = skew - skew.transpose(1, 2)
+    turned = [
+        Rotation(skew.to(dtype), None, (512, 512)).rotated(
+            Svd(torch.eye(512, dtype=dtype), torch.ones(512, dtype=dtype), torch.eye(512, dtype=dtype))
+        )
+        for dtype in (torch.float32, torch.float64)
+    ]
+    torch.testing.assert_close(turned[0], turned[1].float(), atol=1e-5, rtol=0)
+
+
 def test_small_rotation_keeps_its_digits():
     shape, base = (24, 24), weight((24, 24))
     change = make("rotation", shape, base).scaled(1e-4)

@@ -310,6 +310,24 @@ def test_prompts_have_a_model_and_no_weights(tmp_path):
     assert difference(logits(foreign.model(loaded(base)), tokens()), logits(attached.model, tokens())) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "settings", [{"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_type": "default", "rope_theta": 9.0}}]
+)
+def test_a_model_that_computes_otherwise_is_not_measured_inside_the_base(settings, tmp_path):
+    base = saved(tmp_path / "base")
+    nudged().save_pretrained(tmp_path / "tuned")
+    tuned = Tuned(base, tmp_path / "tuned", None, "path", None)
+    config = tmp_path / "tuned" / "config.json"
+    table = json.loads(config.read_text())
+    config.write_text(json.dumps(table | {"use_cache": False, "invented": 1, "bos_token_id": 3, "dtype": "bfloat16"}))
+    assert difference(logits(tuned.model(loaded(base)), tokens()), logits(nudged(), tokens())) < 1e-5
+    assert set(settings) <= set(table)
+    config.write_text(json.dumps(table | settings))
+    with pytest.raises(UserError, match=f"{next(iter(settings))} is"):
+        tuned.model(loaded(base))
+    assert tuned.weights().pair(Q).change is not None, "its weights are what they are"
+
+
 def test_adapters_that_depend_on_the_input_have_no_weights(tmp_path):
     base = saved(tmp_path / "base")
     adapter = save_adapter(tmp_path / "adapter", peft.LoraConfig(r=4, target_modules=ATTENTION))

@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.specs import ModelSpec
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Dense, LowRank
 from peft_arena.weights.effective import effective_weights
 from peft_arena.weights.forms import closed_form
 from peft_arena.weights.rescaled import Decomposed
+from peft_arena.weights.tuned import Tuned
 from tests.weights.weight_toys import ATTENTION, LINEAR, edit, peft_changes, save_adapter, set_setting
 
 MODULE = "model.layers.0.self_attn.q_proj"
@@ -138,6 +140,41 @@ def test_tensors_without_a_place_and_missing_ones_are_refused(tmp_path):
     edit(directory, lambda tensors: {name: one for name, one in tensors.items() if name not in (stray, lost)})
     with pytest.raises(UserError, match="lacks 1 tensors"):
         effective_weights(base_of(), directory)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"r": None}, {"r": 0}, {"lora_alpha": "16"}, {"rank_pattern": {"(": 3}}, {"peft_type": ["LORA"]}],
+    ids=str,
+)
+def test_damaged_settings_are_refused_in_a_line(settings, tmp_path):
+    directory = save_adapter(tmp_path / "adapter", CLOSED["lora"])
+    set_setting(directory, **settings)
+    tuned = Tuned(ModelSpec(name=str(tmp_path)), directory, None, "path", None)
+    assert tuned.has_weights()
+    with pytest.raises(UserError) as caught:
+        effective_weights(base_of(), directory)
+    assert "\n" not in str(caught.value)
+
+
+def without_block_one(tensors):
+    return {name: tensor for name, tensor in tensors.items() if ".layers.1." not in name}
+
+
+@pytest.mark.parametrize("name", ["lora", "oft", "ia3", "norms"])
+def test_an_adapter_that_lost_the_tensors_of_a_layer_is_refused(name, tmp_path):
+    adapter = save_adapter(tmp_path / "adapter", CLOSED[name])
+    edit(adapter, without_block_one)
+    with pytest.raises(UserError, match=r"lacks the tensors of \d+ of the \d+ modules"):
+        effective_weights(base_of(), adapter)
+
+
+def test_a_layer_that_the_settings_leave_out_is_not_missed(tmp_path):
+    for place, more in enumerate(({"layers_to_transform": [0]}, {"exclude_modules": r".*layers\.1\..*"})):
+        config = peft.LoraConfig(r=4, target_modules=r".*_proj" if place else LINEAR, **more)
+        adapter = save_adapter(tmp_path / str(place), config)
+        assert closed_form(base_of(), adapter) is not None
+        check_against_peft(effective_weights(base_of(), adapter), adapter)
 
 
 def test_adapters_of_another_base_are_refused(tmp_path):

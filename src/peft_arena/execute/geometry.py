@@ -76,6 +76,7 @@ def record_of(tuned: Tuned, spec: GeometrySpec, found: Measured) -> GeometryReco
     return GeometryRecord(
         subject=tuned.subject,
         step=tuned.step,
+        base=tuned.base,
         factor=tuned.factor,
         spec=spec.model_dump(mode="json"),
         summary=found.summary,

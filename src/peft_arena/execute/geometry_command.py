@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from peft_arena.geometry.measured import Progress
     from peft_arena.weights.tuned import Tuned
 
+logger = logging.getLogger(__name__)
 KINDS: Mapping[What, type[Any]] = {"spectra": SpectraSpec, "drift": DriftSpec, "activations": ActivationsSpec}
 Bar = Callable[[], AbstractContextManager["Progress"]]
 
@@ -66,12 +72,12 @@ def measure_points(
     *,
     runs: Path,
     base: str | None,
-    dtype: str,
+    dtype: str | None,
     factor: float,
     cache: Path | None,
     bar: Bar,
 ) -> list[GeometryRecord]:
-    """Measure checkpoints and write a record of each, tables and figures; what is there is not measured again.
+    """Measure checkpoints and write a record of each, and figures; what is there is not measured again.
 
     Args:
         names: ``RUN``, ``RUN@STEP``, or directories with an adapter or a model.
@@ -79,17 +85,20 @@ def measure_points(
         out: directory for records and figures.
         runs: the runs directory.
         base: name of the pretrained model; None: that of the runs.
-        dtype: type of the pretrained model's weights, for directories.
+        dtype: type of the pretrained model's weights; None: float32 for directories, and for runs their own.
         factor: how far along each method's path, 1 the trained weights.
         cache: where decompositions of pretrained weights are kept; None for the usual place.
         bar: opens a progress bar.
 
     Raises:
-        UserError: no such checkpoint, another base model, a setting that does not fit, or a disk that refuses.
+        UserError: no such checkpoint, another base model, a setting that does not fit, a disk that refuses, or another
+            process measures into the same directory.
     """
     from peft_arena.report.geometry import write_geometry_page
 
     hush()
+    if not math.isfinite(factor):
+        raise UserError(f"--factor must be a finite number, got {factor}")
     points = [replace(_point(name, runs, base, dtype), factor=factor) for name in names]
     labels = [_label(point) for point in points]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -100,28 +109,67 @@ def measure_points(
         found = ", ".join(sorted(f"{spec.name} ({spec.dtype}, {spec.revision})" for spec in bases.values()))
         raise UserError(f"checkpoints of one call must have one pretrained model; these have {found}")
     paths = [out / "records" / label / f"geometry-{spec.key}.json" for label in labels]
-    missing = [(point, path) for point, path in zip(points, paths, strict=True) if not path.exists()]
-    if missing:
-        parts = out / "records" / f".parts-{spec.key}"
-        with bar() as progress:
-            measured = measure([point for point, _ in missing], spec, parts=parts, progress=progress, cache=cache)
-        for (point, path), result in zip(missing, measured, strict=True):
-            write_geometry(path, record_of(point, spec, result), result.arrays)
-        shutil.rmtree(parts, ignore_errors=True)
-    write_geometry_page(_everything(out), out)
-    return [read_record(GeometryRecord, path) for path in paths]
+    with _held(out):
+        missing = [(point, path) for point, path in zip(points, paths, strict=True) if not path.exists()]
+        if missing:
+            parts = out / "records" / f".parts-{spec.key}"
+            with bar() as progress:
+                measured = measure([point for point, _ in missing], spec, parts=parts, progress=progress, cache=cache)
+            for (point, path), result in zip(missing, measured, strict=True):
+                write_geometry(path, record_of(point, spec, result), result.arrays)
+            shutil.rmtree(parts, ignore_errors=True)
+        write_geometry_page(_everything(out), out)
+        return [read_record(GeometryRecord, path) for path in paths]
+
+
+@contextmanager
+def _held(out: Path) -> Iterator[None]:
+    """Keep other processes from measuring into a directory at the same time: they would share unfinished pieces.
+
+    Raises:
+        UserError: one does, the directory cannot be made, or it is inside a run, whose own records it would join.
+    """
+    place = out.resolve()
+    run = next((folder for folder in (place, *place.parents) if (folder / "run.json").is_file()), None)
+    if run is not None:
+        raise UserError(f"--out {out} is inside the run {run.name}, which keeps its own records; choose another one")
+    try:
+        (out / "records").mkdir(parents=True, exist_ok=True)
+        held = FileLock(out / "records" / ".lock").acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"another process measures into {out}; repeat the command when it is done") from None
+    except OSError as error:
+        raise UserError(f"cannot write into {out}: {error.strerror or error}") from error
+    with held:
+        yield
 
 
 def _everything(out: Path) -> list[tuple[str, GeometryRecord, pl.DataFrame | None]]:
     """Return all records of a directory, of this call and of earlier ones, so that the page shows them together."""
+    paths = sorted((out / "records").glob("*/geometry-*.json"))
+    labels = shortened([path.parent.name for path in paths])
     found = []
-    for path in sorted((out / "records").glob("*/geometry-*.json")):
+    for path, label in zip(paths, labels, strict=True):
         record = read_record(GeometryRecord, path)
-        found.append((path.parent.name, record, read_profiles(path, record)))
+        found.append((label, record, read_profiles(path, record)))
     return found
 
 
-def _point(name: str, runs: Path, base: str | None, dtype: str) -> Tuned:
+def shortened(names: Sequence[str]) -> list[str]:
+    """Return names without the first and last words, between hyphens, that all of them share."""
+    words = [name.split("-") for name in dict.fromkeys(names)]
+    if len(words) < 2:
+        return list(names)
+    first = last = 0
+    most = min(map(len, words)) - 1
+    while first < most and len({parts[first] for parts in words}) == 1:
+        first += 1
+    while first + last < most and len({parts[-1 - last] for parts in words}) == 1:
+        last += 1
+    return ["-".join(name.split("-")[first : len(name.split("-")) - last]) for name in names]
+
+
+def _point(name: str, runs: Path, base: str | None, dtype: str | None) -> Tuned:
     """Return the point that a name stands for: a directory with files of weights, or a run."""
     from peft_arena.weights.tuned import Tuned
 
@@ -129,21 +177,45 @@ def _point(name: str, runs: Path, base: str | None, dtype: str) -> Tuned:
     if any((directory / file).is_file() for file in ("adapter_config.json", "config.json")):
         if base is None:
             raise UserError(f"{name} is a directory: --base must name the pretrained model it belongs to")
-        spec = pin(build(ModelSpec, {"name": base, "dtype": dtype}, where="--base"))
+        spec = pin(build(ModelSpec, {"name": base, "dtype": dtype or "float32"}, where="--base"))
+        _note_other_base(directory / "adapter_config.json", base)
         return Tuned(base=spec, directory=directory, method=None, subject=str(directory), step=None)
-    run, step = find_point(name, runs)
+    try:
+        run, step = find_point(name, runs)
+    except UserError as error:
+        if directory.is_dir() and not (directory / "run.json").exists():
+            raise UserError(
+                f"{name} is a directory with neither an adapter (adapter_config.json) nor a model (config.json)"
+            ) from error
+        raise
     if base is not None and base != run.spec.model.name:
         raise UserError(f"run {run.run_id} was trained from {run.spec.model.name}, and --base is {base}")
+    if dtype is not None and dtype != run.spec.model.dtype:
+        raise UserError(f"run {run.run_id} was trained in {run.spec.model.dtype}, and --dtype is {dtype}")
     return tuned_run(run, step)
 
 
+def _note_other_base(settings: Path, base: str) -> None:
+    """Say where an adapter names another model than it is put on: paths differ rightly, models do not."""
+    try:
+        named = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] or base
+        other = Path(named).name.lower() != Path(base).name.lower()
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # a model directory; or damaged settings, which reading the weights will name
+    if other:
+        logger.warning("%s says it was trained on %s, and is measured against %s", settings, named, base)
+
+
 def _label(point: Tuned) -> str:
-    """Return a name for a point's records: readable, and for directories with a hash of their weights."""
-    moved = "" if point.factor == 1 else f"-x{point.factor:g}"
+    """Return a name for a point's records: readable, and for directories with a hash of their weights and their base.
+
+    A run's name stands for its base too.
+    """
+    moved = "" if point.factor == 1 else f"-x{point.factor}"
     if point.step is not None:
         return f"{point.subject}-{point.step:06d}{moved}"
     assert point.directory is not None
     files = sorted(file for file in point.directory.iterdir() if file.suffix in {".safetensors", ".json"})
-    content = content_id({file.name: file_hash(file) for file in files})
+    content = content_id([point.base.id, {file.name: file_hash(file) for file in files}])
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", point.directory.resolve().name)
     return f"{readable}-{content}{moved}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from peft_arena.core.measure import Measure
-from peft_arena.core.specs import EvalSpec, RunSpec
+from peft_arena.core.specs import EvalSpec, ModelSpec, RunSpec
 
 SCHEMA: Literal[1] = 1
 """Version of every record below; a change of meaning raises it and adds a migration."""
@@ -148,6 +148,8 @@ class GeometryRecord(Record):
     """Run id, or the path of a checkpoint that is no run of ours."""
     step: int | None
     """None for a checkpoint that is no run of ours."""
+    base: ModelSpec | None = None
+    """The pretrained model it was measured against, pinned; None in a record that was made before this was kept."""
     factor: float
     spec: dict[str, Any]
     """A SpectraSpec, DriftSpec or ActivationsSpec (:mod:`peft_arena.core.geometry`)."""

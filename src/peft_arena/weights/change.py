@@ -8,6 +8,7 @@ structure allows. All tensors have one type, float32 or float64; importing this 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -158,37 +159,45 @@ class LowRank(Change):
         """Return the change in another type."""
         return LowRank(self.b.to(dtype), self.a.to(dtype))
 
+    @cached_property
+    def triangle(self) -> Tensor:
+        """R of B = Q R, shape (min(out, rank), rank): lengths of B x are those of R x."""
+        found: Tensor = torch.linalg.qr(self.b, mode="r").R
+        return found
+
     def projected(self, base: Tensor, svd: Svd) -> Projected:
         """Return D in the singular basis of W0 in O((out + in) k rank)."""
         inner = self.a @ svd.right.T  # (rank, k)
-        triangle = torch.linalg.qr(self.b, mode="r").R  # (min(out, rank), rank)
         diagonal = ((self.b.T @ svd.left) * inner).sum(0)
-        return Projected(diagonal, lengths(triangle @ inner))
+        return Projected(diagonal, lengths(self.triangle @ inner))
 
     def singular_values(self, base: Tensor, svd: Svd) -> Tensor:
         """Return the singular values of B A, as many as its rank at most: those of the factors' triangles' product."""
-        first = torch.linalg.qr(self.b, mode="r").R
         second = torch.linalg.qr(self.a.T, mode="r").R
-        values: Tensor = torch.linalg.svdvals(first @ second.T)
+        values: Tensor = torch.linalg.svdvals(self.triangle @ second.T)
         return values
 
     def norms(self, base: Tensor) -> Norms:
         """Return the norms of D, a block of rows at a time."""
         rows = max(1, AT_ONCE // self.shape[1])
-        parts = [entry_norms(part @ self.a) for part in self.b.split(rows)]
+        parts = [entry_norms(part @ self.a, spent=True) for part in self.b.split(rows)]
         return Norms(sum(part.l1 for part in parts), sum(part.l2**2 for part in parts) ** 0.5)
 
 
-def entry_norms(tensor: Tensor) -> Norms:
+def entry_norms(tensor: Tensor, *, spent: bool = False) -> Norms:
     """Return the entrywise L1 and L2 norms of a tensor of any shape.
 
     A block at a time: torch's own norm of a float32 matrix of 28 million entries is wrong by one part in a thousand,
     because it adds them up one after the other in float32.
+
+    Args:
+        tensor: finite or not.
+        spent: it is not needed any more, and may be written over.
     """
     l1 = squares = 0.0
     for part in tensor.reshape(-1).split(AT_ONCE):
-        l1 += float(part.abs().sum())
         squares += float(part.dot(part))
+        l1 += float((part.abs_() if spent else part.abs()).sum())
     return Norms(l1, squares**0.5)
 
 

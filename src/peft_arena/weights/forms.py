@@ -7,10 +7,12 @@ everything else goes through the method's own merge, or peft's, see :mod:`peft_a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -177,12 +179,44 @@ def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
     if (directory / SETTINGS).exists():
         adapter = open_adapter(base, directory)
         form = FORMS.get(adapter.kind)
-        return form(adapter) if form is not None else None
+        try:
+            changes = form(adapter) if form is not None else None
+            return changes if changes is not None and _complete(adapter, changes) else None
+        except (KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise UserError(f"{directory / SETTINGS} is damaged: a setting is missing or wrong ({problem})") from error
     if (directory / CONFIG).exists() or (directory / SINGLE).exists() or (directory / INDEX).exists():
         return stored_weights(base, model_files(directory), str(directory), whole=True)
     if (directory / WEIGHTS).exists():
         return stored_weights(base, TensorFiles((directory / WEIGHTS,)), str(directory), whole=False)
     return None
+
+
+def _complete(adapter: Adapter, changes: Changes) -> bool:
+    """Say whether an adapter has tensors for exactly the modules that its settings name.
+
+    Raises:
+        UserError: it lacks those of some: part of the file is gone, and what is left is another adapter.
+    """
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    absent = dict.fromkeys(("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"))
+    settings = SimpleNamespace(**{**absent, "target_parameters": None, **adapter.table})
+    if not settings.target_modules:
+        return False
+    held = {name.rpartition(".")[0] for name in changes.makers}
+    named = {
+        name
+        for name, module in adapter.base.architecture.named_modules()
+        if getattr(module, "weight", None) is not None and check_target_module_exists(settings, name)
+    }
+    lacking = sorted(named - held)
+    if lacking:
+        raise UserError(
+            f"{adapter.directory / WEIGHTS} lacks the tensors of {len(lacking)} of the {len(named)} modules that its "
+            f"{SETTINGS} names, e.g. {lacking[0]}"
+        )
+    return named == held
 
 
 def stored_weights(base: BaseWeights, files: TensorFiles, where: str, whole: bool) -> Changes | None:

@@ -12,10 +12,22 @@ from peft_arena.core.specs import MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn
+    from transformers import PreTrainedConfig
 
     from peft_arena.methods.base import Method
     from peft_arena.models.load import Loaded
     from peft_arena.weights.effective import EffectiveWeights
+
+CIRCUMSTANCES = frozenset(
+    {
+        *("architectures", "dtype", "torch_dtype", "transformers_version", "auto_map", "use_cache", "return_dict"),
+        *("tie_word_embeddings", "max_position_embeddings", "n_positions", "n_ctx", "max_window_layers"),
+        *("initializer_range", "pretraining_tp", "id2label", "label2id", "problem_type", "chunk_size_feed_forward"),
+        *("output_attentions", "output_hidden_states", "output_router_logits", "router_aux_loss_coef"),
+    }
+)
+"""Settings of a model that say nothing of how its output comes from its weights, besides those :func:`_computes` names;
+weights that are tied are compared themselves."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,8 @@ class Tuned:
             from peft_arena.weights.merging import foreign_adapter
 
             return foreign_adapter(BaseWeights.of_model(loaded.model), loaded.model, self.directory)
+        if method is None and (self.directory / "config.json").exists():
+            check_settings(self.directory, loaded.model.config)
         self.weights().load_into(loaded.model)
         return loaded.model.eval()
 
@@ -91,11 +105,42 @@ class Tuned:
         return None if self.method is None else method_of(self.method)
 
 
+def check_settings(directory: Path, base: PreTrainedConfig) -> None:
+    """Check that a model directory computes as the base does: its weights are measured inside the base's model.
+
+    Raises:
+        UserError: its configuration cannot be read, or differs in a setting such as the base of its rotary positions.
+    """
+    from transformers import AutoConfig
+
+    try:
+        own = AutoConfig.from_pretrained(str(directory), local_files_only=True).to_dict()
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{directory / 'config.json'} is damaged: {first}") from error
+    wanted = base.to_dict()
+    for name in sorted(own.keys() & wanted.keys()):  # a name that only one has is read by neither's code
+        given, needed = _computes(name, own[name]), _computes(name, wanted[name])
+        if given != needed:
+            raise UserError(
+                f"{directory} is no tuned version of this model: {name} is {given} there and {needed} in the "
+                "pretrained model, whose activations would not be its own"
+            )
+
+
+def _computes(name: str, value: Any) -> Any:
+    """Return the value of a setting without what says nothing of how a model computes."""
+    circumstance = name in CIRCUMSTANCES or name.endswith(("_token_id", "dropout", "drop"))
+    if circumstance or name.startswith("_"):
+        return None
+    return {key: _computes(str(key), held) for key, held in value.items()} if isinstance(value, dict) else value
+
+
 def _changes_input(directory: Path) -> bool:
     """Say whether an adapter is of a type that no change of weights stands for; peft cannot merge those."""
     try:
         table: Any = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
-        kind = table["peft_type"]
+        kind: Any = str(table["peft_type"])  # any text may stand there
     except (OSError, ValueError, KeyError, TypeError):
         return False
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
