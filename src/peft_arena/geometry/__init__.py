@@ -1,0 +1,1 @@
+"""Why a method forgets: weight-space spectra, capability-conditioned drift, activation geometry."""
