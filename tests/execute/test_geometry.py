@@ -191,7 +191,7 @@ def test_settings_of_the_command():
         (("--tuned", "DIRECTORY", "--base", "micro", "--layers", "9"), "9"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--layers", "3-1"), "--layers"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--modules", ","), "names no module"),
-        (("--tuned", "RUN", "--dtype", "bfloat16"), "was trained in float32"),
+        (("--tuned", "NAME", "--dtype", "bfloat16"), "was trained in float32"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--factor", "nan"), "--factor"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--out", "RUN/x"), "inside the run"),
         (("--tuned", "DIRECTORY", "--base", "micro", "--out", "/proc/nothing"), "cannot write into"),
@@ -202,7 +202,10 @@ def test_a_wrong_request_of_the_command_is_one_line(finished, tmp_path, argument
     directory = Store(finished / "runs").run(keys_of(study, "lora")[0]).checkpoint(6)
     run = directory.parent.parent
     assert (run / "run.json").exists()
-    given = [text.replace("DIRECTORY", str(directory)).replace("RUN", str(run)) for text in arguments]
+    given = [
+        text.replace("DIRECTORY", str(directory)).replace("RUN", str(run)).replace("NAME", run.name)
+        for text in arguments
+    ]
     done = arena("geometry", "spectra", "--out", tmp_path / "out", *given, "--runs", finished / "runs")
     assert done.returncode == 2, done.stdout
     assert message in done.stderr

@@ -172,6 +172,18 @@ def test_divergence_is_that_of_the_distributions():
     torch.testing.assert_close(forward_kl(base, small), (p.exp() * (p - q)).sum(1), rtol=1e-4, atol=1e-9)
 
 
+def test_masked_entries_of_a_vocabulary_do_not_diverge():
+    base, tuned = 5 * rows(1, 6, 40), 5 * rows(2, 6, 40)
+    wanted = forward_kl(base, tuned)
+    masked = torch.full((6, 3), -math.inf)
+    both = forward_kl(torch.cat([base, masked], 1), torch.cat([tuned, masked], 1))
+    torch.testing.assert_close(both, wanted)
+    open_again = forward_kl(torch.cat([base, masked], 1), torch.cat([tuned, masked.clamp_min(-1e4)], 1))
+    torch.testing.assert_close(open_again, wanted)
+    closed = forward_kl(torch.cat([base, masked.clamp_min(0)], 1), torch.cat([tuned, masked], 1))
+    assert closed.isinf().all()
+
+
 def test_the_error_of_a_mean_takes_a_prompt_as_one_observation():
     values = torch.tensor([1.0, 3.0, 2.0, 6.0, 5.0], dtype=torch.float64)
     owners = torch.tensor([0, 0, 4, 7, 7])

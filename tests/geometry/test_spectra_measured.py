@@ -224,7 +224,7 @@ def test_pieces_are_of_one_checkpoint_one_factor_and_one_spec(points, cache, tmp
 def test_a_pattern_that_matches_nothing_is_refused_with_the_nearest(points, cache):
     with pytest.raises(UserError, match=r"'q_prj'.*Did you mean 'q_proj'"):
         measure([points["lora"]], cache, modules=["q_prj"])
-    with pytest.raises(UserError, match="layers: 9 holds no target; allowed: 0 to 4"):
+    with pytest.raises(UserError, match="layers: 9 holds none of the modules; allowed: 0 to 4"):
         measure([points["lora"]], cache, layers=[9])
 
 

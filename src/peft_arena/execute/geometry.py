@@ -11,7 +11,6 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import DriftSpec, GeometrySpec, SpectraSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import Point
-from peft_arena.models.assets import cache_root
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import GeometryRecord
 from peft_arena.store.store import RunDirectory
@@ -58,9 +57,9 @@ def measure(
     """
     if isinstance(spec, SpectraSpec):
         from peft_arena.geometry.measure_spectra import measure_spectra
-        from peft_arena.weights.svd import SvdCache
+        from peft_arena.weights.svd import SvdCache, default_root
 
-        root = None if cache == Path(NO_CACHE) else cache or cache_root() / "svd"
+        root = None if cache == Path(NO_CACHE) else cache or default_root()
         return measure_spectra(tuned, spec, cache=SvdCache(root), parts=parts, progress=progress)
     if isinstance(spec, DriftSpec):
         from peft_arena.geometry.measure_drift import measure_drift

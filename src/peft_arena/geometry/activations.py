@@ -270,7 +270,8 @@ def forward_kl(base: Tensor, tuned: Tensor) -> Tensor:
     tops = [logits.max(dim=1, keepdim=True).values for logits in (base, tuned)]
     weights, others = ((logits - top).exp() for logits, top in zip((base, tuned), tops, strict=True))
     mass, other = (part.sum(1, dtype=torch.float64) for part in (weights, others))
-    gap = (weights * (base - tuned)).sum(1, dtype=torch.float64) / mass
+    apart = (base - tuned).masked_fill_(weights == 0, 0.0)  # 0 log 0 is 0, also for what both models mask by -inf
+    gap = (weights * apart).sum(1, dtype=torch.float64) / mass
     shift = (tops[1] - tops[0])[:, 0].double() + other.log() - mass.log()
     return (gap + shift).clamp_min(0)
 

@@ -13,15 +13,16 @@ import torch
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import SpectraSpec
-from peft_arena.core.ids import content_id, file_hash
+from peft_arena.core.ids import canonical_json
 from peft_arena.core.measure import Measure
 from peft_arena.core.quantities import QUANTITIES
 from peft_arena.geometry.heap import give_back
 from peft_arena.geometry.measured import Measured, Progress
+from peft_arena.geometry.modules import choose
 from peft_arena.geometry.parts import Parts
-from peft_arena.geometry.prepare import common_base
+from peft_arena.geometry.prepare import common_base, identity
 from peft_arena.geometry.spectra import NO_BASE, Spectrum, norm_scalars, spectrum
-from peft_arena.methods.targets import block_of, in_blocks, select
+from peft_arena.methods.targets import block_of
 from peft_arena.store.records import GeometryRow
 from peft_arena.weights.change import Change, Norms, Svd, entry_norms
 from peft_arena.weights.svd import SvdCache
@@ -84,8 +85,8 @@ def measure_spectra(
         return []
     common_base(tuned)
     weights = [point.weights() for point in tuned]
-    modules = _chosen(weights[0].modules(), spec)
-    keys = [_key(point, spec) for point in tuned] if parts is not None else []
+    modules = choose(weights[0].modules(), spec.modules, spec.layers)
+    keys = [canonical_json([PIECE, spec.id, identity(point)]) for point in tuned] if parts is not None else []
     call = _Call(weights, spec, cache, Parts(parts), keys)
     names = list(dict.fromkeys(name for one in weights for name in one.parameters()))
     own = {f"{module}.weight": module for module in modules}
@@ -302,25 +303,3 @@ def _packed(piece: _Piece, base: Norms) -> tuple[dict[str, Any], dict[str, np.nd
 def _unpacked(scalars: dict[str, Any], profiles: dict[str, np.ndarray]) -> tuple[_Piece, Norms]:
     piece = _Piece(Norms(*scalars["norms"]), True, scalars["values"], scalars["reasons"], profiles)
     return piece, Norms(*scalars["base"])
-
-
-def _chosen(modules: Sequence[str], spec: SpectraSpec) -> tuple[str, ...]:
-    """Return the linear layers that a spec asks for, in the model's order.
-
-    Raises:
-        UserError: a pattern names none of them, or a block holds none.
-    """
-    found = {name: name for name in modules}
-    if spec.modules != "all-linear":
-        found = select(found, spec.modules, "linear layer")
-    return tuple(found if spec.layers is None else in_blocks(found, spec.layers))
-
-
-def _key(point: Tuned, spec: SpectraSpec) -> str:
-    """Return what a point's pieces are kept under: all that they depend on, its files by their content."""
-    files: list[list[str]] = []
-    if point.directory is not None:
-        found = sorted(file for file in point.directory.rglob("*") if file.is_file())
-        files = [[str(file.relative_to(point.directory)), file_hash(file)] for file in found]
-    method = None if point.method is None else point.method.canonical()
-    return content_id([PIECE, spec.id, point.base.canonical(), method, point.step, point.factor, files], 40)
