@@ -152,7 +152,10 @@ def show_geometry(records: Sequence[GeometryRecord], out: Path, as_json: bool) -
             }
             for measure in record.summary
         ]
-        show_table(rows, as_json=False, title=f"{record.subject}{at}, factor {record.factor:g}")
+        Console(highlight=False, soft_wrap=True).print(
+            f"\n{record.subject}{at}, factor {record.factor:g}", markup=False, style="bold"
+        )
+        show_table(rows, as_json=False)
         absent = [f"{measure.metric}: {measure.how}" for measure in record.summary if measure.value is None]
         for line in absent:
             Console(highlight=False).print(line, markup=False)
