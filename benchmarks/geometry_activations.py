@@ -46,7 +46,7 @@ METHODS: dict[str, dict[str, Any]] = {
 SIZES = {"full": 3e-3, "pissa": 5e-3}
 """Standard deviation of the change of each trained number, where it is not the usual one."""
 FULL = {"model": "HuggingFaceTB/SmolLM2-135M-Instruct", "general": ["nq_open", "piqa"], "target": ["chain_sum"]}
-FULL_LIMITS = {"prompts": 12, "max_length": 256, "tokens": 4096, "gram_tokens": 1024, "pca": [32, 64]}
+FULL_LIMITS = {"prompts": 24, "max_length": 256, "tokens": 4096, "gram_tokens": 1024, "pca": [32, 64]}
 QUICK = {"model": "micro", "general": ["micro-facts", "micro-sort"], "target": ["micro-cipher"]}
 QUICK_LIMITS = {"prompts": 40, "max_length": 64, "tokens": 512, "gram_tokens": 256, "pca": [4, 16]}
 
