@@ -9,7 +9,7 @@ import pytest
 from peft_arena.execute.run import run_study
 from peft_arena.execute.study import Study, find_study, read_study
 from peft_arena.execute.view import view_of
-from peft_arena.methods.base import Capability
+from peft_arena.methods.base import Capability, has_weights
 from peft_arena.methods.registry import BASE, METHODS
 from peft_arena.report.build import build_report
 from peft_arena.store.store import Store
@@ -20,6 +20,7 @@ SHORT = (
     "train.validation_items=4",
     'targets=[{"task": "micro-reverse", "items": 4}]',
     'retention=[{"task": "micro-compare", "items": 4}]',
+    "geometry.prompts=4",
     "seeds=[0]",
     "execution.jobs=2",
     "execution.threads=1",
@@ -68,6 +69,9 @@ def test_every_method_goes_the_whole_way(study: Study, tmp_path: Path) -> None:
             assert counted["trained_parameters"] == arm.spent.count, arm.label
         calibrates = Capability.NEEDS_CALIBRATION in METHODS.get(arm.method).card.capabilities
         assert counted["attach_time"] is not None or not calibrates
+        measured = {record.what for record, _ in run.geometries()}
+        wanted = {"spectra", "drift", "activations"} if has_weights(METHODS.get(arm.method).card) else {"activations"}
+        assert measured == wanted, arm.label
     summary = build_report(store, view_of(study), tmp_path / "report", draws=50)
     assert summary["headline"]
     page = (tmp_path / "report" / "index.html").read_text(encoding="utf-8")
