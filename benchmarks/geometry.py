@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -52,7 +52,9 @@ CASES = ("lora", "oft", "matrix", "activations")
 def main() -> None:
     """Run the cases and print one JSON line for each comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the micro model, no large matrix: under a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="the micro model, nothing kept, no large matrix: about a minute"
+    )
     parser.add_argument("--case", action="append", choices=CASES, help="may be given several times; all by default")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", 2)), help="of each side")
     parser.add_argument("--side", choices=("adapters", "ours", "reference"), help=argparse.SUPPRESS)
@@ -70,7 +72,7 @@ def main() -> None:
 def _cases(quick: bool, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
     for method in METHODS:
         if method in wanted:
-            yield from _adapter_cases(method, "micro" if quick else MODEL)
+            yield from _adapter_cases(method, *(("micro", ("cold",)) if quick else (MODEL, ("cold", "cached"))))
     if "matrix" in wanted and not quick:
         yield from _matrix_cases()
     if "activations" in wanted:
@@ -79,7 +81,7 @@ def _cases(quick: bool, wanted: tuple[str, ...]) -> Iterator[dict[str, Any]]:
         yield from geometry_activations.cases(quick)
 
 
-def _adapter_cases(method: str, model: str) -> Iterator[dict[str, Any]]:
+def _adapter_cases(method: str, model: str, states: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Compare the two sides on adapters of a method: without and with kept decompositions."""
     with tempfile.TemporaryDirectory() as folder:
         directories = [str(Path(folder) / f"{method}-{number}") for number in range(ADAPTERS)]
@@ -87,7 +89,7 @@ def _adapter_cases(method: str, model: str) -> Iterator[dict[str, Any]]:
         job |= {"alignment": method == "oft", "svd": str(Path(folder) / "svd"), "out": folder}
         _run("adapters", job)
         reference = _run("reference", job)
-        for state in ("cold", "cached"):
+        for state in states:
             short = model.rsplit("/", 1)[-1].lower()
             yield _compare(f"spectra-{method}-{state}-{short}-x{ADAPTERS}", _run("ours", job), reference)
 

@@ -54,7 +54,7 @@ QUICK_LIMITS = {"prompts": 40, "max_length": 64, "tokens": 512, "gram_tokens": 2
 def main() -> None:
     """Run the cases and print one JSON line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="the micro model: under a minute")
+    parser.add_argument("--quick", action="store_true", help="the micro model: about a minute")
     parser.add_argument("--method", action="append", choices=tuple(METHODS), help="may be given several times")
     parser.add_argument("--side", choices=("ours", "reference"), help=argparse.SUPPRESS)
     parser.add_argument("--job", help=argparse.SUPPRESS)
