@@ -178,14 +178,44 @@ class EvalSpec(Spec):
         return f"{re.sub(r'[^A-Za-z0-9]+', '-', self.task.name)}-{self.id}"
 
 
+Way = Literal["own", "sqrt", "linear"]
+
+
+class RuleSpec(CodeSpec):
+    """A rule that turns one factor into a factor for each layer, with its complete, validated configuration."""
+
+    name: Name = "uniform"
+    config: Table = Field(default_factory=dict)
+
+
+class PathSpec(Spec):
+    """A path from the pretrained model to a tuned one."""
+
+    way: Way = "own"
+    """``own``: by the method's own parameters; ``sqrt``: the same, a rotation's generator times the square root of the
+    factor; ``linear``: straight from W0 to W1."""
+    rule: RuleSpec = RuleSpec()
+
+    @property
+    def readable(self) -> str:
+        """Way and rule in words, safe in file names."""
+        return "-".join(([] if self.way == "own" else [self.way]) + [self.rule.name])
+
+
+OWN = PathSpec()
+"""The method's own path, the same factor everywhere."""
+
+
 class Point(Spec):
-    """One set of weights: a run at a step, moved a factor along its path (1 is the trained weights)."""
+    """One set of weights: a run at a step, moved a factor along a path (1 is the trained weights if it is uniform)."""
 
     run_id: str
     step: int = Field(ge=0)
     factor: float = 1.0
+    path: PathSpec = OWN
 
     @property
     def key(self) -> str:
         """Directory name of the point's records."""
-        return f"{self.step:06d}-{self.factor:g}"
+        place = f"{self.step:06d}-{self.factor:.12g}"
+        return place if self.path == OWN else f"{place}-{self.path.readable}-{self.path.id}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
+from peft_arena.core.specs import OWN, PathSpec
 from peft_arena.evaluate.metrics import measures
 from peft_arena.store.records import EvaluationRecord, ItemRecord
 from peft_arena.tasks.base import Item, Kind, Score, Task
@@ -90,11 +91,24 @@ def evaluate_many(
     run_id: str,
     step: int,
     factor: float,
+    path: PathSpec = OWN,
     batch_size: int | None = None,
     progress: bool = True,
     make: MakeTask | None = None,
 ) -> list[EvaluationRecord]:
     """Evaluate a model on several tasks in one call of lm-eval; see :func:`evaluate`.
+
+    Args:
+        loaded: the model's tokenizer and description.
+        model: the model to evaluate.
+        specs: which items of which tasks.
+        run_id: the run the weights belong to.
+        step: optimizer step of the weights.
+        factor: how far along the path.
+        path: along which the factor moves the weights.
+        batch_size: rows in one forward pass.
+        progress: show progress bars.
+        make: gives a task by name and settings.
 
     Returns:
         One record per spec, in their order.
@@ -117,6 +131,7 @@ def evaluate_many(
             run_id=run_id,
             step=step,
             factor=factor,
+            path=path,
             spec=spec,
             provenance=provenance(),
             **found[spec.id]._asdict(),

@@ -8,7 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from peft_arena.core.measure import Measure
-from peft_arena.core.specs import EvalSpec, ModelSpec, RunSpec
+from peft_arena.core.paths import Expressed, ScanSpec
+from peft_arena.core.specs import OWN, EvalSpec, ModelSpec, PathSpec, RunSpec
 
 SCHEMA: Literal[1] = 1
 """Version of every record below; a change of meaning raises it and adds a migration."""
@@ -56,6 +57,8 @@ class EvaluationRecord(Record):
     run_id: str
     step: int
     factor: float
+    path: PathSpec = OWN
+    """Along which the factor moves the weights."""
     spec: EvalSpec
     card: dict[str, Any]
     """The task card (tasks of other sources: the same keys)."""
@@ -165,3 +168,56 @@ class GeometryRecord(Record):
     def what(self) -> str:
         """``spectra``, ``drift`` or ``activations``."""
         return str(self.spec["what"])
+
+
+class PathRow(BaseModel):
+    """What was found at one factor of a scan, on validation items; differences turned so that positive is better."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    factor: float
+    target: float | None
+    """Score on the target, in the task's unit."""
+    target_change: tuple[float, float | None, float | None] | None
+    """Against the tuned model: value and 95 % interval, in points for fractions, else in the task's unit."""
+    retention_change: tuple[float, float | None, float | None] | None
+    """Mean over the retention tasks that are fractions, against the tuned model, in points."""
+    allowed: bool
+    """Whether the point may be chosen: its target is not worse."""
+    why: str
+    """Why it may not be chosen; empty if it may."""
+
+
+class Strength(BaseModel):
+    """How far a transformer block is from the pretrained one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int
+    tuned: float
+    """Root mean square over its linear layers of ||D||_F / ||W0||_F, in the tuned model."""
+    chosen: float
+    """The same at the chosen point."""
+
+
+class PathRecord(Record):
+    """A scan of a path: which point was chosen, and why."""
+
+    kind: Literal["path"] = "path"
+    run_id: str
+    step: int
+    spec: ScanSpec
+    chosen: float | None
+    """Factor of the chosen point; None where no point but the tuned one may be chosen."""
+    reason: str
+    """Why this one, or why none."""
+    rows: tuple[PathRow, ...]
+    """One for each factor of the grid."""
+    strengths: tuple[Strength, ...]
+    """Of every block; empty where none was chosen."""
+    expressed: Expressed
+    """As what the points were evaluated, and as what the chosen one can be written."""
+    orthogonality: float | None
+    """Where the tuned weights are rotations: the largest ||R^T R - I||_F of a block of one, at any factor of the grid
+    and in the tuned model; else None."""
+    provenance: dict[str, Any]

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.paths import ScanSpec
 from peft_arena.core.provenance import provenance
-from peft_arena.core.specs import EvalSpec, Point, RunSpec
+from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point, RunSpec
 from peft_arena.store.checkpoint import DONE
 from peft_arena.store.files import append_line, read_lines, write_once
 from peft_arena.store.geometry import write_geometry
 from peft_arena.store.reading import read_record
-from peft_arena.store.records import CostRecord, EvaluationRecord, GeometryRecord, RunRecord, TrainingRecord
+from peft_arena.store.records import (
+    CostRecord,
+    EvaluationRecord,
+    GeometryRecord,
+    PathRecord,
+    RunRecord,
+    TrainingRecord,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -96,9 +104,11 @@ class RunDirectory:
         """Return where the record ``what`` of a point is."""
         return self.path / "records" / point.key / f"{what}.json"
 
-    def point(self, step: int, factor: float = 1.0) -> Point:
-        """Return a point of this run."""
-        return Point(run_id=self.run_id, step=step, factor=factor)
+    def point(self, step: int, factor: float = 1.0, path: PathSpec = OWN) -> Point:
+        """Return a point of this run; the tuned model is the same point on every uniform path."""
+        if factor == 1.0 and path.rule == OWN.rule:
+            path = OWN
+        return Point(run_id=self.run_id, step=step, factor=factor, path=path)
 
     def training(self) -> TrainingRecord | None:
         """Return the training record, None if training has not finished."""
@@ -147,6 +157,20 @@ class RunDirectory:
         """Yield every geometry record of the run and its path, in a fixed order; see :func:`read_profiles`."""
         for path in sorted((self.path / "records").glob("*/geometry-*.json")):
             yield read_record(GeometryRecord, path), path
+
+    def scan(self, point: Point, spec: ScanSpec) -> PathRecord | None:
+        """Return the scan of a path back from a point, None if it is not done."""
+        path = self.record_path(point, spec.key)
+        return read_record(PathRecord, path) if path.exists() else None
+
+    def write_scan(self, point: Point, record: PathRecord) -> None:
+        """Write a scan, after every evaluation it rests on."""
+        write_once(self.record_path(point, record.spec.key), record.model_dump(mode="json"))
+
+    def scans(self) -> Iterator[PathRecord]:
+        """Yield every scan of the run, in a fixed order."""
+        for path in sorted((self.path / "records").glob("*/path-*.json")):
+            yield read_record(PathRecord, path)
 
     def evaluations(self) -> Iterator[EvaluationRecord]:
         """Yield every evaluation of the run, in a fixed order."""
