@@ -119,7 +119,7 @@ def test_a_model_takes_one_adapter() -> None:
         (("lora", {}), ("dora", {}), "use_dora"),
         (("lora", {}), ("oft", {}), "LORA adapter, method oft needs OFT"),
         (("pissa", {}), ("lora", {}), "r = 16 instead of 8"),
-        (("oft", {"neumann_terms": None}), ("oft", {}), "use_cayley_neumann"),
+        (("oft", {"neumann_terms": 5}), ("oft", {}), "use_cayley_neumann"),
         (("prompt_tuning", {"num_virtual_tokens": 5}), ("prompt_tuning", {}), "num_virtual_tokens"),
         (("lora", {}), ("full", {}), "config.json is missing"),
         (("full", {}), ("lora", {}), "adapter_config.json is missing"),

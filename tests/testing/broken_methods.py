@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, PeftAttached, tuner_layers
-from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig, PathKind
 from peft_arena.methods.lora import Lora, LoraConfig
 from peft_arena.methods.miss import Miss
 from peft_arena.methods.oft import Oft
@@ -382,3 +382,15 @@ class GeneratesAnything(Lora):
     def hold(self, model: Any, base: str) -> PeftAttached:
         model.generate = lambda input_ids, **_: torch.nn.functional.pad(input_ids, (0, 3), value=199)
         return super().hold(model, base)
+
+
+class SaysRotation(Lora):
+    card: ClassVar[MethodCard] = Lora.card.model_copy(update={"path": PathKind.CAYLEY})
+
+
+class SaysNoPath(Lora):
+    card: ClassVar[MethodCard] = Lora.card.model_copy(update={"path": PathKind.NONE})
+
+
+class TurnsBySeries(Oft):
+    """Turns so far that a series is no rotation."""

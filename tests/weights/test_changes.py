@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from peft_arena.methods.base import PathKind
 from peft_arena.weights.change import Change, Dense, LowRank, Svd
+from peft_arena.weights.planar import Planar
 from peft_arena.weights.rescaled import Columns, Decomposed, Rows
-from peft_arena.weights.rotation import Rotation
+from peft_arena.weights.rotation import Rotation, StretchedRotation
 
 SHAPES = [(24, 24), (16, 32), (48, 24)]
-FORMS = ["low-rank", "rotation", "one block", "series", "series of 2", "rows", "columns", "dora"]
+FORMS = ["low-rank", "rotation", "one block", "series", "series of 2", "rows", "columns", "dora", "stretched", "planar"]
 
 
 def weight(shape):
@@ -29,9 +31,12 @@ def make(form: str, shape: tuple[int, int], base) -> Change:
     if form in ("rows", "columns"):
         kind, size = (Rows, out) if form == "rows" else (Columns, inner)
         return kind(0.1 * torch.randn(size).double(), shape)
+    if form == "planar":
+        return Planar(0.2 * torch.randn(2, out).double(), 0.1 * torch.randn(2, out).double(), 4, shape)
     skew = 0.05 * torch.randn(1 if form == "one block" else inner // 8, 8, 8).double()
     terms = {"series": 5, "series of 2": 2}.get(form)
-    return Rotation(skew - skew.transpose(1, 2), terms, shape)
+    rotation = Rotation(skew - skew.transpose(1, 2), terms, shape)
+    return StretchedRotation(rotation, 0.1 * torch.randn(out).double()) if form == "stretched" else rotation
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -107,6 +112,52 @@ def test_exact_rotation_stays_orthogonal_along_its_path_and_the_straight_line_do
     assert max(gaps) < 1e-5
     straight = one + 0.5 * change.dense(one)
     assert float((straight.T @ straight - one).norm()) > 1e-2
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_say_how_their_path_goes(form):
+    base = weight((16, 32))
+    change = make(form, (16, 32), base)
+    straight = 0.5 * change.dense(base)
+    if form != "series of 2":  # 2 Q alone
+        assert change.straight == bool(torch.allclose(change.scaled(0.5).dense(base), straight, rtol=1e-9, atol=1e-12))
+    turns = form in ("rotation", "one block", "series", "series of 2", "stretched")
+    assert (change.path is PathKind.CAYLEY) == turns == (change.orthogonality() is not None)
+    root = change.by_root(0.25).dense(base)
+    half, quarter = change.scaled(0.5).dense(base), change.scaled(0.25).dense(base)
+    wanted = half if turns and form != "stretched" else quarter
+    assert torch.equal(root, wanted) == (form != "stretched")
+
+
+def test_the_root_of_the_factor_is_for_the_generator_alone():
+    base = weight((16, 32))
+    change = make("stretched", (16, 32), base)
+    turned = change.rotation.scaled(0.5).dense(base)
+    wanted = turned + 0.25 * change.beyond[:, None] * (base + turned)
+    torch.testing.assert_close(change.by_root(0.25).dense(base), wanted)
+
+
+@pytest.mark.parametrize("side", [32, 576])
+@pytest.mark.parametrize("norm", [0.1, 1.0, 3.0])
+def test_blocks_of_any_size_stay_orthogonal_in_float32(side, norm):
+    skew = torch.randn(1, side, side, generator=torch.Generator().manual_seed(0))
+    skew = skew - skew.transpose(1, 2)
+    change = Rotation(norm * skew / skew.norm(), None, (side, side))
+    for factor in (0.3, 1.0, 1.2):
+        found = change.scaled(factor)
+        turned = torch.eye(side, dtype=torch.float64) + found.dense(torch.eye(side)).double()
+        wanted = float((turned.T @ turned - torch.eye(side)).norm())
+        assert wanted <= 1e-5
+        assert found.orthogonality() == pytest.approx(wanted, abs=1e-9)
+
+
+def test_a_series_leaves_the_rotations_and_so_does_the_straight_way():
+    plane = torch.zeros(1, 8, 8)
+    plane[0, 0, 1], plane[0, 1, 0] = 1.0, -1.0
+    by_series, exact = Rotation(plane, 5, (8, 8)), Rotation(plane, None, (8, 8))
+    assert by_series.orthogonality() > 0.1 and exact.orthogonality() < 1e-6
+    assert exact.orthogonality(0.5) == pytest.approx(0.5 * 2**0.5)  # a quarter turn in a plane: R^T R is 0.5 I there
+    assert exact.orthogonality(0.0) == 0
 
 
 def test_a_large_block_turned_far_is_still_a_rotation_in_float32():

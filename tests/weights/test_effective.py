@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.methods.base import Capability
-from peft_arena.methods.boft import Boft
+from peft_arena.methods.hra import Hra
 from peft_arena.methods.registry import make_method
 from peft_arena.models.load import Loaded, pin
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens, train
@@ -336,19 +336,19 @@ def test_adapters_that_depend_on_the_input_have_no_weights(tmp_path):
     assert not Tuned(base, adapter, None, "path", None).has_weights()
 
 
-class Unmergeable(Boft):
+class Unmergeable(Hra):
     """A method with changes of linear weights that is not said to merge."""
 
-    card = Boft.card.model_copy(update={"capabilities": Boft.card.capabilities - {Capability.MERGEABLE}})
+    card = Hra.card.model_copy(update={"capabilities": Hra.card.capabilities - {Capability.MERGEABLE}})
 
 
 def test_a_method_that_does_not_merge_is_read_by_its_changes(tmp_path):
-    settings = Boft.Config(block_size=4)
-    attached = Boft(settings).attach(tiny_model(), seed=0)
+    settings = Hra.Config(rank=4)
+    attached = Hra(settings).attach(tiny_model(), seed=0)
     train(attached, 0.01)
     attached.save(tmp_path / "checkpoint")
     base = BaseWeights.of_model(tiny_model())
-    merging, other = (effective_weights(base, tmp_path / "checkpoint", kind(settings)) for kind in (Boft, Unmergeable))
+    merging, other = (effective_weights(base, tmp_path / "checkpoint", kind(settings)) for kind in (Hra, Unmergeable))
     for name in base.linears:
         first, second = merging.pair(name).change.delta, other.pair(name).change.delta
         assert difference(first, second) < 1e-6

@@ -38,6 +38,11 @@ CLOSED = {
     "oft of 6 terms": peft.OFTConfig(**OFT, num_cayley_neumann_terms=6),
     "oft in one block": peft.OFTConfig(**OFT, block_share=True),
     "coft": peft.OFTConfig(**OFT, coft=True, eps=0.4),
+    "boft": peft.BOFTConfig(boft_block_size=4, target_modules=LINEAR),
+    "boft of two blocks": peft.BOFTConfig(boft_block_size=0, boft_block_num=2, target_modules=LINEAR),
+    "road": peft.RoadConfig(group_size=8, target_modules=LINEAR),
+    "road of 2": peft.RoadConfig(variant="road_2", group_size=16, target_modules=LINEAR),
+    "road of 4": peft.RoadConfig(variant="road_4", group_size=32, target_modules=LINEAR),
     "ia3": peft.IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"]),
     "vera": peft.VeraConfig(r=80, target_modules=ATTENTION),
     "miss": peft.MissConfig(r=6, target_modules=LINEAR),
@@ -52,7 +57,7 @@ MERGED = {
     "token indices": peft.LoraConfig(r=4, target_modules=ATTENTION, trainable_token_indices=[3, 5]),
     "pissa": peft.LoraConfig(**LORA, init_lora_weights="pissa"),
     "loha": peft.LoHaConfig(r=4, target_modules=ATTENTION),
-    "boft": peft.BOFTConfig(boft_block_size=4, target_modules=ATTENTION),
+    "hra": peft.HRAConfig(r=4, target_modules=ATTENTION),
     "vera without its matrices": peft.VeraConfig(r=16, target_modules=ATTENTION, save_projection=False),
 }
 
@@ -79,7 +84,7 @@ def test_closed_form_is_what_peft_merges(name, tmp_path):
     check_against_peft(effective_weights(base, directory), directory)
 
 
-@pytest.mark.parametrize("name", ["dora", "ia3"])
+@pytest.mark.parametrize("name", ["dora", "ia3", "boft", "road", "road of 4"])
 @pytest.mark.parametrize(("kind", "dtype"), [("biased", "float32"), ("tied", "float32"), ("untied", "bfloat16")])
 def test_closed_form_on_other_bases(name, kind, dtype, tmp_path):
     directory = save_adapter(tmp_path / "adapter", CLOSED[name], kind)
@@ -128,6 +133,25 @@ def test_an_active_setting_that_is_not_known_is_not_read_in_closed_form(tmp_path
     assert closed_form(base, directory) is not None, "a setting that is off changes nothing"
     set_setting(directory, invented_in_2031=True)
     assert closed_form(base, directory) is None
+
+
+def test_settings_of_rotations_that_are_not_understood_are_left_to_the_merge(tmp_path):
+    base = base_of()
+    for name, stored in (("boft", "boft_R"), ("road", "road_theta")):
+        adapter = save_adapter(tmp_path / name, CLOSED[name])
+        assert closed_form(base, adapter) is not None
+        for setting in ({"bias": "all"}, {"invented_in_2031": True}):
+            other = shutil.copytree(adapter, tmp_path / "other", dirs_exist_ok=True)
+            set_setting(other, **setting)
+            assert closed_form(base, other) is None, setting
+        edit(adapter, lambda tensors, stored=stored: {key: one for key, one in tensors.items() if stored not in key})
+        assert closed_form(base, adapter) is None, "half of its tensors"
+    more = save_adapter(tmp_path / "more", CLOSED["boft"])
+    edit(more, lambda tensors: {key: one.repeat(2, 1, 1, 1) if "_R" in key else one for key, one in tensors.items()})
+    assert closed_form(base, more) is None, "two butterfly factors"
+    unknown = save_adapter(tmp_path / "unknown", CLOSED["road"])
+    set_setting(unknown, variant="road_8")
+    assert closed_form(base, unknown) is None
 
 
 def test_tensors_without_a_place_and_missing_ones_are_refused(tmp_path):
@@ -234,6 +258,10 @@ SCALED = {
     "lora": lambda name, tensor, f: f * tensor if "lora_B" in name else tensor,
     "oft": lambda name, tensor, f: f * tensor,
     "oft by series": lambda name, tensor, f: f * tensor,
+    "boft": lambda name, tensor, f: f * tensor if "boft_R" in name else 1 + f * (tensor - 1),
+    "road": lambda name, tensor, f: f * tensor if "theta" in name else 1 + f * (tensor - 1),
+    "road of 2": lambda name, tensor, f: f * tensor if "theta" in name else 1 + f * (tensor - 1),
+    "road of 4": lambda name, tensor, f: f * tensor if "theta" in name else 1 + f * (tensor - 1),
     "ia3": lambda name, tensor, f: 1 + f * (tensor - 1),
     "miss": lambda name, tensor, f: f * tensor,
     "miss, bat": lambda name, tensor, f: f * tensor,

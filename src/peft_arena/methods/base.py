@@ -13,7 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -50,6 +50,19 @@ class Capability(StrEnum):
     """The adapter directory is a plain LoRA, which every LoRA server can load beside the pretrained model."""
 
 
+class PathKind(StrEnum):
+    """How a method's linear weights go from the pretrained model (factor 0) to the tuned one (1) on its own path."""
+
+    LINEAR = "linear"
+    """Straight: W0 + f D."""
+    CAYLEY = "cayley"
+    """The skew-symmetric generator of a rotation is scaled, so that every point is a rotation."""
+    MULTIPLICATIVE = "multiplicative"
+    """Factors, lengths or angles of rows or columns go from those of W0 to the tuned ones."""
+    NONE = "none"
+    """The tuned model cannot be said in weights: there is no path."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Examples of the training data for methods that choose their start by it; the same for the same run."""
@@ -71,6 +84,8 @@ class MethodCard(BaseModel):
     """Authors, year, title; or ``none``."""
     url: str
     capabilities: frozenset[Capability]
+    path: PathKind = Field(default_factory=lambda given: _usual_path(given.get("capabilities", frozenset())))
+    """Of its linear weights; unless given, linear for methods that have weights."""
     parameters: str
     """Formula of the trainable parameter count."""
     learning_rate: float | None
@@ -91,8 +106,15 @@ def has_weights(card: MethodCard) -> bool:
 
     Not where those are quantised: a change of codes is none of weights.
     """
-    able = card.capabilities
+    return _weighty(card.capabilities)
+
+
+def _weighty(able: frozenset[Capability]) -> bool:
     return Capability.NEEDS_QUANTIZED_BASE not in able and bool(able & {Capability.LINEAR_DELTA, Capability.MERGEABLE})
+
+
+def _usual_path(able: frozenset[Capability]) -> PathKind:
+    return PathKind.LINEAR if _weighty(able) else PathKind.NONE
 
 
 class MethodConfig(BaseModel):

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
-from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.divisors import check_divides, common_divisors
 from peft_arena.methods.targets import TargetConfig
 
@@ -64,6 +64,7 @@ class Boft(PeftMethod):
         paper="Liu et al., 2023, Parameter-Efficient Orthogonal Finetuning via Butterfly Factorization",
         url="https://arxiv.org/abs/2311.06243",
         capabilities=WEIGHT_ADAPTER,
+        path=PathKind.CAYLEY,
         parameters="sum over targets of (in * block_size + out)",
         learning_rate=1e-4,
         micro_learning_rate=3e-3,

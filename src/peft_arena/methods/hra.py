@@ -57,6 +57,8 @@ class Hra(PeftMethod):
             "and its Gram-Schmidt is not a number at the start",
             "the chain is computed in float32 as a change of low rank beside the layer's own output; peft builds the "
             "(in, in) matrix of the whole chain in each forward pass, here only merging does",
+            "its path is straight from W0 to W1: scaling the vectors changes no reflection, so its own parameters lead "
+            "nowhere, and points on the way are no rotations of W0",
         ),
         description="Multiplies each target weight by a chain of trained Householder reflections of its input.",
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import model_validator
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
-from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.targets import Blocks, Suffix, Suffixes, matches
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ class IA3(PeftMethod):
         paper="Liu et al., 2022, Few-Shot PEFT is Better and Cheaper than In-Context Learning",
         url="https://arxiv.org/abs/2205.05638",
         capabilities=WEIGHT_ADAPTER,
+        path=PathKind.MULTIPLICATIVE,
         parameters="sum over targets of out, for feedforward targets of in",
         learning_rate=5e-3,
         micro_learning_rate=0.1,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
-from peft_arena.methods.base import Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Capability, MethodCard, MethodConfig, PathKind
 from peft_arena.methods.targets import TargetConfig
 
 if TYPE_CHECKING:
@@ -129,6 +129,7 @@ class Dora(Lora):
         paper="Liu et al., 2024, DoRA: Weight-Decomposed Low-Rank Adaptation",
         url="https://arxiv.org/abs/2402.09353",
         capabilities=WEIGHT_ADAPTER,
+        path=PathKind.MULTIPLICATIVE,
         parameters="sum over targets of (rank * (in + out) + out)",
         learning_rate=2e-4,
         micro_learning_rate=3e-3,

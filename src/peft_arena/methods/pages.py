@@ -13,7 +13,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from peft_arena.core.errors import UserError
-from peft_arena.methods.base import Capability, Method
+from peft_arena.methods.base import Capability, Method, PathKind
 from peft_arena.methods.registry import METHODS
 
 INDEX = "README.md"
@@ -32,6 +32,13 @@ CAN = {
     Capability.LORA_ADAPTER: "writes checkpoints that are plain LoRAs, which every LoRA server loads",
 }
 """What each capability means, for readers."""
+PATHS = {
+    PathKind.LINEAR: "linear: straight from the pretrained weights, W0 + f D",
+    PathKind.CAYLEY: "cayley: a rotation whose skew-symmetric generator is scaled, orthogonal at every factor",
+    PathKind.MULTIPLICATIVE: "multiplicative: by its own factors, lengths or angles of rows or columns",
+    PathKind.NONE: "none: the tuned model cannot be said in weights",
+}
+"""What the kind of a path means, for readers."""
 BOUNDS = {"ge": "≥ {}", "gt": "> {}", "le": "≤ {}", "lt": "< {}", "multiple_of": "multiple of {}"}
 COLUMNS = {
     "merges": Capability.MERGEABLE,
@@ -101,6 +108,7 @@ def method_page(name: str, kind: type[Method]) -> str:
     facts += [["size set by", f"`{kind.size}`" if kind.size else "nothing: a parameter budget cannot choose it"]]
     facts += [["learning rate to start from, models of billions of parameters", _number(card.learning_rate)]]
     facts += [["learning rate on the micro model", _number(card.micro_learning_rate)]]
+    facts += [["path from the pretrained (f = 0) to the tuned model (f = 1)", PATHS[card.path]]]
     drawn = ["the start"] if card.random_init else []
     drawn += ["the calibration examples"] if Capability.NEEDS_CALIBRATION in card.capabilities else []
     facts += [["the seed changes", ", ".join([*drawn, "data order and dropout"])]]

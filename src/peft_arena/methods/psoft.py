@@ -81,6 +81,7 @@ class Psoft(LowRankMethod):
             "exact SVD unless svd_iterations is given; then the seed draws the randomised one",
             "no weight decay: it would pull the scales from one to zero",
             "a checkpoint is a plain LoRA of the same rank, so reading it repeats no SVD; peft's own would",
+            "its path is that of the LoRA, straight from W0 to W1: a checkpoint does not hold the rotation's generator",
             "left vectors times rotation is formed in each forward pass, where peft applies the two in turn",
         ),
         description="Rotates and scales each target weight inside its principal subspace; everything else is frozen.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
-from peft_arena.methods.base import MethodCard, MethodConfig
+from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.divisors import check_divides
 from peft_arena.methods.targets import TargetConfig
 
@@ -54,6 +54,7 @@ class Road(PeftMethod):
         ),
         url="https://arxiv.org/abs/2409.00119",
         capabilities=WEIGHT_ADAPTER,
+        path=PathKind.MULTIPLICATIVE,
         parameters="sum over targets of out (road_1), 2 * out (road_2), 4 * out (road_4)",
         learning_rate=1e-3,
         micro_learning_rate=3e-2,

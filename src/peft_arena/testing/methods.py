@@ -83,6 +83,7 @@ CHECKS: Mapping[str, Callable[[Trial], None]] = {
     "lora_adapter": file_checks.check_lora_adapter,
     "merge": life_checks.check_merge,
     "weights": weight_checks.check_weights,
+    "path": weight_checks.check_path,
     "generation": life_checks.check_generation,
     "calibration": card_checks.check_calibration,
     "sizes": card_checks.check_sizes,

@@ -1,15 +1,26 @@
-"""Check of a checkpoint's weights, read without the method where they have a closed form, against the method itself."""
+"""Checks of a checkpoint's weights, read without the method where they have a closed form, against the method itself.
+
+Both ends of the path, what kind it is, and points on it as files of the adapter's own type.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from peft_arena.methods.base import Capability
+from peft_arena.methods.base import Capability, PathKind
 from peft_arena.testing.subject import EXACT, MERGE, ROUNDED, difference, logits, refuses, tokens
 from peft_arena.testing.trial import Life, linear_weights, on_each_model
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_arena.core.specs import Way
     from peft_arena.weights.effective import EffectiveWeights
+
+ORTHOGONAL = 1e-5
+"""Largest ||R^T R - I||_F of a rotation's blocks, on its path and beyond the tuned model."""
+ON_THE_WAY = (0.3, 1.0, 1.2)
+HALFWAY = 0.5
 
 
 @on_each_model
@@ -47,3 +58,61 @@ def _check_changes(life: Life, found: EffectiveWeights) -> None:
         change = torch.zeros_like(pair.base) if pair.change is None else pair.change.dense(pair.base)
         gap = difference(change, wanted)
         assert gap <= EXACT, f"the change of {name} read from the checkpoint is {gap} away from delta()"
+
+
+@on_each_model
+def check_path(life: Life) -> None:
+    """Check the card's path against the weights, every way's ends, and a point in files of the adapter's own type."""
+    from peft_arena.weights.base import BaseWeights
+    from peft_arena.weights.effective import effective_weights, no_weights
+
+    subject = life.subject
+    method, said = subject.make(), subject.method.card.path
+    if no_weights(method):
+        assert said is PathKind.NONE, f"the card names a path, {said}, of a method that has no weights"
+        return
+    assert said is not PathKind.NONE, "the card names no path of a method that has weights"
+    found = effective_weights(BaseWeights.of_model(subject.model()), life.saved, method)
+    changes = [found.pair(name).change for name in found.modules()]
+    kinds = {change.path for change in changes if change is not None}
+    assert found.path_kinds() | kinds == {said}, (
+        f"the card says that the path is {said}, the weights go {' and '.join(sorted(found.path_kinds() | kinds))}"
+    )
+    if not subject.exact:
+        return
+    ways: tuple[Way, ...] = ("own", "linear", "sqrt") if said is PathKind.CAYLEY else ("own", "linear")
+    for way in ways:
+        _check_ends(life, found.along(way), way)
+    if said is PathKind.CAYLEY:
+        for factor in ON_THE_WAY:
+            away = found.interpolated(factor).orthogonality()
+            assert away is not None, f"at factor {factor:g} there is no rotation though the card says {said}"
+            assert away <= ORTHOGONAL, f"at factor {factor:g} of the path ||R^T R - I|| is {away}: no rotation"
+    _check_files(life, found.interpolated(HALFWAY))
+
+
+def _check_ends(life: Life, found: EffectiveWeights, way: str) -> None:
+    for factor, wanted, name in ((0.0, life.pretrained, "pretrained"), (1.0, life.tuned, "tuned")):
+        gap = difference(_outputs(life, found.interpolated(factor)), wanted)
+        assert gap <= MERGE, f"at factor {factor:g} of the way {way} the model is {gap} away from the {name} one"
+
+
+def _check_files(life: Life, point: EffectiveWeights) -> None:
+    """Check that a point, written in files of the adapter's own type, is restored by the method as what it is."""
+    from peft_arena.weights.adapter_files import write_adapter
+
+    files = point.adapter()
+    if files is None:
+        return
+    out = life.directory / "on-the-path"
+    if not out.exists():
+        write_adapter(files, out)
+    restored = life.subject.make().restore(life.subject.model(), out)
+    gap = difference(logits(restored.model, tokens()), _outputs(life, point))
+    assert gap <= MERGE, f"at factor {point.factor:g} the adapter's files give {gap} else than the weights"
+
+
+def _outputs(life: Life, point: EffectiveWeights) -> Tensor:
+    model = life.subject.model()
+    point.load_into(model)
+    return logits(model, tokens())

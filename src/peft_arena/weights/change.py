@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError
+from peft_arena.methods.base import PathKind
 from peft_arena.weights.gram import suits, values_by_gram
 
 AT_ONCE = 2**17
@@ -51,6 +52,10 @@ class Norms(NamedTuple):
 class Change(ABC):
     """Tuned minus pretrained weight, D."""
 
+    path: ClassVar[PathKind]
+    """Along what :meth:`scaled` goes."""
+    straight: ClassVar[bool] = False
+    """Whether :meth:`scaled` is a factor times D."""
     shape: tuple[int, ...]
     """Of the weight: (out, in) for linear layers."""
 
@@ -77,6 +82,22 @@ class Change(ABC):
     @abstractmethod
     def scaled(self, factor: float) -> Change:
         """Return the change at a factor along the method's own path: 0 the pretrained weight, 1 this change."""
+
+    def by_root(self, factor: float) -> Change:
+        """Return the same with a rotation's generator scaled by the square root of the factor, all else by the factor.
+
+        Args:
+            factor: at least 0.
+        """
+        return self.scaled(factor)
+
+    def orthogonality(self, share: float = 1.0) -> float | None:
+        """Return the largest ||R^T R - I||_F of the blocks of a rotation R, summed in float64; None if it has none.
+
+        Args:
+            share: measure I + share (R - I) instead: R on the straight way to it.
+        """
+        return None
 
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Change:
@@ -106,6 +127,9 @@ class Change(ABC):
 class Dense(Change):
     """A change without a structure that is known, or a vector's."""
 
+    path: ClassVar[PathKind] = PathKind.LINEAR
+    straight: ClassVar[bool] = True
+
     def __init__(self, delta: Tensor) -> None:
         """Hold D, of any shape."""
         self.delta = delta
@@ -131,6 +155,9 @@ class Dense(Change):
 class LowRank(Change):
     """D = B A."""
 
+    path: ClassVar[PathKind] = PathKind.LINEAR
+    straight: ClassVar[bool] = True
+
     def __init__(self, b: Tensor, a: Tensor) -> None:
         """Hold the factors, every scale multiplied in.
 
@@ -154,6 +181,10 @@ class LowRank(Change):
     def scaled(self, factor: float) -> Change:
         """Return (factor B) A."""
         return LowRank(factor * self.b, self.a)
+
+    def joined(self, other: LowRank) -> LowRank:
+        """Return the sum of two changes by their factors side by side, of the sum of their ranks."""
+        return LowRank(torch.cat([self.b, other.b], dim=1), torch.cat([self.a, other.a], dim=0))
 
     def to(self, dtype: torch.dtype) -> Change:
         """Return the change in another type."""
@@ -182,6 +213,17 @@ class LowRank(Change):
         rows = max(1, AT_ONCE // self.shape[1])
         parts = [entry_norms(part @ self.a, spent=True) for part in self.b.split(rows)]
         return Norms(sum(part.l1 for part in parts), sum(part.l2**2 for part in parts) ** 0.5)
+
+
+def together(change: Change, extra: LowRank, base: Tensor) -> Change:
+    """Return the sum of a change and a low-rank one: low-rank again if both are, else multiplied out.
+
+    Args:
+        change: of any form.
+        extra: of the same shape.
+        base: W0.
+    """
+    return change.joined(extra) if isinstance(change, LowRank) else Dense(change.dense(base) + extra.dense(base))
 
 
 def entry_norms(tensor: Tensor, *, spent: bool = False) -> Norms:

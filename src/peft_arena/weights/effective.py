@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.methods.base import Capability, Method, has_weights
+from peft_arena.core.specs import Way
+from peft_arena.methods.base import Capability, Method, PathKind, has_weights
 from peft_arena.weights.base import BaseWeights
-from peft_arena.weights.change import Change
+from peft_arena.weights.change import Change, Dense, LowRank, together
 from peft_arena.weights.forms import CONFIG, INDEX, SETTINGS, SINGLE, Changes, closed_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from peft_arena.weights.adapter_files import AdapterFiles
 
 
 class Pair(NamedTuple):
@@ -27,23 +33,51 @@ class Pair(NamedTuple):
     """None where the tuned parameter is the pretrained one."""
 
 
+@dataclass(frozen=True)
+class Where:
+    """Where a point lies, besides its global factor."""
+
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """By parameter, under the first of its names, times the global one; 1 for all others."""
+    way: Way = "own"
+    """Along what factors count."""
+    extra: Mapping[str, LowRank] = field(default_factory=dict)
+    """Changes added to what the factors give."""
+
+
 class EffectiveWeights:
     """Pretrained weights and their change at one point, one parameter at a time, mostly by memory map.
 
-    The point may lie anywhere on the path of :meth:`interpolated`.
+    The point may lie anywhere on a path from the pretrained weights, at another factor for each parameter. Every
+    method that moves it returns a new view and leaves this one as it is; a model may be moved from view to view of
+    one checkpoint by :meth:`load_into`.
     """
 
-    def __init__(self, base: BaseWeights, changes: Changes, factor: float = 1.0) -> None:
+    def __init__(self, base: BaseWeights, changes: Changes, factor: float = 1.0, where: Where | None = None) -> None:
         """Hold both; use :func:`effective_weights` to read a checkpoint.
 
         Args:
             base: the pretrained weights.
             changes: of the tuned model.
             factor: where on the path.
+            where: what else says where the point lies.
+
+        Raises:
+            UserError: a factor is no finite number, or negative along ``sqrt``.
         """
         self.base_weights = base
         self.changes = changes
         self.factor = factor
+        self.where = Where() if where is None else where
+        for given in {factor, *self.where.factors.values()}:
+            if not math.isfinite(given) or (given < 0 and self.where.way == "sqrt"):
+                allowed = "a factor of 0 or more, whose root there is" if self.where.way == "sqrt" else "finite numbers"
+                raise UserError(f"no point of the path has factor {given:g}; allowed: {allowed}")
+
+    @property
+    def way(self) -> Way:
+        """How factors count, see :meth:`along`."""
+        return self.where.way
 
     def modules(self) -> tuple[str, ...]:
         """Return the names of every linear layer but the output layer, in the model's order."""
@@ -76,9 +110,26 @@ class EffectiveWeights:
         base = self.base_weights.tensor(name) if shape is None else torch.zeros(shape)
         maker = self.changes.makers.get(name)
         change = None if maker is None else maker()
-        if change is not None and self.factor != 1.0:
-            change = change.scaled(self.factor)
-        return Pair(base, change)
+        if change is not None:
+            change = self._moved(change, self.factor_of(name), base)
+        extra = self.where.extra.get(name)
+        if extra is None:
+            return Pair(base, change)
+        if change is None:
+            raise UserError(f"nothing can be added to {name}: the checkpoint leaves it as it is")
+        return Pair(base, together(change, extra, base))
+
+    def factor_of(self, name: str) -> float:
+        """Return the factor of a parameter, given by the first of its names: the global one times its own."""
+        return self.factor * self.where.factors.get(name, 1.0)
+
+    def _moved(self, change: Change, factor: float, base: Tensor) -> Change:
+        """Return the tuned change moved to a factor along the way."""
+        if factor == 1.0:
+            return change
+        if self.way == "linear" and not change.straight:
+            return Dense(factor * change.dense(base))
+        return change.by_root(factor) if self.way == "sqrt" else change.scaled(factor)
 
     def base_hash(self, name: str) -> str:
         """Return what identifies the content of a pretrained parameter; see :meth:`BaseWeights.content_hash`."""
@@ -88,11 +139,111 @@ class EffectiveWeights:
         """Return the point at a factor of the way to this one: 0 the pretrained weights, 1 this point, above 1 beyond.
 
         The way is the method's own where its form is known: additive methods are linear, rotations scale their
-        generator, scalings and DoRA go by their own parameters. What only a merge gives (see
-        :mod:`peft_arena.weights.merging`) is taken straight from W0 to W1, also for methods, such as BOFT, HRA or
-        RoAd, whose own parameters would lead another way; ``Change`` is then ``Dense``.
+        generator, scalings, planar rotations and DoRA go by their own parameters. What only a merge gives (see
+        :mod:`peft_arena.weights.merging`) is taken straight from W0 to W1, also for methods, such as HRA, whose own
+        parameters would lead another way; ``Change`` is then ``Dense``. What :meth:`plus` added stays as it is.
+
+        Raises:
+            UserError: the factor is no finite number, or negative along ``sqrt``.
         """
-        return EffectiveWeights(self.base_weights, self.changes, self.factor * factor)
+        return EffectiveWeights(self.base_weights, self.changes, self.factor * factor, self.where)
+
+    def scaled(self, factors: Mapping[str, float]) -> EffectiveWeights:
+        """Return the point where each parameter named is a factor of the way further, and the others are as here.
+
+        A bias that goes with a weight's own parameters, as those of IA3 and RoAd do, needs the weight's factor.
+
+        Args:
+            factors: by parameter, under any of its names; those that the checkpoint does not change may be among them.
+
+        Raises:
+            UserError: the model has no such parameter, or as for :meth:`interpolated`.
+        """
+        found = dict(self.where.factors)
+        for name, factor in factors.items():
+            first = name if name in self.changes.added else self.base_weights.canonical(name)
+            found[first] = found.get(first, 1.0) * factor
+        return self._at(factors=found)
+
+    def along(self, way: Way) -> EffectiveWeights:
+        """Return the point at the same factors along a way.
+
+        Args:
+            way: ``own``: that of the method, see :meth:`interpolated`. ``sqrt``: the same with the generator of a
+                rotation scaled by the square root of the factor. ``linear``: straight from W0 to W1.
+
+        Raises:
+            UserError: ``sqrt`` where no change is a rotation, or where a factor is negative.
+        """
+        if way == "sqrt" and PathKind.CAYLEY not in self.path_kinds():
+            kinds = ", ".join(sorted(self.path_kinds())) or "none: nothing is changed"
+            raise UserError(f"the way sqrt is for rotations; the paths of these weights: {kinds}; allowed: own, linear")
+        return self._at(way=way)
+
+    def plus(self, extra: Mapping[str, LowRank]) -> EffectiveWeights:
+        """Return the point with low-rank changes added, whatever its factors are now or become.
+
+        Args:
+            extra: by parameter, under any of its names; the checkpoint must change it.
+
+        Raises:
+            UserError: it does not, or a change has another shape than its weight.
+        """
+        found = dict(self.where.extra)
+        for name, change in extra.items():
+            first = self.base_weights.canonical(name)
+            if first not in self.changes.makers:
+                raise UserError(f"nothing can be added to {name}: the checkpoint leaves it as it is")
+            if change.shape != self.base_weights.shapes[first]:
+                wanted = self.base_weights.shapes[first]
+                raise UserError(f"a change of shape {change.shape} cannot be added to {name} of shape {wanted}")
+            before = found.get(first)
+            found[first] = change if before is None else before.joined(change)
+        return self._at(extra=found)
+
+    def path_kinds(self) -> frozenset[PathKind]:
+        """Return the kinds of the paths of the changed linear weights, by the form of the checkpoint; reads none."""
+        return frozenset({self.changes.kind}) if self.changes.makers else frozenset()
+
+    def orthogonality(self) -> float | None:
+        """Return the largest ||R^T R - I||_F of all blocks of all rotations at this point, summed in float64.
+
+        Straight ways leave the rotations: there R is (1 - f) I + f R1 with the tuned R1.
+
+        Returns:
+            None where no change is a rotation, or none is one times the pretrained weight.
+        """
+        if PathKind.CAYLEY not in self.path_kinds():
+            return None
+        found: list[float] = []
+        for name, maker in self.changes.makers.items():
+            change, factor = maker(), self.factor_of(name)
+            if change is None or change.path is not PathKind.CAYLEY:
+                continue
+            if self.way == "linear":
+                measured = change.orthogonality(factor)
+            else:
+                measured = (change.by_root(factor) if self.way == "sqrt" else change.scaled(factor)).orthogonality()
+            found += [] if measured is None else [measured]
+        return max(found, default=None)
+
+    def adapter(self) -> AdapterFiles | None:
+        """Return this point as files of the adapter's own type; None where its own parameters do not express it.
+
+        So for checkpoints that are no adapters or of types without a closed form, for the ``linear`` way of a method
+        whose own way is another, for what :meth:`plus` adds to all but a LoRA, for COFT beyond its constraint, and
+        where a bias has another factor than the weight whose parameters move it. At factor 1 the tensors are those of
+        the checkpoint.
+
+        Raises:
+            UserError: a file has become unreadable.
+        """
+        from peft_arena.weights.adapter_files import express
+
+        return express(self)
+
+    def _at(self, **changed: Any) -> EffectiveWeights:
+        return EffectiveWeights(self.base_weights, self.changes, self.factor, replace(self.where, **changed))
 
     def load_into(self, model: PreTrainedModel) -> None:
         """Put the weights of this point into a model of the pretrained architecture, in its type, in place.

@@ -13,14 +13,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from peft_arena.core.errors import UserError
+from peft_arena.methods.base import PathKind
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
 from peft_arena.weights.files import INDEX, SINGLE, TensorFiles, model_files
+
+if TYPE_CHECKING:
+    from peft_arena.weights.adapter_files import OwnFiles
 
 WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
@@ -45,6 +49,10 @@ class Changes:
     """By parameter, under the first of its names; None from a maker: it is not changed after all."""
     added: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     """Shapes of parameters that the pretrained model does not have, as if they were zero there: biases."""
+    kind: PathKind = PathKind.LINEAR
+    """Of the path of the changed linear weights, the same for all of them."""
+    own: OwnFiles | None = None
+    """How files of the adapter's own type express the points of its path; None where they cannot."""
 
 
 @dataclass(frozen=True)

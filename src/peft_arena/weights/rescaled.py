@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from peft_arena.methods.base import PathKind
 from peft_arena.weights.change import AT_ONCE, Change, Norms, Projected, Svd, entry_norms, lengths, singular_values
 
 
 class Rows(Change):
     """D = diag(c) W0: the factor of each output is 1 + c, which is also the path: 1 + f c."""
+
+    path: ClassVar[PathKind] = PathKind.MULTIPLICATIVE
+    straight: ClassVar[bool] = True
 
     def __init__(self, beyond: Tensor, shape: tuple[int, ...]) -> None:
         """Hold c.
@@ -56,6 +61,9 @@ class Rows(Change):
 
 class Columns(Change):
     """D = W0 diag(c): the factor of each input is 1 + c, which is also the path: 1 + f c."""
+
+    path: ClassVar[PathKind] = PathKind.MULTIPLICATIVE
+    straight: ClassVar[bool] = True
 
     def __init__(self, beyond: Tensor, shape: tuple[int, ...]) -> None:
         """Hold c.
@@ -104,6 +112,8 @@ class Decomposed(Change):
     f B A, and lengths from those of W0 to m. A change is of one weight: c is kept once it has been computed.
     """
 
+    path: ClassVar[PathKind] = PathKind.MULTIPLICATIVE
+
     def __init__(self, b: Tensor, a: Tensor, magnitude: Tensor, factor: float = 1.0) -> None:
         """Hold the parameters.
 
@@ -120,13 +130,12 @@ class Decomposed(Change):
     def beyond(self, base: Tensor) -> Tensor:
         """Return c, shape (out,); the norms are summed in float64, as c is a small difference of large numbers."""
         if self._beyond is None:
-            before, after = [], []
+            after = []
             rows = max(1, AT_ONCE // self.shape[1])
             for weight, part in zip(base.split(rows), self.b.split(rows), strict=True):
                 tuned = weight + (self.factor * part) @ self.a
-                before.append(torch.linalg.vector_norm(weight, dim=1, dtype=torch.float64))
                 after.append(torch.linalg.vector_norm(tuned, dim=1, dtype=torch.float64))
-            start, norm = torch.cat(before), torch.cat(after)
+            start, norm = row_lengths(base), torch.cat(after)
             wanted = start + self.factor * (self.magnitude.double() - start)
             self._beyond = ((wanted - norm) / norm).to(base.dtype)
         return self._beyond
@@ -163,6 +172,12 @@ class Decomposed(Change):
         beyond, outer = self.beyond(base), self._outer(base)
         cut = zip(base.split(rows), beyond.split(rows), outer.split(rows), strict=True)
         return together(entry_norms((factor[:, None] * weight).addmm_(part, self.a)) for weight, factor, part in cut)
+
+
+def row_lengths(weight: Tensor) -> Tensor:
+    """Return the length of each row, shape (out,), float64 and summed in it."""
+    parts = weight.split(max(1, AT_ONCE // weight.shape[1]))
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=torch.float64) for part in parts])
 
 
 def together(parts: Iterable[Norms]) -> Norms:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from peft_arena.methods.base import PathKind
 from peft_arena.weights.change import AT_ONCE, Change, Norms, Projected, Svd, entry_norms, lengths, singular_values
 from peft_arena.weights.rescaled import together
 
@@ -21,6 +23,8 @@ ORTHOGONAL = 1e-5
 
 class Rotation(Change):
     """D = W0 (R^T - I), R block-diagonal."""
+
+    path: ClassVar[PathKind] = PathKind.CAYLEY
 
     def __init__(self, skew: Tensor, terms: int | None, shape: tuple[int, ...]) -> None:
         """Hold the generator.
@@ -34,9 +38,14 @@ class Rotation(Change):
         self.skew, self.terms, self.shape = skew, terms, shape
 
     @cached_property
+    def own_parts(self) -> tuple[Tensor, Tensor]:
+        """The symmetric and the skew-symmetric part of E = R - I, each of the generator's shape."""
+        return exact_cayley(self.skew) if self.terms is None else cayley_series(self.skew, self.terms)
+
+    @property
     def parts(self) -> tuple[Tensor, Tensor]:
-        """The symmetric and the skew-symmetric part of E = R - I, each of shape (in / side, side, side)."""
-        even, odd = exact_cayley(self.skew) if self.terms is None else cayley_series(self.skew, self.terms)
+        """The same for every block of the input, each of shape (in / side, side, side)."""
+        even, odd = self.own_parts
         count = self.shape[1] // self.skew.shape[-1]
         return even.expand(count, -1, -1), odd.expand(count, -1, -1)
 
@@ -60,9 +69,22 @@ class Rotation(Change):
 
     def scaled(self, factor: float) -> Change:
         """Return the rotation of the scaled generator."""
+        return self.times(factor)
+
+    def times(self, factor: float) -> Rotation:
+        """Return the rotation of the scaled generator."""
         return Rotation(factor * self.skew, self.terms, self.shape)
 
-    def to(self, dtype: torch.dtype) -> Change:
+    def by_root(self, factor: float) -> Change:
+        """Return the rotation of the generator times the square root of the factor."""
+        return self.times(math.sqrt(factor))
+
+    def orthogonality(self, share: float = 1.0) -> float | None:
+        """Return the largest ||R^T R - I||_F of a block; see :meth:`Change.orthogonality`."""
+        even, odd = self.own_parts
+        return float(deviations(share * (even + odd).double()).max())
+
+    def to(self, dtype: torch.dtype) -> Rotation:
         """Return the change in another type, the transform computed in it."""
         return Rotation(self.skew.to(dtype), self.terms, self.shape)
 
@@ -94,15 +116,58 @@ class Rotation(Change):
         """
         if self.terms is None:
             return True
-        beyond = self.beyond
-        wrong = beyond + beyond.transpose(1, 2) + beyond.transpose(1, 2) @ beyond  # R^T R - I
-        return float(wrong.norm(dim=(1, 2)).max()) <= ORTHOGONAL
+        even, odd = self.own_parts
+        return float(deviations(even + odd).max()) <= ORTHOGONAL
 
     def rotated(self, svd: Svd) -> Tensor | None:
         """Return the right singular vectors of W1, R v_i, as rows; None where R is not orthogonal."""
         if not self.orthogonal:
             return None
         return svd.right + block_product(svd.right, self.beyond.transpose(1, 2))
+
+
+class StretchedRotation(Change):
+    """BOFT: W1 = diag(1 + c) W0 R^T, so D = W0 E^T + diag(c) W0 (I + E^T).
+
+    The path scales the generator of R, and goes by 1 + f c; the latter by the factor itself on every way.
+    """
+
+    path: ClassVar[PathKind] = PathKind.CAYLEY
+
+    def __init__(self, rotation: Rotation, beyond: Tensor) -> None:
+        """Hold both.
+
+        Args:
+            rotation: R, of the weight's shape.
+            beyond: c, shape (out,).
+        """
+        self.rotation, self.beyond, self.shape = rotation, beyond, rotation.shape
+
+    def dense(self, base: Tensor) -> Tensor:
+        """Return D multiplied out."""
+        turned = self.rotation.dense(base)
+        return turned + self.beyond[:, None] * (base + turned)
+
+    def apply(self, inputs: Tensor, base: Tensor) -> Tensor:
+        """Return D h for each row h; see :meth:`Change.apply`."""
+        turned = self.rotation.apply(inputs, base)
+        return turned + self.beyond * (inputs @ base.T + turned)
+
+    def scaled(self, factor: float) -> Change:
+        """Return the change of the scaled generator and factors c."""
+        return StretchedRotation(self.rotation.times(factor), factor * self.beyond)
+
+    def by_root(self, factor: float) -> Change:
+        """Return the change of the generator times the square root of the factor, and of c times the factor."""
+        return StretchedRotation(self.rotation.times(math.sqrt(factor)), factor * self.beyond)
+
+    def orthogonality(self, share: float = 1.0) -> float | None:
+        """Return the largest ||R^T R - I||_F of a block; None on the straight way, where W1 is no product."""
+        return self.rotation.orthogonality() if share == 1.0 else None
+
+    def to(self, dtype: torch.dtype) -> Change:
+        """Return the change in another type."""
+        return StretchedRotation(self.rotation.to(dtype), self.beyond.to(dtype))
 
 
 def block_product(rows: Tensor, blocks: Tensor) -> Tensor:
@@ -116,17 +181,32 @@ def block_product(rows: Tensor, blocks: Tensor) -> Tensor:
     return torch.bmm(cut, blocks).transpose(0, 1).reshape(rows.shape)
 
 
+def deviations(beyond: Tensor) -> Tensor:
+    """Return ||R^T R - I||_F of each block.
+
+    Args:
+        beyond: R - I, shape (blocks, side, side).
+
+    Returns:
+        Shape (blocks,).
+    """
+    wrong = beyond + beyond.transpose(1, 2) + beyond.transpose(1, 2) @ beyond
+    found: Tensor = wrong.norm(dim=(1, 2))
+    return found
+
+
 def exact_cayley(skew: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (I - Q) (I + Q)^-1 - I for each block Q, in two parts.
+    """Return (I - Q) (I + Q)^-1 - I for each block Q, in two parts, computed in float64 and rounded once.
 
     Returns:
         The symmetric part 2 Q^2 (I - Q^2)^-1 and the skew-symmetric part -2 Q (I - Q^2)^-1.
     """
-    square = skew @ skew
-    metric = torch.eye(skew.shape[-1], dtype=skew.dtype, device=skew.device) - square
-    even: Tensor = torch.linalg.solve(metric, 2 * square, left=False)
-    odd: Tensor = torch.linalg.solve(metric, -2 * skew, left=False)
-    return even, odd
+    exact = skew.double()
+    square = exact @ exact
+    metric = torch.eye(exact.shape[-1], dtype=exact.dtype, device=exact.device) - square
+    both: Tensor = torch.linalg.solve(metric, torch.cat([2 * square, -2 * exact], dim=-2), left=False)
+    even, odd = both.chunk(2, dim=-2)
+    return even.to(skew.dtype), odd.to(skew.dtype)
 
 
 def cayley_series(skew: Tensor, terms: int) -> tuple[Tensor, Tensor]:
