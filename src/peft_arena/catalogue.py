@@ -21,12 +21,13 @@ FREE_BYTES = 4 * 2**30
 
 
 def listing(what: str) -> list[Row]:
-    """Return the rows of ``methods``, ``tasks``, ``studies`` or ``models``."""
+    """Return the rows of ``methods``, ``tasks``, ``studies``, ``models`` or ``rules``."""
     makers: dict[str, Callable[[], list[Row]]] = {
         "methods": _methods,
         "tasks": _tasks,
         "studies": _studies,
         "models": _models,
+        "rules": _rules,
     }
     return makers[what]()
 
@@ -55,7 +56,11 @@ def run_summary(run: RunDirectory) -> Row:
             for measure in cost.measures
         ],
         "evaluations": [
-            {"point": f"{record.step}-{record.factor:g}", "task": record.spec.task.name, "split": record.spec.split}
+            {
+                "point": run.point(record.step, record.factor, record.path).key,
+                "task": record.spec.task.name,
+                "split": record.spec.split,
+            }
             | measure.model_dump(include={"metric", "value", "unit", "n", "stderr", "unscored"})
             for record in run.evaluations()
             for measure in record.metrics
@@ -65,6 +70,10 @@ def run_summary(run: RunDirectory) -> Row:
             | measure.model_dump(include={"metric", "value", "unit", "n", "stderr"})
             for record, _ in run.geometries()
             for measure in record.summary
+        ],
+        "paths": [
+            {"rule": record.spec.path.readable, "chosen": record.chosen, "reason": record.reason}
+            for record in run.scans()
         ],
         "events": [{key: event[key] for key in event if key != "traceback"} for event in run.events()[-8:]],
     }
@@ -235,6 +244,23 @@ def _studies() -> list[Row]:
             }
         )
     return rows
+
+
+def _rules() -> list[Row]:
+    from peft_arena.paths.rules import RULES
+
+    return [
+        {
+            "name": name,
+            "title": card.title,
+            "factor 0": card.zero,
+            "factor 1": card.one,
+            "for": ", ".join(sorted(card.needs)) or "every method with weights",
+            "description": card.description,
+        }
+        for name in RULES.names()
+        for card in [RULES.get(name).card]
+    ]
 
 
 def _models() -> list[Row]:

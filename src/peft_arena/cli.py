@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from peft_arena.cli_weights import path_app
 from peft_arena.core.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +24,7 @@ geometry_app = typer.Typer(
     help="Compare checkpoints with their pretrained model: why a method forgets.", no_args_is_help=True
 )
 app.add_typer(geometry_app, name="geometry")
+app.add_typer(path_app, name="path")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Runs directory.", envvar="PEFT_ARENA_RUNS")]
@@ -53,6 +55,7 @@ class What(StrEnum):
     TASKS = "tasks"
     STUDIES = "studies"
     MODELS = "models"
+    RULES = "rules"
 
 
 class Executor(StrEnum):
@@ -67,7 +70,7 @@ def list_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="All there is to say of one method.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, tasks, studies or models."""
+    """List methods, tasks, studies, models, or rules of paths."""
     from peft_arena import catalogue, console
 
     if name is not None:

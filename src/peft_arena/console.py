@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft_arena.execute.plan import RunPlan
     from peft_arena.execute.run import StudyOutcome
     from peft_arena.execute.study import Study
-    from peft_arena.store.records import GeometryRecord
+    from peft_arena.store.records import GeometryRecord, PathRecord
 
 Row = Mapping[str, Any]
 WIDE = 160
@@ -160,6 +160,38 @@ def show_geometry(records: Sequence[GeometryRecord], out: Path, as_json: bool) -
         for line in absent:
             Console(highlight=False).print(line, markup=False)
     Console(highlight=False).print(f"records and figures: {out}; open {out / 'geometry.html'}", markup=False)
+
+
+def show_scan(record: PathRecord, summary: Mapping[str, Any], out: Path | None, as_json: bool) -> None:
+    """Print what a scan of a path found: a line for each factor, the choice, and what test items say of it."""
+    if as_json:
+        show_json({**summary, "record": record.model_dump(mode="json")})
+        return
+    rows = [
+        {
+            "factor": row.factor,
+            "target": row.target,
+            "target change": _interval(row.target_change),
+            "retention change": _interval(row.retention_change),
+            "may be chosen": "yes" if row.allowed else row.why,
+        }
+        for row in record.rows
+    ]
+    show_table(rows, as_json=False, title=f"{record.run_id}: on validation items, against the tuned model")
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(record.reason, markup=False)
+    for sentence in summary.get("headline", ()):
+        console.print(sentence, markup=False)
+    console.print(f"points are evaluated, and the chosen one is written, as {record.expressed}", markup=False)
+    if out is not None:
+        console.print(f"figures and tables: {out}; open {out / 'paths.html'}", markup=False)
+
+
+def _interval(found: tuple[float, float | None, float | None] | None) -> str:
+    if found is None:
+        return "–"
+    value, low, high = found
+    return f"{value:+.1f}" if low is None or high is None else f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def show_plan(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:

@@ -16,6 +16,7 @@ from peft_arena.store.records import (
     CostRecord,
     EvaluationRecord,
     GeometryRecord,
+    PathRecord,
     Record,
     RunRecord,
     TrainingRecord,
@@ -27,6 +28,7 @@ KINDS: dict[str, type[Record]] = {
     "cost": CostRecord,
     "evaluation": EvaluationRecord,
     "geometry": GeometryRecord,
+    "path": PathRecord,
 }
 
 

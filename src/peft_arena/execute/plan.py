@@ -9,6 +9,7 @@ from typing import Literal
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import GeometrySpec
+from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
 from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
@@ -57,6 +58,11 @@ def geometry_name(spec: GeometrySpec) -> str:
     return f"geometry {spec.key}"
 
 
+def path_name(spec: ScanSpec) -> str:
+    """Return how a plan and the event log call the scan of a path."""
+    return f"scan {spec.key}"
+
+
 def plan(study: Study, store: Store) -> list[RunPlan]:
     """Return the plan of every run of a study, the base model first."""
     plans = [RunPlan("base", study.base, _stages(study, store.run(study.base)))]
@@ -103,6 +109,9 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
     for part in study.geometry(run.spec):
         found = (False, "") if final is None else _check(partial(_measured, run, final, part))
         wanted.append((geometry_name(part), *found))
+    for scan in study.scans(run.spec):
+        found = (False, "") if final is None else _check(partial(_scanned, run, final, scan))
+        wanted.append((path_name(scan), *found))
     stages = []
     for what, done, problem in wanted:
         state: State = "done" if done else "failed" if problem else "running" if running else "missing"
@@ -114,6 +123,10 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
 
 def _measured(run: RunDirectory, point: Point, spec: GeometrySpec) -> bool:
     return run.geometry(point, spec.key) is not None
+
+
+def _scanned(run: RunDirectory, point: Point, spec: ScanSpec) -> bool:
+    return run.scan(point, spec) is not None
 
 
 def _evaluated(run: RunDirectory, point: Point, spec: EvalSpec) -> bool:

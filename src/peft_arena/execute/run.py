@@ -43,6 +43,7 @@ def orders_for(study: Study, store: Store, execution: Execution) -> list[Order]:
                 run=item.run,
                 evaluations=tuple(study.evaluations(item.run)),
                 geometry=tuple(study.geometry(item.run)),
+                scans=tuple(study.scans(item.run)),
                 at_save_points=study.file.evaluate_at == "save_points",
                 eval_batch_size=execution.eval_batch_size,
                 resume_every=execution.resume_every,

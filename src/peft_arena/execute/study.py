@@ -12,10 +12,12 @@ from pydantic import Field
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import GeometrySpec
+from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
 from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
 from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.execute.geometry_entry import GeometryEntry, GeometryPlan
+from peft_arena.execute.path_entry import PathsEntry, PathsPlan
 from peft_arena.methods.base import Capability, Method, has_weights
 from peft_arena.methods.registry import BASE, METHODS, make_method, method_of
 from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
@@ -89,6 +91,8 @@ class StudyFile(Spec):
     evaluate_at: Literal["final", "save_points"] = "final"
     geometry: GeometryEntry | None = None
     """What is measured of the geometry of every run's final weights."""
+    paths: PathsEntry | None = None
+    """Which paths of every run are walked back from its final weights."""
     execution: Execution = Execution()
 
 
@@ -116,15 +120,20 @@ class Study:
     targets: tuple[EvalSpec, ...]
     retention: tuple[EvalSpec, ...]
     geometry_plan: GeometryPlan | None = None
+    paths_plan: PathsPlan | None = None
 
     def runs(self) -> list[RunSpec]:
         """Return every run, the base model first, refused arms left out."""
         return [self.base, *(run for arm in self.arms if not arm.refused for run in arm.runs)]
 
     def evaluations(self, run: RunSpec) -> list[EvalSpec]:
-        """Return what is evaluated at a run's points: its own target, then retention; for the base all targets."""
+        """Return what is evaluated at a run's points: its own target, then retention.
+
+        For the base all targets, and also the validation items of every path: it is where all of them begin.
+        """
         if run.train is None:
-            return [*self.targets, *self.retention]
+            paths = [spec for arm in self.arms for scan in self.scans(arm.runs[0]) for spec in scan.choose_on]
+            return list({spec.id: spec for spec in (*self.targets, *self.retention, *paths)}.values())
         own = [spec for spec in self.targets if spec.task == run.train.task]
         return [*own, *self.retention]
 
@@ -137,6 +146,12 @@ class Study:
             return []
         weights = has_weights(method_of(run.method).card)
         return [spec for spec in self.geometry_plan.specs(run.train.task) if weights or not spec.needs_weights]
+
+    def scans(self, run: RunSpec) -> list[ScanSpec]:
+        """Return the paths of a run's final weights that are walked; none for the base, and for methods without."""
+        if run.train is None or self.paths_plan is None:
+            return []
+        return list(self.paths_plan.scans(self.evaluations(run), method_of(run.method).card))
 
 
 def find_study(name: str) -> Path:
@@ -215,7 +230,11 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
         geometry = GeometryPlan(file.geometry, retention, task_spec, reader.locate)
         for spec in targets:
             geometry.specs(spec.task)
-    return Study(file=file, base=base, arms=arms, targets=targets, retention=retention, geometry_plan=geometry)
+    paths = None if file.paths is None else PathsPlan(file.paths, reader.locate)
+    study = Study(file, base, arms, targets, retention, geometry_plan=geometry, paths_plan=paths)
+    for arm in arms:
+        study.scans(arm.runs[0])
+    return study
 
 
 def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:

@@ -23,5 +23,8 @@ def view_of(study: Study) -> StudyView:
         geometry={run.run_id: tuple(spec.key for spec in study.geometry(run)) for arm in study.arms for run in arm.runs}
         if study.geometry_plan is not None
         else {},
+        paths={run.run_id: tuple(study.scans(run)) for arm in study.arms for run in arm.runs}
+        if study.paths_plan is not None
+        else {},
         refused=tuple(Refusal(label=arm.label, reason=arm.refused) for arm in study.arms if arm.refused),
     )

@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,13 +16,15 @@ from filelock import Timeout
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.measure import Measure
+from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, RunSpec
-from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name, geometry_name
+from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name, geometry_name, path_name
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 
 if TYPE_CHECKING:
+    from peft_arena.execute.paths import EvaluateAt
     from peft_arena.methods.base import Attached
     from peft_arena.models.load import Loaded
     from peft_arena.train.outcome import StepInfo
@@ -55,6 +57,8 @@ class Order:
     evaluations: tuple[EvalSpec, ...]
     geometry: tuple[GeometrySpec, ...]
     """What is measured of the final weights' geometry."""
+    scans: tuple[ScanSpec, ...]
+    """Which paths back from the final weights are walked."""
     at_save_points: bool
     """Evaluate every save point, not only the last."""
     eval_batch_size: int | None
@@ -95,7 +99,7 @@ def do(order: Order, report: Report = lambda stage, fraction, detail: None) -> b
 
 
 def evaluate_run(
-    run: RunDirectory, step: int, specs: Sequence[EvalSpec], batch_size: int | None = None
+    run: RunDirectory, step: int, specs: Sequence[EvalSpec], batch_size: int | None = None, progress: bool = True
 ) -> list[EvaluationRecord]:
     """Return the evaluations of one point, doing those that are not on disk.
 
@@ -108,10 +112,29 @@ def evaluate_run(
             run.create()
             point = _Point(run, step)
             for spec in specs:
-                point.evaluate(spec, batch_size, progress=True)
+                point.evaluate(spec, batch_size, progress=progress)
     except Timeout:
         raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
     return [record for spec in specs if (record := run.evaluation(run.point(step), spec)) is not None]
+
+
+def evaluator(held: RunDirectory, batch_size: int | None) -> EvaluateAt:
+    """Return what evaluates steps of runs as they were trained, doing what is not on disk.
+
+    Args:
+        held: the run whose lock the caller holds; those of other runs are taken for the time of an evaluation.
+        batch_size: items at once.
+    """
+
+    def at(run: RunDirectory, step: int, specs: Sequence[EvalSpec]) -> list[EvaluationRecord]:
+        if run.run_id != held.run_id:
+            return evaluate_run(run, step, specs, batch_size, progress=False)
+        point = _Point(run, step)
+        for spec in specs:
+            point.evaluate(spec, batch_size, progress=False)
+        return [record for spec in specs if (record := run.evaluation(run.point(step), spec)) is not None]
+
+    return at
 
 
 class _Worker:
@@ -146,9 +169,12 @@ class _Worker:
         if self.run.cost("inference") is None:
             seen = [_of_tasks(measure, evaluated) for measure in memory.measures]
             self._stage(COST_INFERENCE, lambda: self._inference_cost(seen))
-        for part in self.order.geometry:
+        for stage in (
+            *(partial(self._geometry, part) for part in self.order.geometry),
+            *(partial(self._scan, part) for part in self.order.scans),
+        ):
             try:
-                self._geometry(part)
+                stage()
             except UserError as error:
                 problems.append(error)
         if problems:
@@ -268,6 +294,26 @@ class _Worker:
             self._failed(name, str(error))
             raise
         self._stage(name, lambda: measure_run(self.run, final, spec, lambda done, what: self.report(name, done, what)))
+
+    def _scan(self, spec: ScanSpec) -> None:
+        """Walk one path back from the final weights unless its record is there."""
+        from peft_arena.execute.paths import scan
+
+        name = path_name(spec)
+        final = self.run.final_point()
+        assert final is not None, "the run is trained"
+        try:
+            if self.run.scan(final, spec) is not None:
+                return
+        except UserError as error:
+            self._failed(name, str(error))
+            raise
+        size = self.order.eval_batch_size
+
+        def walk() -> None:
+            scan(self.run, spec, evaluator(self.run, size), batch_size=size, progress=partial(self.report, name))
+
+        self._stage(name, walk)
 
     def _inference_cost(self, memory: Sequence[Measure]) -> None:
         from peft_arena.cost.record import inference_cost

@@ -1,0 +1,271 @@
+"""The commands ``peft-arena path``: look for a better point of a run, and write it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from filelock import Timeout
+
+from peft_arena.analyze.view import Arm, StudyView
+from peft_arena.core.errors import UserError
+from peft_arena.core.paths import ScanSpec, read_grid
+from peft_arena.core.specs import EvalSpec, PathSpec, Point
+from peft_arena.execute.path_entry import path_of, scan_spec
+from peft_arena.execute.paths import Progress, base_of, scan
+from peft_arena.execute.study import task_spec
+from peft_arena.execute.work import LOCK_WAIT_S, evaluate_run, evaluator, hush
+from peft_arena.methods.registry import method_of
+from peft_arena.paths.fit import path_refusal
+from peft_arena.store.records import PathRecord
+from peft_arena.store.store import RunDirectory, Store
+
+Bar = Callable[[], AbstractContextManager[Progress]]
+AUTO = "auto"
+
+
+def path_for(run: RunDirectory, rule: str, settings: Sequence[str], way: str) -> PathSpec:
+    """Return a path of a run as the command line names it.
+
+    Args:
+        run: the run.
+        rule: name of the rule.
+        settings: its settings, ``key=value``.
+        way: ``own``, ``sqrt`` or ``linear``.
+
+    Raises:
+        UserError: an unknown name or setting, or a path that the run's method does not have.
+    """
+    from peft_arena.core.yamlfile import parse_scalar
+
+    config: dict[str, Any] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UserError(f"--set takes KEY=value, a setting of rule {rule}; got '{text}'")
+        config[key] = parse_scalar(value)
+    path = path_of(rule, config, way, "--rule")
+    if run.spec.is_base:
+        raise UserError(f"run {run.run_id} is the pretrained model: a path leads from it to a tuned one")
+    reason = path_refusal(method_of(run.spec.method).card, path)
+    if reason:
+        raise UserError(f"run {run.run_id} has no such path: {reason}")
+    return path
+
+
+def scan_run(
+    name: str,
+    runs: Path,
+    *,
+    grid: str,
+    rule: str,
+    settings: Sequence[str],
+    way: str,
+    tasks: Sequence[str] | None,
+    items: int,
+    test_items: int | None,
+    tolerance: float,
+    save_points: bool,
+    batch_size: int | None,
+    bar: Bar,
+) -> tuple[RunDirectory, PathRecord, StudyView]:
+    """Scan one path of a run.
+
+    Args:
+        name: of the run.
+        runs: the runs directory.
+        grid: see :func:`peft_arena.core.paths.read_grid`.
+        rule: name of the rule.
+        settings: of the rule, ``key=value``.
+        way: ``own``, ``sqrt`` or ``linear``.
+        tasks: retention tasks; None: those on whose test items the run has been evaluated.
+        items: validation items of each task at most.
+        test_items: test items of each named task, and of the target; None: as the run has been evaluated, else all.
+        tolerance: see :class:`ScanSpec`.
+        save_points: also evaluate the save points on the validation items.
+        batch_size: items at once.
+        bar: opens a progress bar.
+
+    Returns:
+        The run, the scan's record, and the view by which it is analysed.
+
+    Raises:
+        UserError: anything unknown or impossible, or another process holds the run.
+    """
+    hush()
+    run = Store(runs).find(name)
+    path = path_for(run, rule, settings, way)
+    if run.final_point() is None:
+        raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
+    try:
+        factors = read_grid(grid)
+    except ValueError as error:
+        raise UserError(f"--grid: {error}") from None
+    claims = _claims(run, tasks, test_items)
+    spec = scan_spec(path, factors, claims, items=items, tolerance=tolerance, save_points=save_points)
+    base = base_of(run)
+    evaluate_run(base, 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
+    try:
+        with run.lock().acquire(timeout=LOCK_WAIT_S), bar() as progress:
+            record = scan(run, spec, evaluator(run, batch_size), batch_size=batch_size, progress=progress)
+    except Timeout:
+        raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
+    return run, record, _view(run, base, spec)
+
+
+def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -> list[EvalSpec]:
+    """Return the test evaluations that a scan is judged by, the target first."""
+    train = run.spec.train
+    final = run.final_point()
+    assert train is not None, "the run is trained"
+    seen = {
+        record.spec.task.id: record.spec
+        for record in run.evaluations()
+        if record.spec.split == "test" and run.point(record.step, record.factor, record.path) == final
+    }
+
+    def asked(spec: EvalSpec | None, task: Any) -> EvalSpec:
+        if items is not None or spec is None:
+            return EvalSpec(task=task, items=items)
+        return spec
+
+    target = asked(seen.get(train.task.id), train.task)
+    if tasks is None:
+        others = [asked(spec, spec.task) for key, spec in sorted(seen.items()) if key != train.task.id]
+        if not others:
+            raise UserError(f"run {run.run_id} has been evaluated on no retention task: name some with --tasks")
+        return [target, *others]
+    named = [task_spec(name, {}, "--tasks") for name in tasks]
+    if not named:
+        raise UserError("--tasks names no task")
+    return [target, *(asked(seen.get(task.id), task) for task in named if task.id != train.task.id)]
+
+
+def _view(run: RunDirectory, base: RunDirectory, spec: ScanSpec) -> StudyView:
+    """Return the view of one run, by which its scan is analysed like a study's."""
+    target, *retention = spec.claim_on
+    label = run.spec.method.name
+    return StudyView(
+        name=run.run_id,
+        title=f"{label}: {spec.path.rule.name} path",
+        base=base.spec,
+        arms=(Arm(label=label, runs=(run.spec,), target=target),),
+        retention=tuple(retention),
+        paths={run.run_id: (spec,)},
+    )
+
+
+def rewind(
+    name: str,
+    out: Path,
+    runs: Path,
+    *,
+    rule: str,
+    settings: Sequence[str],
+    way: str,
+    factor: str,
+    weights: bool,
+    dtype: str | None,
+    shard_size: str,
+    verify: bool,
+    bar: Bar,
+) -> Mapping[str, Any]:
+    """Write a point of a run's path: as an adapter where the method can say it exactly, else as merged weights.
+
+    Args:
+        name: of the run.
+        out: directory to create.
+        runs: the runs directory.
+        rule: name of the rule.
+        settings: of the rule, ``key=value``.
+        way: ``own``, ``sqrt`` or ``linear``.
+        factor: a number, or ``auto`` for the one that a scan of this path has chosen.
+        weights: write merged weights also where an adapter would do.
+        dtype: type of merged weights; None: the model's.
+        shard_size: of merged weights, such as ``5GB``.
+        verify: compare the logits of merged weights with the point's.
+        bar: opens a progress bar.
+
+    Returns:
+        What ``rewind.json`` beside an adapter, or ``merge.json`` beside merged weights, says of the point.
+
+    Raises:
+        UserError: no such run or path, no scan to take the factor from, a directory that exists, a disk that refuses.
+    """
+    from peft_arena.execute.geometry import tuned_run
+    from peft_arena.execute.merge_command import facts_of
+    from peft_arena.models.load import weight_files
+    from peft_arena.paths.placing import Placer
+    from peft_arena.weights.adapter_files import write_adapter
+    from peft_arena.weights.merge import merge_point
+    from peft_arena.weights.writing import read_size
+
+    hush()
+    run = Store(runs).find(name)
+    path = path_for(run, rule, settings, way)
+    final = run.final_point()
+    if final is None:
+        raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
+    value, record = (None, _scanned(run, final, path)) if factor == AUTO else (_number(factor), None)
+    if record is not None:
+        value = record.chosen
+    assert value is not None, "a scan without a choice is refused"
+    tuned = tuned_run(run, final.step)
+    placer = Placer(tuned, path, (value,))
+    said = {
+        **facts_of(tuned),
+        "path": path.model_dump(mode="json"),
+        "factor": value,
+        "chosen_by": None if record is None else {"scan": record.spec.key, "reason": record.reason},
+    }
+    files = None if weights else placer.files(value)
+    if files is not None:
+        if dtype is not None:
+            raise UserError("--dtype is of merged weights, and this point is written as an adapter; add --weights")
+        write_adapter(files, out, said)
+        return {**said, "written": "adapter", "out": str(out)}
+    with bar() as progress:
+        merged = merge_point(
+            placer.point(value),
+            weight_files(tuned.base),
+            out,
+            dtype=dtype,
+            shard_size=read_size(shard_size),
+            verify=verify,
+            facts=said,
+            progress=progress,
+        )
+    return {**said, **asdict(merged), "written": "weights"}
+
+
+def _scanned(run: RunDirectory, final: Point, path: PathSpec) -> PathRecord:
+    """Return the scan of a path that has chosen a factor.
+
+    Raises:
+        UserError: there is none, none has chosen, or several have chosen differently.
+    """
+    found = [record for record in run.scans() if record.spec.path == path and record.step == final.step]
+    command = f"peft-arena path scan {run.run_id} --rule {path.rule.name}"
+    if not found:
+        raise UserError(f"--factor auto takes the factor a scan has chosen, and there is none of this path: {command}")
+    chosen = {record.chosen for record in found}
+    if chosen == {None}:
+        raise UserError(f"no point of this path of run {run.run_id} may be chosen: {found[0].reason}")
+    if len(chosen) > 1:
+        listed = ", ".join(sorted("none" if value is None else f"{value:g}" for value in chosen))
+        raise UserError(f"scans of this path of run {run.run_id} have chosen {listed}: name one with --factor")
+    return found[0]
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0:
+        raise UserError(f"--factor takes a number from 0, or auto; got '{text}'")
+    return value
