@@ -6,6 +6,7 @@ Differences are tuned minus base, turned so that positive is better; fractions a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,24 @@ def oriented(task: TaskInfo, left: Scores, right: Scores, resamples: Resamples) 
     """Return left minus right on a task, positive where left is better, in :func:`unit_of` the task."""
     found = difference(left, right, resamples, task.spec.id)
     return None if found is None else found.turned(task.sign * (100.0 if task.is_fraction else 1.0))
+
+
+def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
+    """Return an estimate as JSON values; None stays None."""
+    if found is None:
+        return None
+    return {
+        "value": found.value,
+        "low": found.low,
+        "high": found.high,
+        "stderr": found.stderr,
+        "p": found.p,
+        "unit": found.unit,
+        "seeds": found.seeds,
+        "items": found.items,
+        "left_out": found.left_out,
+        "covers": "items only" if found.seeds == 1 else "seeds and items",
+    }
 
 
 def arm_effects(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -> ArmEffects:

@@ -167,24 +167,24 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
         prefix = f"{arm.label} on {labels[arm.target.id]}" if len(view.targets) > 1 else arm.label
         runs = [reader.finish(f"{prefix}, seed {reader.spec.seed}", view, labels, gaps) for reader in readers]
         read_arms.append((arm, tuple(runs)))
-    columns = {key: _columns(records[key]) for key in {**targets, **retention} if key in records}
+    columns = {key: columns_of(records[key]) for key in {**targets, **retention} if key in records}
     specs = {**targets, **retention}
     everything = (read_base, *(run for _, runs in read_arms for run in runs))
     gaps += _rounded_differently(everything, labels)
     return Evidence(
         view=view,
         base=read_base,
-        base_scores=_all_scores([(None, read_base.evaluations)], columns),
+        base_scores=all_scores([(None, read_base.evaluations)], columns),
         arms=tuple(
             ArmEvidence(
                 arm=arm,
                 runs=runs,
-                scores=_all_scores([(run.spec.seed, run.evaluations) for run in runs], columns),
+                scores=all_scores([(run.spec.seed, run.evaluations) for run in runs], columns),
                 along=_save_points(runs, columns),
             )
             for arm, runs in read_arms
         ),
-        tasks={key: _task_info(specs[key], labels[key], records[key][0], len(columns[key])) for key in columns},
+        tasks={key: task_info(specs[key], labels[key], records[key][0], len(columns[key])) for key in columns},
         labels=labels,
         gaps=tuple(gaps),
     )
@@ -276,7 +276,7 @@ class _Reader:
         if (spec.id, step) in self.damaged:
             return [Gap(who, what, "damaged", self.damaged[spec.id, step])]
         if record is None:
-            failure = _last_failure(events, lambda stage: _is_evaluation(stage, spec, step))
+            failure = last_failure(events, lambda stage: _is_evaluation(stage, spec, step))
             if failure:
                 return [Gap(who, what, "failed", failure)]
             return [Gap(who, what, "missing", "not evaluated yet")] if asked else []
@@ -289,7 +289,7 @@ class _Reader:
     def _why_untrained(self, who: str) -> Gap:
         if self.record is None and ("run", None) not in self.damaged:
             return Gap(who, "training", "missing", "not started")
-        failure = _last_failure(self.directory.events(), lambda stage: stage == TRAINING_STAGE)
+        failure = last_failure(self.directory.events(), lambda stage: stage == TRAINING_STAGE)
         if failure:
             return Gap(who, "training", "failed", failure)
         if self.directory.is_locked():
@@ -302,7 +302,7 @@ def _is_evaluation(stage: str, spec: EvalSpec, step: int) -> bool:
     return stage.startswith("evaluate ") and stage.endswith(f" {spec.id} at step {step}")
 
 
-def _last_failure(events: Iterable[Mapping[str, Any]], fits: Callable[[str], bool]) -> str:
+def last_failure(events: Iterable[Mapping[str, Any]], fits: Callable[[str], bool]) -> str:
     """Return why the last event of a stage was a failure; empty if it was none."""
     fitting = [event for event in events if fits(str(event.get("stage", "")))]
     if not fitting or fitting[-1].get("event") != "failed":
@@ -341,7 +341,7 @@ def _keys(items: Iterable[ItemRecord]) -> list[tuple[str, int]]:
     return keys
 
 
-def _columns(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], int]:
+def columns_of(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], int]:
     """Number the different items of some evaluations of one task, in the order they were first asked."""
     columns: dict[tuple[str, int], int] = {}
     for record in records:
@@ -350,7 +350,8 @@ def _columns(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], int]:
     return columns
 
 
-def _scores(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Mapping[tuple[str, int], int]) -> Scores:
+def scores_of(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Mapping[tuple[str, int], int]) -> Scores:
+    """Return the scores of some evaluations of one task by seed; None stands for the base model's one run."""
     values = np.full((len(records), len(columns)), np.nan)
     weights = np.zeros((len(records), len(columns)))
     for row, (_, record) in enumerate(records):
@@ -360,13 +361,13 @@ def _scores(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Map
     return Scores(tuple(seed for seed, _ in records), values, weights)
 
 
-def _all_scores(
+def all_scores(
     runs: Sequence[tuple[int | None, Mapping[str, EvaluationRecord]]],
     columns: Mapping[str, Mapping[tuple[str, int], int]],
 ) -> dict[str, Scores]:
     """Return the scores of some runs, given by seed, on every task that one of them answered."""
     return {
-        key: _scores(answered, columns[key])
+        key: scores_of(answered, columns[key])
         for key in columns
         if (answered := [(seed, found[key]) for seed, found in runs if key in found])
     }
@@ -388,13 +389,13 @@ def _save_points(
     return tuple(
         SavePoint(
             step=sum(step for step, _ in found) / len(found),
-            scores=_all_scores([(run.spec.seed, run.along[step]) for step, run in found], columns),
+            scores=all_scores([(run.spec.seed, run.along[step]) for step, run in found], columns),
         )
         for _, found in sorted(places.items())
     )
 
 
-def _task_info(spec: EvalSpec, label: str, record: EvaluationRecord, items: int) -> TaskInfo:
+def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, items: int) -> TaskInfo:
     """Describe a task from its card; the headline is the card's first metric, or the record's where there is none."""
     card = record.card
     metrics = card.get("metrics") or [

@@ -11,11 +11,12 @@ import numpy as np
 from peft_arena.analyze.along import TrainingPoint, along_training
 from peft_arena.analyze.compare import AXES, Axis, Comparison, Rank, TradeOff, Versus, compare_arms, ranks, trade_offs
 from peft_arena.analyze.costs import Cost, arm_costs
-from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects
+from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects, estimate_summary
 from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
 from peft_arena.analyze.geometry import TargetGeometry, read_geometry
-from peft_arena.analyze.paired import LEVEL, Estimate, Resamples
+from peft_arena.analyze.paired import LEVEL, Resamples
 from peft_arena.analyze.pareto import ParetoStatus, pareto
+from peft_arena.analyze.path_study import TargetPaths, read_paths
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.specs import EvalSpec
 from peft_arena.store.store import Store
@@ -42,6 +43,8 @@ class TargetResult:
     """Arm label to its evaluated save points with the last; only arms with more than one."""
     geometry: TargetGeometry | None = None
     """None where the study measures none, or nothing is there yet."""
+    paths: TargetPaths | None = None
+    """None where the study scans none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +90,11 @@ def analyze_study(store: Store, view: StudyView, *, seed: int = 0, draws: int = 
         found = [read_geometry(store, evidence, target.arms, seed) for target in targets]
         evidence = replace(evidence, gaps=(*evidence.gaps, *(gap for _, gaps in found for gap in gaps)))
         targets = tuple(replace(target, geometry=one) for target, (one, _) in zip(targets, found, strict=True))
+    if view.paths:
+        arms = [[arm.evidence for arm in target.arms] for target in targets]
+        scanned = [read_paths(store, evidence, found, seed=seed, draws=draws) for found in arms]
+        evidence = replace(evidence, gaps=(*evidence.gaps, *(gap for _, gaps in scanned for gap in gaps)))
+        targets = tuple(replace(target, paths=one) for target, (one, _) in zip(targets, scanned, strict=True))
     return StudyResult(evidence, targets, draws, seed)
 
 
@@ -124,6 +132,7 @@ def _target_summary(target: TargetResult) -> dict[str, Any]:
         ],
         "trade_offs": [pair.sentence for pair in target.trade_offs],
         **({} if target.geometry is None else {"geometry": target.geometry.summary()}),
+        **({} if target.paths is None else {"paths": target.paths.summary()}),
     }
 
 
@@ -154,24 +163,6 @@ def _along_summary(point: TrainingPoint) -> dict[str, Any]:
         "step": point.step,
         "gain": estimate_summary(None if gain is None else gain.delta),
         "retention_mean": estimate_summary(point.effects.mean),
-    }
-
-
-def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
-    """Return an estimate as JSON values; None stays None."""
-    if found is None:
-        return None
-    return {
-        "value": found.value,
-        "low": found.low,
-        "high": found.high,
-        "stderr": found.stderr,
-        "p": found.p,
-        "unit": found.unit,
-        "seeds": found.seeds,
-        "items": found.items,
-        "left_out": found.left_out,
-        "covers": "items only" if found.seeds == 1 else "seeds and items",
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, RunSpec
 
 
@@ -77,6 +78,8 @@ class StudyView:
     """Whether the study evaluates every save point, so that having no evaluation of one is a gap."""
     geometry: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Run id to the keys of the geometry records that the study asks of its final weights."""
+    paths: Mapping[str, tuple[ScanSpec, ...]] = field(default_factory=dict)
+    """Run id to the scans that the study asks of its final weights."""
 
     def __post_init__(self) -> None:
         """Require a base model and labels that are unique among the arms of a target."""

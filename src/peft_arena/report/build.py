@@ -74,6 +74,7 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
     """Draw every figure there are numbers for, by target label; names are unique over targets."""
     from peft_arena.report.figures import cost_figure, curves_figure, prominent, style
     from peft_arena.report.geometry import geometry_figures
+    from peft_arena.report.paths import path_figures
     from peft_arena.report.plane import along_figure, trade_figure
 
     figures: dict[str, list[Drawn]] = {}
@@ -88,6 +89,8 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
             figures[target.label] = [figure for figure in drawn if figure is not None]
             if target.geometry is not None:
                 figures[target.label] += geometry_figures(target.geometry, prominent(target), f"-{number}")
+            if target.paths is not None:
+                figures[target.label] += path_figures(target.paths, target.label, prominent(target), f"-{number}")
     return figures
 
 
@@ -108,6 +111,7 @@ def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     import polars as pl
 
     from peft_arena.report.geometry import geometry_tables
+    from peft_arena.report.paths import path_tables
     from peft_arena.store.tables import all_tables
 
     tables = all_tables(_records(result))
@@ -123,7 +127,8 @@ def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     gaps = [(gap.who, gap.what, gap.kind, gap.reason) for gap in result.evidence.gaps]
     columns = dict.fromkeys(("who", "what", "kind", "reason"), pl.String)
     tables["gaps"] = pl.DataFrame(gaps, schema=columns, orient="row")
-    return {**tables, **geometry_tables(result)}
+    paths = {target.label: target.paths for target in result.targets if target.paths is not None}
+    return {**tables, **geometry_tables(result), **(path_tables(paths) if paths else {})}
 
 
 def _records(result: StudyResult) -> list[RunRecords]:

@@ -8,6 +8,7 @@ from peft_arena.analyze.effects import ArmEffects
 from peft_arena.analyze.paired import Estimate
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.numbers import estimate_text, listed, quantity, signed
+from peft_arena.report.paths_text import overshoot_sentence
 
 
 def headline(result: StudyResult) -> list[str]:
@@ -26,7 +27,8 @@ def target_headline(target: TargetResult) -> list[str]:
     if not gains:
         return [f"No arm can be compared yet: none of {len(target.arms)} has been trained and evaluated."]
     best = standing({label: found.value for label, found in gains.items()}, target.comparisons, "gain")
-    found = [_gain(target, gains, best), _retention(target), _better_trade(target, best), _cheapest(target, best)]
+    found = [_gain(target, gains, best), _retention(target), _better_trade(target, best)]
+    found += ["" if target.paths is None else overshoot_sentence(target.paths, target.label), _cheapest(target, best)]
     return [sentence for sentence in found if sentence]
 
 

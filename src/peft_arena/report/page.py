@@ -24,6 +24,7 @@ from peft_arena.report.page_tables import (
     pairs_table,
     tasks_table,
 )
+from peft_arena.report.paths import PATHS, paths_section
 from peft_arena.report.svg import captioned
 
 _MOST_TRADES = 8
@@ -156,6 +157,9 @@ def _target_sections(
         if "along" in shown:
             content = join([shown["along"], tag("details", tag("summary", "Every save point in numbers"), content)])
         sections.append((f"along-{number}", f"Along the training{suffix}", content))
+    if target.paths is not None:
+        images = [(figure, image) for figure, image in drawn if figure.name.startswith(PATHS)]
+        sections.append((f"paths-{number}", f"Rewinding{suffix}", paths_section(target.paths, images)))
     costs = cost_table(target)
     if "costs" in shown or costs is not None:
         whole = tag("details", tag("summary", "All costs and how they were obtained"), costs) if costs else empty

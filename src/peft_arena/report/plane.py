@@ -277,7 +277,7 @@ def _label(axis: Axes, labelled: Sequence[_Point], shown: Sequence[_Point], *, b
         x, y = to_pixels((point.gain.value, point.kept.value))
         solid.append(Box(x - 7, y - 7, x + 7, y + 7))
         if point.path:
-            soft += _along_line([(float(x), float(y)) for x, y in to_pixels(np.asarray(point.way))])
+            soft += along_line([(float(x), float(y)) for x, y in to_pixels(np.asarray(point.way))])
             continue
         (left, right), (low, high) = point.across, point.up
         soft += [Box(to_pixels((left, 0))[0], y - 2, to_pixels((right, 0))[0], y + 2)]
@@ -303,7 +303,7 @@ def _label(axis: Axes, labelled: Sequence[_Point], shown: Sequence[_Point], *, b
         )
 
 
-def _along_line(corners: Sequence[tuple[float, float]]) -> list[Box]:
+def along_line(corners: Sequence[tuple[float, float]]) -> list[Box]:
     """Return small rectangles that together cover a line through some pixels."""
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
