@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peft_arena.cli_weights import path_app
+from peft_arena.cli_weights import export, merge, path_app
 from peft_arena.core.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,8 @@ geometry_app = typer.Typer(
 )
 app.add_typer(geometry_app, name="geometry")
 app.add_typer(path_app, name="path")
+app.command("merge")(merge)
+app.command("export")(export)
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value instead of text.")]
 Runs = Annotated[Path, typer.Option("--runs", help="Runs directory.", envvar="PEFT_ARENA_RUNS")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +18,7 @@ Runs = Annotated[Path, typer.Option("--runs", help="Runs directory.", envvar="PE
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="Run id, its beginning or its hash.")]
 Rule = Annotated[str, typer.Option(help="How the factor is spread over layers; `peft-arena ls rules` lists them.")]
 RuleSet = Annotated[list[str] | None, typer.Option("--set", help="A setting of the rule: KEY=value; repeatable.")]
+Base = Annotated[str | None, typer.Option("--base", help="The pretrained model; needed for directories.")]
 DType = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the model's own unless given.")]
 ShardSize = Annotated[str, typer.Option(help="Most bytes of one file of weights, such as 5GB.")]
 RUNS = Path("runs")
@@ -125,3 +127,70 @@ def path_rewind(
         bar=lambda: console.bar("path rewind", quiet=as_json),
     )
     console.show_value(said, as_json)
+
+
+def merge(
+    subject: Annotated[str, typer.Argument(metavar="POINT", help="RUN, RUN@STEP, or a directory with an adapter.")],
+    out: Annotated[Path, typer.Option(help="Directory to create.")],
+    runs: Runs = RUNS,
+    base: Base = None,
+    factor: Annotated[float, typer.Option(help="How far along the method's path: 0 pretrained, 1 tuned.")] = 1.0,
+    dtype: DType = None,
+    shard_size: ShardSize = "5GB",
+    verify: Annotated[bool, typer.Option(help="Compare the logits of what was written with the tuned model's.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Write a tuned point as a plain model directory, one parameter at a time."""
+    from peft_arena import console
+    from peft_arena.execute.merge_command import merge as merge_command
+
+    with console.bar("merge", quiet=as_json) as progress:
+        merged = merge_command(
+            subject,
+            out,
+            base=base,
+            runs=runs,
+            dtype=dtype,
+            shard_size=shard_size,
+            factor=factor,
+            verify=verify,
+            progress=progress,
+        )
+    console.show_value(merged.summary(), as_json)
+
+
+def export(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(help="RUN, RUN@STEP, or a directory of an adapter, a model, a trainer or shards."),
+    ],
+    out: Annotated[Path, typer.Option(help="Directory to create.")],
+    to: Annotated[str, typer.Option(help="adapter, model, lora (an approximation, with its error) or gguf.")],
+    runs: Runs = RUNS,
+    base: Base = None,
+    rank: Annotated[str | None, typer.Option(help="Of the LoRA: a number, or the energy to keep: 0.95.")] = None,
+    settings: Annotated[
+        Path | None, typer.Option(help="adapter_config.json of sharded adapter weights that have none beside them.")
+    ] = None,
+    dtype: DType = None,
+    shard_size: ShardSize = "5GB",
+    as_json: Json = False,
+) -> None:
+    """Write a checkpoint in a form that other programs read."""
+    from peft_arena import console
+    from peft_arena.execute.export_command import export as export_command
+
+    with console.bar("export", quiet=as_json) as progress:
+        exported = export_command(
+            checkpoint,
+            out,
+            to,
+            base=base,
+            runs=runs,
+            rank=rank,
+            settings=settings,
+            dtype=dtype,
+            shard_size=shard_size,
+            progress=progress,
+        )
+    console.show_value(asdict(exported), as_json)

@@ -107,7 +107,14 @@ def test_the_ends_of_the_path_and_what_lies_beyond_are_never_chosen():
     assert [row.why for row in choice.rows] == [IS_PRETRAINED, IS_TUNED, BEYOND]
     assert "no factor between" in choice.reason
     assert choice.rows[2].target_change[0] == pytest.approx(49), "shown all the same"
-    assert choose(scan, same, {0.0: same, 1.0: same, 1.2: same}, zero_is_base=False, draws=300).chosen == 0.0
+
+
+def test_factor_zero_of_a_rule_that_does_not_begin_at_the_pretrained_model_may_be_chosen():
+    scan = scan_of((0.0, 1.0), path=PathSpec(rule=RuleSpec(name="intruder")))
+    same = records(scan, {"sums": right(50)})
+    choice = choose(scan, same, {0.0: same, 1.0: same}, draws=300)
+    assert choice.chosen == 0.0
+    assert choice.rows[1].why == IS_TUNED
 
 
 def test_factor_one_of_a_rule_that_changes_the_tuned_model_may_be_chosen():

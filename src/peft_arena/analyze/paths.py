@@ -77,7 +77,6 @@ def choose(
     tuned: Sequence[EvaluationRecord],
     points: Mapping[float, Sequence[EvaluationRecord]],
     *,
-    zero_is_base: bool | None = None,
     seed: int = 0,
     draws: int = DRAWS,
 ) -> Choice:
@@ -87,7 +86,6 @@ def choose(
         spec: of the scan.
         tuned: of the tuned model, one for each of ``spec.choose_on`` in its order.
         points: factor of the grid to its evaluations, in the same order; a factor that is not there cannot be chosen.
-        zero_is_base: whether factor 0 of this path is the pretrained model; None: as the rule's card says.
         seed: seeds the bootstrap; the same records and seed give the same choice.
         draws: bootstrap draws.
 
@@ -106,8 +104,6 @@ def choose(
     seen = _Seen(spec, tuned, points, Resamples(np.random.default_rng(seed), draws))
     best = seen.best()
     ends = path_ends(spec.path)
-    if zero_is_base is not None:
-        ends = ends._replace(from_base=zero_is_base)
     rows = tuple(seen.row(factor, best, _out_of_question(ends, factor)) for factor in spec.grid)
     allowed = [row for row in rows if row.allowed]
     if not allowed:

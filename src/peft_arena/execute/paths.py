@@ -90,7 +90,7 @@ class _Scan:
         for step in earlier:
             self._next(f"save point {step}")
             self.evaluate_at(self.run, step, self.spec.choose_on)
-        choice = choose(self.spec, tuned, points, zero_is_base=placer.from_base)
+        choice = choose(self.spec, tuned, points)
         self._next("test items")
         self.evaluate_at(self.run, self.final.step, self.spec.claim_on)
         strengths: tuple[Strength, ...] = ()
