@@ -99,7 +99,7 @@ def measure_points(
     hush()
     if not math.isfinite(factor):
         raise UserError(f"--factor must be a finite number, got {factor}")
-    points = [replace(_point(name, runs, base, dtype), factor=factor) for name in names]
+    points = [replace(point_named(name, runs, base, dtype), factor=factor) for name in names]
     labels = [_label(point) for point in points]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
@@ -169,7 +169,7 @@ def shortened(names: Sequence[str]) -> list[str]:
     return ["-".join(name.split("-")[first : len(name.split("-")) - last]) for name in names]
 
 
-def _point(name: str, runs: Path, base: str | None, dtype: str | None) -> Tuned:
+def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> Tuned:
     """Return the point that a name stands for: a directory with files of weights, or a run."""
     from peft_arena.weights.tuned import Tuned
 
@@ -203,7 +203,7 @@ def _note_other_base(settings: Path, base: str) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         return  # a model directory; or damaged settings, which reading the weights will name
     if other:
-        logger.warning("%s says it was trained on %s, and is measured against %s", settings, named, base)
+        logger.warning("%s says it was trained on %s, and is put on %s", settings, named, base)
 
 
 def _label(point: Tuned) -> str:

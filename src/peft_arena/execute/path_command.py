@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +238,7 @@ def rewind(
             facts=said,
             progress=progress,
         )
-    return {**said, **asdict(merged), "written": "weights"}
+    return {**said, **merged.summary(), "written": "weights"}
 
 
 def _scanned(run: RunDirectory, final: Point, path: PathSpec) -> PathRecord:

@@ -1,0 +1,106 @@
+"""From checkpoints to what other programs read: plain adapters, full models, plain LoRA, and GGUF."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from peft_arena.core.errors import UserError, unknown
+from peft_arena.execute.export_record import KINDS, SETTINGS, WEIGHTS, Exported
+from peft_arena.execute.export_shards import Shards, refuse_binaries, shards_in
+from peft_arena.execute.merge_command import RUNS, quiet, subject_of
+
+if TYPE_CHECKING:
+    from peft_arena.weights.merge import Progress
+
+
+def export(
+    checkpoint: str,
+    out: Path,
+    to: str,
+    *,
+    base: str | None = None,
+    runs: Path = RUNS,
+    rank: str | None = None,
+    settings: Path | None = None,
+    dtype: str | None = None,
+    shard_size: str = "5GB",
+    progress: Progress = lambda done, what: None,
+) -> Exported:
+    """Write a checkpoint in a form that other programs read.
+
+    Args:
+        checkpoint: ``RUN``, ``RUN@STEP``, or a directory: of an adapter or a model, of transformers' trainer, of
+            sharded weights (FSDP, ZeRO); for ``gguf`` a model directory.
+        out: the directory to make.
+        to: ``adapter``, ``model``, ``lora`` or ``gguf``.
+        base: the pretrained model; needed for directories.
+        runs: the runs directory.
+        rank: of the LoRA: a whole number, or the share of each layer's energy to keep, such as 0.95.
+        settings: ``adapter_config.json``, or its directory, of shards that have none beside them.
+        dtype: type of the weights of a model or a GGUF file; None: as they are.
+        shard_size: most bytes in one file of a model.
+        progress: called with the fraction that is done and what is being done.
+
+    Raises:
+        UserError: no such checkpoint, tensors that are missing or have no place, a conversion that peft cannot make, a
+            tool that is not installed, or a disk that refuses. Nothing is left then.
+    """
+    from peft_arena.weights.writing import read_size, refuse_taken
+
+    if to not in KINDS:
+        raise unknown("form to export to", to, KINDS)
+    unused = {"--rank": (rank, "lora"), "--settings": (settings, "adapter")}
+    for option, (value, kind) in unused.items():
+        if value is not None and to != kind:
+            raise UserError(f"{option} is for --to {kind}, and this is --to {to}")
+    if dtype is not None and to not in ("model", "gguf"):
+        raise UserError(f"--dtype is for --to model and gguf, and this is --to {to}")
+    limit = read_size(shard_size)
+    quiet()
+    refuse_taken(out)
+    if to == "gguf":
+        from peft_arena.execute.export_gguf import to_gguf
+
+        return to_gguf(checkpoint, out, dtype)
+    name, home = _inside_run(checkpoint, runs)
+    if to == "lora":
+        from peft_arena.execute.export_lora import read_rank, to_lora
+
+        return to_lora(subject_of(name, base, home)[0], out, read_rank(rank), progress)
+    directory = Path(checkpoint).expanduser()
+    shards = _shards(directory) if directory.is_dir() else None
+    if to == "adapter":
+        from peft_arena.execute.export_adapter import copy_adapter, gathered_adapter, settings_of
+
+        if shards is None:
+            return copy_adapter(subject_of(name, base, home)[0], out)
+        return gathered_adapter(shards, out, base, settings_of(shards.directory, settings))
+    from peft_arena.execute.export_model import gathered_model, whole_model
+
+    if shards is None:
+        if not (directory / "config.json").is_file() or (directory / SETTINGS).is_file() or name != checkpoint:
+            raise UserError(
+                f"{checkpoint} is a run or an adapter: its model is written by peft-arena merge {checkpoint}"
+            )
+        shards = whole_model(directory)
+    return gathered_model(shards, out, base, dtype, limit, progress)
+
+
+def _shards(directory: Path) -> Shards | None:
+    """Return the shards of a checkpoint directory; None if it has whole files, which then go first."""
+    if any((directory / name).is_file() for name in (WEIGHTS, "model.safetensors", "model.safetensors.index.json")):
+        return None
+    found = shards_in(directory)
+    if found is None:
+        refuse_binaries(directory)
+    return found
+
+
+def _inside_run(checkpoint: str, runs: Path) -> tuple[str, Path]:
+    """Return ``RUN@STEP`` and the runs directory for the directory of a checkpoint in a run, which knows its base."""
+    directory = Path(checkpoint).expanduser().absolute()
+    run = directory.parent.parent
+    if directory.name.isdigit() and directory.parent.name == "steps" and (run / "run.json").is_file():
+        return f"{run.name}@{int(directory.name)}", run.parent
+    return checkpoint, runs

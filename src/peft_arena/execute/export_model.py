@@ -1,0 +1,135 @@
+"""From checkpoints of full fine-tuning to model directories that transformers loads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from peft_arena.core.errors import UserError
+from peft_arena.execute.export_record import Exported, on_base, same_shape, write_record
+from peft_arena.execute.export_shards import Shards, Stored, places
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from peft_arena.weights.base import BaseWeights
+    from peft_arena.weights.merge import Progress
+    from peft_arena.weights.writing import Entry
+
+
+def whole_model(directory: Path) -> Shards:
+    """Return the tensors of a model directory, such as one of transformers' trainer."""
+    import torch
+    from safetensors import safe_open
+
+    from peft_arena.weights.files import model_files
+    from peft_arena.weights.writing import CODES
+
+    files = model_files(directory)
+    types = {code: kind for kind, code in CODES.items()}
+    stored = {}
+    for file in files.files:
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                code = opened.get_slice(name).get_dtype()
+                stored[name] = Stored(files.places[name].shape, types.get(code, torch.float32))
+    return Shards(directory, "safetensors", stored, files.read)
+
+
+def gathered_model(
+    shards: Shards, out: Path, base: str | None, dtype: str | None, limit: int, progress: Progress
+) -> Exported:
+    """Write tuned weights that shards hold as a model directory, with all else from the base, and load it.
+
+    Raises:
+        UserError: a tensor is missing, has no place or another shape than the base's, weights that are one in the
+            model are two, or the disk refuses.
+    """
+    import torch
+
+    from peft_arena.models.load import weight_files
+    from peft_arena.weights.base import base_weights
+    from peft_arena.weights.model_directory import (
+        DTYPES,
+        copy_companions,
+        dtype_named,
+        load_back,
+        persistent_buffers,
+        write_config,
+    )
+    from peft_arena.weights.writing import Entry, new_directory, write_model
+
+    asked = None if dtype is None else dtype_named(dtype)
+    point = on_base(shards.directory, base)
+    pretrained, source = base_weights(point.base), weight_files(point.base)
+    buffers = persistent_buffers(pretrained, source)
+    seen = {name for name, _ in pretrained.architecture.named_buffers()}
+    found = _model_places(shards, pretrained, seen)
+    for name, shape in pretrained.shapes.items():
+        same_shape(shards, found[name], shape, name)
+    held = {shards.stored[name].dtype for name in found.values()}
+    target = asked or (held.pop() if len(held) == 1 else torch.float32)
+    if target not in DTYPES.values():
+        raise UserError(f"{shards.directory} holds weights as {target}; --dtype must name one of {', '.join(DTYPES)}")
+    entries = [Entry(name, target, shape) for name, shape in pretrained.shapes.items()]
+    entries += [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items()]
+    total = sum(entry.size for entry in entries)
+    done = 0
+
+    def parts(entry: Entry) -> Iterator[Tensor]:
+        nonlocal done
+        progress(done / total, entry.name)
+        done += entry.size
+        yield buffers[entry.name] if entry.name in buffers else _finite(shards, found[entry.name], target)
+
+    with new_directory(out, total) as part:
+        copy_companions(source, _own_tokenizer(shards.directory), part)
+        write_config(source / "config.json", part / "config.json", target, None)
+        files = tuple(file.name for file in write_model(part, entries, parts, limit))
+        load_back(part, pretrained, target)
+        name = str(target).removeprefix("torch.")
+        exported = Exported(str(out), "model", shards.layout, files, len(entries), name)
+        write_record(part, exported, point=point, source=shards.directory)
+    return exported
+
+
+def _model_places(shards: Shards, base: BaseWeights, buffers: set[str]) -> dict[str, str]:
+    """Return the place of every parameter in the shards, tied ones once.
+
+    Raises:
+        UserError: one is missing, a tensor has no place, or tied weights differ.
+    """
+    import torch
+
+    others = (set(base.aliases) - set(base.shapes)) | buffers
+    present = {name.removeprefix(outer) for name in shards.stored for outer in ("", "model.", "module.")}
+    first = {name for name in base.shapes if name in present or not base.tied(name)}
+    found, more = places(shards, first, others | (set(base.shapes) - first), adapter=False)
+    for name, place in more.items():
+        parameter = base.aliases.get(name)
+        if parameter is None:
+            continue  # a buffer, which the base has too
+        held = found.setdefault(parameter, place)
+        if held != place and not torch.equal(shards.read(held), shards.read(place)):
+            raise UserError(
+                f"{shards.directory} has its own weights for {parameter} and {name}, which are one in the model"
+            )
+    lacking = sorted(set(base.shapes) - set(found))
+    if lacking:
+        raise UserError(f"{shards.directory} lacks {len(lacking)} tensors, the first: {lacking[0]}")
+    return found
+
+
+def _finite(shards: Shards, name: str, dtype: Any) -> Tensor:
+    tensor = shards.read(name).to(dtype)
+    if not math.isfinite(float(tensor.float().sum())) and not bool(tensor.isfinite().all()):
+        raise UserError(f"{shards.directory} holds {name} with entries that are no finite numbers in {dtype}")
+    return tensor
+
+
+def _own_tokenizer(directory: Path) -> Path | None:
+    """Return where a trainer left the tokenizer: beside the weights, or above shards of accelerate; None: nowhere."""
+    folders = [directory, *([directory.parent] if directory.name.startswith("pytorch_model_fsdp") else [])]
+    return next((folder for folder in folders if (folder / "tokenizer_config.json").is_file()), None)

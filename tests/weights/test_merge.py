@@ -1,0 +1,288 @@
+"""A tuned point written as a model directory: the same numbers, everything beside them, or nothing at all."""
+
+import json
+import shutil
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import ModelSpec
+from peft_arena.models.load import PACKAGED
+from peft_arena.testing.subject import difference, logits, tiny_model, tokens
+from peft_arena.weights.base import base_weights
+from peft_arena.weights.effective import effective_weights
+from peft_arena.weights.files import model_files
+from peft_arena.weights.merge import merge_point
+from peft_arena.weights.model_directory import load_back
+from peft_arena.weights.probe import Distance, distance, probe_batch, probe_logits
+from tests.weights.weight_toys import ATTENTION, LINEAR, save_adapter
+
+LORA = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM"}
+Q = "model.layers.0.self_attn.q_proj"
+
+
+def lora():
+    return peft.LoraConfig(**LORA)
+
+
+def base_in(directory, kind="untied", dtype="float32", shard="1GB"):
+    """Write a tiny model with the micro model's tokenizer, and return what is measured against."""
+    tiny_model(kind, dtype).save_pretrained(directory, max_shard_size=shard)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copyfile(PACKAGED["micro"] / name, directory / name)
+    return base_weights(ModelSpec(name=str(directory), dtype=dtype))
+
+
+def tuned_point(folder, config=None, kind="untied", dtype="float32", shard="1GB"):
+    base = base_in(folder / "base", kind, dtype, shard)
+    return effective_weights(base, save_adapter(folder / "adapter", config or lora(), kind, dtype=dtype))
+
+
+def reloaded(directory, dtype=torch.float32):
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).eval()
+
+
+def nothing_left(folder):
+    return {found.name for found in folder.iterdir()} <= {"base", "adapter", "tuned"}
+
+
+@pytest.mark.parametrize("kind", ["untied", "tied", "biased", "awkward"])
+@pytest.mark.parametrize("shard", ["1GB", "60KB"])
+def test_a_merged_model_is_what_peft_makes(kind, shard, tmp_path):
+    point = tuned_point(tmp_path, kind=kind, shard=shard)
+    wrapped = peft.PeftModel.from_pretrained(tiny_model(kind), str(tmp_path / "adapter"))
+    merged = merge_point(
+        point, tmp_path / "base", tmp_path / "out", shard_size=60_000, tuned=lambda model: wrapped.eval()
+    )
+    wanted = logits(wrapped, tokens())
+    assert difference(logits(reloaded(tmp_path / "out"), tokens()), wanted) < 1e-4
+    assert difference(logits(tiny_model(kind), tokens()), wanted) > 0.1
+    assert len(merged.files) > 1
+    names = set(model_files(tmp_path / "out").places)
+    assert names == set(model_files(tmp_path / "base").places)  # tied weights once, as transformers does
+    assert merged.parameters == sum(p.numel() for p in tiny_model(kind).parameters())
+    assert merged.verified.ratio < 1e-5
+    assert {found.name for found in tmp_path.iterdir()} == {"base", "adapter", "out"}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_are_rounded_once(dtype, tmp_path):
+    """Arithmetic in float32, then one rounding: exactly what the same sum gives by hand."""
+    point = tuned_point(tmp_path, dtype="bfloat16")
+    merged = merge_point(point, tmp_path / "base", tmp_path / "out", dtype=dtype)
+    wanted = getattr(torch, dtype)
+    found = load_file(tmp_path / "out" / "model.safetensors")
+    for name in point.parameters():
+        base, change = point.parameter(name)
+        whole = base if change is None else base + change.dense(base)
+        assert found[name].dtype == wanted
+        assert torch.equal(found[name], whole.to(wanted))
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (merged.dtype, config["dtype"]) == (dtype, dtype)
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == wanted
+
+
+def test_the_type_is_the_models_own_unless_another_is_asked_for(tmp_path):
+    point = tuned_point(tmp_path, dtype="bfloat16")
+    assert merge_point(point, tmp_path / "base", tmp_path / "out").dtype == "bfloat16"
+    with pytest.raises(UserError, match="cannot write weights as 'int8'. Known: float32, bfloat16, float16"):
+        merge_point(point, tmp_path / "base", tmp_path / "other", dtype="int8")
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.3])
+def test_any_point_of_the_path_can_be_merged(factor, tmp_path):
+    point = tuned_point(tmp_path).interpolated(factor)
+    merged = merge_point(point, tmp_path / "base", tmp_path / "out")
+    model = tiny_model()
+    point.load_into(model)
+    assert difference(logits(reloaded(tmp_path / "out"), tokens()), logits(model, tokens())) < 1e-5
+    assert merged.factor == factor
+    assert merged.verified.max_difference < 1e-5
+    assert (merged.verified.ratio is None) == (factor == 0)
+
+
+def test_what_is_beside_the_weights_is_kept(tmp_path):
+    point = tuned_point(tmp_path)
+    base = tmp_path / "base"
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "tools.jinja").write_text("tools")
+    (base / "trainer_state.json").write_text("{}")
+    (base / "pytorch_model.bin").write_text("no weights of ours")
+    merge_point(point, base, tmp_path / "out", facts={"subject": "mine"})
+    kept = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+    for name in [*kept, "additional_chat_templates/tools.jinja"]:
+        assert (tmp_path / "out" / name).read_bytes() == (base / name).read_bytes()
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        [*kept, "additional_chat_templates", "config.json", "merge.json", "model.safetensors"]
+    )
+    record = json.loads((tmp_path / "out" / "merge.json").read_text())
+    assert (record["subject"], record["tokenizer"], record["dtype"], record["factor"]) == ("mine", "base", "float32", 1)
+    assert record["verified"]["ratio"] < record["verified"]["limits"]["ratio"] == 1e-3
+    assert record["provenance"]["packages"]["torch"] == torch.__version__
+    before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "out"))
+    assert before == after
+
+
+def test_a_tokenizer_of_the_checkpoint_goes_before_that_of_the_base(tmp_path):
+    point = tuned_point(tmp_path)
+    own = tmp_path / "adapter"
+    (tmp_path / "base" / "added_tokens.json").write_text("{}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(PACKAGED["micro"] / name, own / name)
+    (own / "chat_template.jinja").write_text("{{ 'mine' }}")
+    merge_point(point, tmp_path / "base", tmp_path / "out", tokenizer=own)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ 'mine' }}"
+    assert not (tmp_path / "out" / "added_tokens.json").exists()
+    assert (tmp_path / "out" / "generation_config.json").exists()
+
+
+def test_without_verification_the_record_says_so(tmp_path):
+    merged = merge_point(tuned_point(tmp_path), tmp_path / "base", tmp_path / "out", verify=False)
+    assert merged.verified is None
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["verified"] is None
+
+
+def test_a_result_that_is_not_the_tuned_model_is_refused(tmp_path):
+    """The model that the method restores is another one than the files' weights: nothing may be kept."""
+    point = tuned_point(tmp_path)
+    other = peft.PeftModel.from_pretrained(tiny_model(), str(save_adapter(tmp_path / "tuned", lora(), size=0.06)))
+    with pytest.raises(UserError, match="the merged model in float32 is not the tuned one: its logits differ by") as e:
+        merge_point(point, tmp_path / "base", tmp_path / "out", tuned=lambda model: other.eval())
+    assert "\n" not in str(e.value)
+    assert "--dtype" not in str(e.value)
+    assert nothing_left(tmp_path)
+
+
+def test_rounding_that_drowns_the_change_is_refused(tmp_path):
+    base = base_in(tmp_path / "base")
+    point = effective_weights(base, save_adapter(tmp_path / "adapter", lora())).interpolated(1e-3)
+    with pytest.raises(UserError, match="in bfloat16 is not the tuned one.*try --dtype float32"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", dtype="bfloat16")
+    assert nothing_left(tmp_path)
+    merge_point(point, tmp_path / "base", tmp_path / "out", dtype="float32")
+
+
+def test_limits():
+    close = {"max_difference": 1.0, "max_change": 9.0, "tokens": 3}
+    assert Distance(1.0, 9e-4, **close).passes(torch.float32)
+    assert not Distance(1.0, 2e-3, **close).passes(torch.float32)
+    assert Distance(1.0, 0.24, **close).passes(torch.float16)
+    assert not Distance(1.0, 0.26, **close).passes(torch.bfloat16)
+    assert Distance(1e-9, 1e-4, **{**close, "max_difference": 9e-4}).passes(torch.float32)
+    assert not Distance(0.0, 1e-2, **{**close, "max_difference": 1e-1}).passes(torch.float32)
+    found = distance(torch.zeros(2, 2), torch.full((2, 2), 2.0), torch.tensor([[2.0, 2.0], [2.0, 4.0]]))
+    assert found == Distance(2.0, 1.0, 2.0, 2.0, 2)
+
+
+@pytest.mark.parametrize("kind", ["tied", "biased"])
+def test_logits_of_a_16_bit_model_are_those_of_float32_arithmetic(kind):
+    probe = probe_batch(None, 200)
+    held, raised = tiny_model(kind, "bfloat16"), tiny_model(kind, "bfloat16").float()
+    assert torch.equal(probe_logits(held, probe), probe_logits(raised, probe))
+    assert {p.dtype for p in held.parameters()} == {torch.bfloat16}
+    assert torch.equal(held.lm_head.weight, tiny_model(kind, "bfloat16").lm_head.weight)
+
+
+def test_the_probe_has_prompts_and_random_tokens_that_the_model_knows():
+    tokenizer = AutoTokenizer.from_pretrained(PACKAGED["micro"])
+    whole = probe_batch(tokenizer, 832)
+    assert torch.equal(whole.ids, probe_batch(tokenizer, 832).ids)
+    assert len(whole.ids) == 7
+    assert len(probe_batch(None, 50).ids) == 3
+    assert int(probe_batch(tokenizer, 50).ids.max()) < 50
+    tokenizer.chat_template = None
+    assert len(probe_batch(tokenizer, 832).ids) == 6
+
+
+def test_biases_the_architecture_can_have_are_kept(tmp_path):
+    """Llama has biases of all attention layers or of none: those that are not trained are zero."""
+    point = tuned_point(tmp_path, peft.BeftConfig(target_modules=ATTENTION, task_type="CAUSAL_LM"))
+    wrapped = peft.PeftModel.from_pretrained(tiny_model(), str(tmp_path / "adapter")).eval()
+    merge_point(point, tmp_path / "base", tmp_path / "out", tuned=lambda model: wrapped)
+    assert difference(logits(reloaded(tmp_path / "out"), tokens()), logits(wrapped, tokens())) < 1e-4
+    found = model_files(tmp_path / "out")
+    assert bool(found.read(f"{Q}.bias").any())
+    assert not bool(found.read(f"{Q.replace('q_proj', 'o_proj')}.bias").any())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["attention_bias"], config["mlp_bias"]) == (True, False)
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_biases_that_loading_would_drop_are_refused(verify, tmp_path):
+    """Qwen2 has biases of q, k and v, and no setting for one of the output projection."""
+    config = peft.BeftConfig(target_modules=["o_proj"], task_type="CAUSAL_LM")
+    point = tuned_point(tmp_path, config, kind="biased")
+    with pytest.raises(UserError, match=r"adds 2 biases, e.g. model.layers.0.self_attn.o_proj.bias, and Qwen2"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", verify=verify)
+    assert nothing_left(tmp_path)
+
+
+def test_values_that_a_type_cannot_hold_are_refused(tmp_path):
+    point = tuned_point(tmp_path)
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1e5
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UserError, match="model.norm.weight has entries that are too large for float16"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", dtype="float16")
+    assert nothing_left(tmp_path)
+
+
+def test_a_file_that_breaks_off_leaves_nothing(tmp_path):
+    """The pretrained files change while they are read."""
+    point = tuned_point(tmp_path, shard="60KB")
+    shards = sorted((tmp_path / "base").glob("model-*.safetensors"))
+
+    def progress(done, what):
+        if done > 0.2:
+            shards[-1].write_bytes(shards[-1].read_bytes()[:-1000])
+
+    with pytest.raises(UserError, match="cannot be read"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", progress=progress)
+    assert nothing_left(tmp_path)
+
+
+def test_a_missing_shard_is_refused(tmp_path):
+    point = tuned_point(tmp_path, shard="60KB")
+    lost = sorted((tmp_path / "base").glob("model-*.safetensors"))[1]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"{lost.name} is missing"):
+        merge_point(point, tmp_path / "base", tmp_path / "out")
+    assert nothing_left(tmp_path)
+
+
+def test_names_in_the_files_may_be_others_than_the_models(tmp_path):
+    """A decoder saved without its output layer: the values are those of the loaded model, under its own names."""
+    base = base_in(tmp_path / "base", kind="tied")
+    file = tmp_path / "base" / "model.safetensors"
+    tensors = {name.removeprefix("model."): tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, {"format": "pt"})
+    base = base_weights(ModelSpec(name=str(tmp_path / "base")))
+    point = effective_weights(base, save_adapter(tmp_path / "adapter", lora(), "tied"))
+    merge_point(point, tmp_path / "base", tmp_path / "out", verify=False)
+    model = tiny_model("tied")
+    point.load_into(model)
+    assert difference(logits(reloaded(tmp_path / "out"), tokens()), logits(model, tokens())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: {**held, "model.extra.weight": torch.zeros(2)}, "would load something else .unexpected keys"),
+        (lambda held: {k: v for k, v in held.items() if k != "model.norm.weight"}, "missing keys, e.g. model.norm.w"),
+        (lambda held: {**held, "model.norm.weight": torch.zeros(2)}, "cannot be loaded|mismatched keys"),
+    ],
+)
+def test_a_directory_that_loads_as_something_else_is_refused(change, message, tmp_path):
+    base = base_in(tmp_path / "base")
+    shutil.copytree(tmp_path / "base", tmp_path / "out")
+    load_back(tmp_path / "out", base, torch.float32)
+    file = tmp_path / "out" / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(UserError, match=message) as caught:
+        load_back(tmp_path / "out", base, torch.float32)
+    assert "\n" not in str(caught.value)
