@@ -173,7 +173,7 @@ def _ours(job: dict[str, Any]) -> dict[str, Any]:
     config = make_method("lora", {"rank": 16, "alpha": 32.0}).config.model_dump(mode="json")
     method = MethodSpec(name="lora", config=config)
     tuned = Tuned(pin(ModelSpec(name=job["model"])), Path(job["adapter"]), method, "ours", 1)
-    placer = Placer(tuned, OWN, job["points"])
+    placer = Placer(tuned, OWN)
     loaded, make, specs = placer.loaded, kept_tasks(), _specs(job)
     times = {"loading_s": time.perf_counter() - start, "placing_s": 0.0, "eval_s": 0.0}
     answers: dict[str, Any] = {}

@@ -29,11 +29,11 @@ def scan_of(grid, *, tolerance=2.0, path=OWN, tasks=TASKS):
     return ScanSpec(path=path, grid=grid, tolerance=tolerance, **splits)
 
 
-def records(scan, answers, units=None):
-    """Return one record per task; tasks without answers get ten right ones, those without a unit are fractions."""
+def records(scan, answers, units=None, *, others=(1.0,) * 10):
+    """Return one record per task; tasks without answers get the others, those without a unit are fractions."""
     found = []
     for spec in scan.choose_on:
-        values = answers.get(spec.task.name, [1.0] * 10)
+        values = answers.get(spec.task.name, others)
         items = tuple(
             ItemRecord(id=str(n), value=value, reason="" if value is not None else "none")
             for n, value in enumerate(values)
@@ -56,6 +56,11 @@ def records(scan, answers, units=None):
     return found
 
 
+def forgetful(scan, answers, units=None):
+    """Return records of a tuned model that forgot a little of everything."""
+    return records(scan, answers, units, others=(1.0,) * 9 + (0.0,))
+
+
 def right(count, of=100):
     return [1.0] * count + [0.0] * (of - count)
 
@@ -64,19 +69,30 @@ def test_the_smallest_factor_that_is_not_worse_is_chosen():
     scan = scan_of((0.2, 0.4, 0.6, 0.8))
     counts = dict(zip(scan.grid, (10, 49, 50, 50), strict=True))
     points = {factor: records(scan, {"sums": right(count)}) for factor, count in counts.items()}
-    choice = choose(scan, records(scan, {"sums": right(50)}), points, draws=300)
+    choice = choose(scan, forgetful(scan, {"sums": right(50)}), points, draws=300)
     assert choice.chosen == 0.4
     assert [row.allowed for row in choice.rows] == [False, True, True, True]
     assert choice.rows[0].target_change[0] == pytest.approx(-40)
     assert choice.rows[1].target == pytest.approx(0.49)
     assert "smallest of 3" in choice.reason
-    assert choose(scan, records(scan, {"sums": right(50)}), points, draws=300) == choice
+    assert choose(scan, forgetful(scan, {"sums": right(50)}), points, draws=300) == choice
+
+
+def test_a_point_that_keeps_no_more_than_the_tuned_model_is_not_chosen():
+    scan = scan_of((0.5,))
+    same = records(scan, {"sums": right(50)})
+    choice = choose(scan, same, {0.5: same}, draws=300)
+    assert choice.chosen is None
+    assert "keeps no more than the tuned model: mean retention +0.0 points" in choice.reason
+    alone = scan_of((0.5,), tasks=("sums",))
+    same = records(alone, {"sums": right(50)})
+    assert choose(alone, same, {0.5: same}, draws=300).chosen == 0.5, "nothing is known of retention"
 
 
 @pytest.mark.parametrize(("tolerance", "chosen"), [(2.0, None), (5.0, 0.5)])
 def test_few_items_do_not_excuse_a_loss_beyond_the_tolerance(tolerance, chosen):
     scan = scan_of((0.5,), tolerance=tolerance)
-    tuned, point = records(scan, {"sums": right(10, 20)}), records(scan, {"sums": right(9, 20)})
+    tuned, point = forgetful(scan, {"sums": right(10, 20)}), records(scan, {"sums": right(9, 20)})
     choice = choose(scan, tuned, {0.5: point}, draws=300)
     assert choice.chosen == chosen
     assert choice.rows[0].target_change[2] >= 0, "the interval alone does not exclude it"
@@ -94,7 +110,7 @@ def test_the_tolerance_does_not_excuse_a_loss_that_the_items_show():
 def test_a_point_that_is_worse_than_the_best_of_the_grid_is_not_chosen():
     scan = scan_of((0.3, 0.6))
     points = {0.3: records(scan, {"sums": right(50)}), 0.6: records(scan, {"sums": right(95)})}
-    choice = choose(scan, records(scan, {"sums": right(50)}), points, draws=300)
+    choice = choose(scan, forgetful(scan, {"sums": right(50)}), points, draws=300)
     assert choice.chosen == 0.6
     assert "best point of the grid" in choice.rows[0].why
 
@@ -112,7 +128,7 @@ def test_the_ends_of_the_path_and_what_lies_beyond_are_never_chosen():
 def test_factor_zero_of_a_rule_that_does_not_begin_at_the_pretrained_model_may_be_chosen():
     scan = scan_of((0.0, 1.0), path=PathSpec(rule=RuleSpec(name="intruder")))
     same = records(scan, {"sums": right(50)})
-    choice = choose(scan, same, {0.0: same, 1.0: same}, draws=300)
+    choice = choose(scan, forgetful(scan, {"sums": right(50)}), {0.0: same, 1.0: same}, draws=300)
     assert choice.chosen == 0.0
     assert choice.rows[1].why == IS_TUNED
 
@@ -120,12 +136,12 @@ def test_factor_zero_of_a_rule_that_does_not_begin_at_the_pretrained_model_may_b
 def test_factor_one_of_a_rule_that_changes_the_tuned_model_may_be_chosen():
     scan = scan_of((1.0, 1.2), path=MIN)
     same = records(scan, {"sums": right(50)})
-    assert choose(scan, same, {1.0: same, 1.2: same}, draws=300).chosen == 1.0
+    assert choose(scan, forgetful(scan, {"sums": right(50)}), {1.0: same, 1.2: same}, draws=300).chosen == 1.0
 
 
 def test_answers_that_one_side_lacks_are_left_out_of_both():
     scan = scan_of((0.5, 0.6, 0.7))
-    tuned = records(scan, {"sums": [None, 1.0, 0.0, 1.0, 1.0]})
+    tuned = forgetful(scan, {"sums": [None, 1.0, 0.0, 1.0, 1.0]})
     points = {
         0.5: records(scan, {"sums": [1.0, None, 1.0, 1.0, 1.0]}),
         0.6: records(scan, {"sums": [None] * 5}),
@@ -141,7 +157,7 @@ def test_answers_that_one_side_lacks_are_left_out_of_both():
 def test_a_factor_without_evaluations_is_said_and_not_chosen():
     scan = scan_of((0.4, 0.5))
     same = records(scan, {"sums": right(50)})
-    choice = choose(scan, same, {0.5: same}, draws=300)
+    choice = choose(scan, forgetful(scan, {"sums": right(50)}), {0.5: same}, draws=300)
     assert (choice.chosen, choice.rows[0].why, choice.rows[0].target) == (0.5, NO_SCORE, None)
 
 
@@ -152,7 +168,7 @@ def test_a_target_where_lower_is_better_is_turned_and_keeps_its_unit():
         factor: records(scan, {"sums": list(level + spread)}, units)
         for factor, level in zip(scan.grid, (2.5, 2.0, 1.9), strict=True)
     }
-    choice = choose(scan, records(scan, {"sums": list(2.0 + spread)}, units), points, draws=300)
+    choice = choose(scan, forgetful(scan, {"sums": list(2.0 + spread)}, units), points, draws=300)
     assert choice.chosen == 0.6
     assert [row.target_change[0] for row in choice.rows] == pytest.approx([-0.5, 0.0, 0.1])
     assert "best point of the grid" in choice.rows[1].why
@@ -275,6 +291,15 @@ def test_a_run_that_diverged_is_rewound_and_its_target_is_better(result):
     assert arm.claim.verdict == "overshoot"
     assert arm.claim.difference.target.low > 0
     assert arm.claim.at_most_worse == 0.0
+
+
+def test_equal_answers_are_no_proof_that_nothing_is_lost():
+    same = Estimate(0.0, 0.0, 0.0, 0.0, 1.0, "points", 1, 12)
+    bound = Claim(difference=Difference(same, None)).at_most_worse
+    assert bound == pytest.approx(100 * (1 - 0.025 ** (1 / 12)))
+    assert bound > 26
+    assert Claim(difference=Difference(replace(same, items=400), None)).at_most_worse < 1
+    assert Claim(difference=Difference(replace(same, unit="nats"), None)).at_most_worse is None
 
 
 def test_a_point_that_loses_the_target_on_test_items_is_no_overshoot(result):

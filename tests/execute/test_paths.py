@@ -10,6 +10,7 @@ import yaml
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point
+from peft_arena.execute.path_command import view_of_scan
 from peft_arena.execute.plan import plan
 from peft_arena.execute.study import read_study, study_from
 from peft_arena.store.checkpoint import DONE
@@ -127,6 +128,61 @@ def test_the_command_reads_what_the_study_has_evaluated(finished, tmp_path):
     assert (tmp_path / "out" / "paths.html").exists()
 
 
+def test_a_scan_on_few_test_items_does_not_become_what_later_ones_are_judged_by(finished, tmp_path):
+    _, run = run_of(finished, "lora")
+    copy = tmp_path / "runs"
+    shutil.copytree(finished / "runs", copy)
+    scan = ("path", "scan", run.run_id, "--runs", copy, "--items", 6, "--grid", "0.5", "--json")
+    assert arena(*scan, "--test-items", 4).returncode == 0
+    done = arena(*scan)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert [spec["items"] for spec in said["record"]["spec"]["claim_on"]] == [12, 12]
+    assert said["targets"][0]["paths"][0]["scan"] == ScanSpec.model_validate(said["record"]["spec"]).id
+
+
+def test_all_scans_of_a_run_on_the_same_items_are_corrected_together(finished):
+    study, run = run_of(finished, "lora")
+    first, second = study.scans(run.spec)
+    own = Store(finished / "runs").run(run.spec)
+    assert view_of_scan(own, second).paths[run.run_id] == (second, first)
+    other = first.model_copy(update={"choose_on": tuple(s.model_copy(update={"items": 5}) for s in first.choose_on)})
+    assert view_of_scan(own, other).paths[run.run_id] == (other,), "other items make another claim"
+
+
+def test_a_factor_that_test_items_refute_is_not_written_by_itself(finished, tmp_path, monkeypatch):
+    import peft_arena.execute.path_command as command
+    import peft_arena.report.paths as report
+
+    _, run = run_of(finished, "lora")
+    record = next(run.scans()).model_copy(update={"chosen": 0.5})
+    said = {"headline": ["it lost"], "targets": [{"paths": [{"verdict": "target worse"}]}]}
+    monkeypatch.setattr(report, "write_paths", lambda *_: said)
+    monkeypatch.setattr(command, "_scanned", lambda *_: record)
+    options = {"rule": "uniform", "settings": (), "way": "own", "factor": "auto", "weights": False, "dtype": None}
+    options |= {"shard_size": "1GB", "verify": True, "bar": None}
+    with pytest.raises(UserError, match="target is worse: it lost To write it all the same, give --factor 0.5"):
+        command.rewind(run.run_id, tmp_path / "x", finished / "runs", **options)
+    assert not (tmp_path / "x").exists()
+    said["targets"][0]["paths"][0]["verdict"] = "no overshoot shown"
+    written = command.rewind(run.run_id, tmp_path / "x", finished / "runs", **options)
+    assert written["chosen_by"]["verdict"] == "no overshoot shown"
+
+
+def test_a_record_out_of_place_is_refused(finished, tmp_path):
+    copy = tmp_path / "runs"
+    shutil.copytree(finished / "runs", copy)
+    study, run = run_of(finished, "lora")
+    own = Store(copy).run(run.spec)
+    (uniform, _) = study.scans(run.spec)
+    final = own.final_point()
+    half = own.point(final.step, 0.5)
+    name = f"eval-{uniform.choose_on[1].key}"
+    shutil.copy(own.record_path(final, name), own.record_path(half, name))
+    with pytest.raises(UserError, match="out of place: it holds micro-sort of .* at 000006-1"):
+        own.evaluation(half, uniform.choose_on[1])
+
+
 def test_rewinding_writes_what_was_evaluated(finished, tmp_path):
     import torch
 
@@ -203,6 +259,7 @@ def test_prompts_and_the_pretrained_model_have_no_path(finished, tmp_path):
     [
         ({"grid": "0:1"}, "START:STOP:STEP"),
         ({"grid": [0.5, 0.5]}, "ascend"),
+        ({"grid": [0.5, 0.50000000000001]}, "ascend"),
         ({"grid": [-0.5]}, "greater than or equal to 0"),
         ({"paths": [{"rule": "saffe"}]}, "safe"),
         ({"paths": [{"rule": "safe", "config": {"x": 1}}]}, "x"),
@@ -244,7 +301,7 @@ def test_a_grid_is_read_as_written():
     assert read_grid("0:1.2:0.4") == (0.0, 0.4, 0.8, 1.2)
     assert read_grid("0.1:0.3:0.1") == (0.1, 0.2, 0.3)
     assert read_grid("1, 0.25") == (0.25, 1.0)
-    for wrong in ("", "a", "1:0:0.1", "0:1:0", "0:1", "-1,0"):
+    for wrong in ("", "a", "1:0:0.1", "0:1:0", "0:1", "-1,0", "0:1:1e-8", "1e400"):
         with pytest.raises(ValueError, match="grid"):
             read_grid(wrong)
 

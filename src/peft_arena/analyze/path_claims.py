@@ -21,7 +21,7 @@ import numpy as np
 from peft_arena.analyze.compare import ALPHA, holm
 from peft_arena.analyze.effects import POINTS, oriented, unit_of
 from peft_arena.analyze.evidence import TaskInfo
-from peft_arena.analyze.paired import Contrast, Estimate, Resamples, Scores, estimate, mean_of
+from peft_arena.analyze.paired import LEVEL, Contrast, Estimate, Resamples, Scores, estimate, mean_of
 from peft_arena.analyze.path_reading import Evaluations, Items, RunScan, common_items
 from peft_arena.core.paths import ScanSpec
 
@@ -161,9 +161,19 @@ class Claim:
 
     @property
     def at_most_worse(self) -> float | None:
-        """By how much the target is worse at most: minus the lower end of its interval, at least 0."""
+        """By how much the target is worse at most: minus the lower end of its interval, at least 0.
+
+        Where all items agree the interval has no width, which is no proof: for fractions the bound is then the share
+        of items that could differ with all of n agreeing, 1 - 0.025^(1/n) (the exact binomial bound, Clopper and
+        Pearson, 1934), in points; for other units there is none.
+        """
         target = self.difference.target
-        return None if target is None or target.low is None else max(0.0, -target.low)
+        if target is None or target.low is None or target.high is None:
+            return None
+        if target.high > target.low:
+            return max(0.0, -target.low)
+        exact = 100.0 * (1.0 - ((1.0 - LEVEL) / 2) ** (1.0 / target.items))
+        return max(exact, -target.low) if target.unit == POINTS else None
 
     @property
     def recovered(self) -> float | None:

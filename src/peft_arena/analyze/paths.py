@@ -3,8 +3,9 @@
 A point may be chosen if it lies between the pretrained and the tuned model and its target on validation items is not
 worse than the tuned model's, in three senses at once: the paired 95 % interval of the difference does not lie below
 zero; the difference itself is not below minus the tolerance, since few items make wide intervals; and the interval of
-the difference from the best point of the grid (the tuned model included) does not lie below zero. Of the points that
-may be chosen, the one with the smallest factor is. Nothing is claimed here: the chosen point is judged on other items
+the difference from the best point of the grid (the tuned model included) does not lie below zero. It must also keep
+more than the tuned model, by the estimate of mean retention. Of the points that may be chosen, the one with the
+smallest factor is. Nothing is claimed here: the chosen point is judged on other items
 (:mod:`peft_arena.analyze.path_claims`).
 """
 
@@ -207,14 +208,14 @@ class _Seen:
                 why=never or NO_SCORE,
             )
         mine = self.points[factor][0]
-        change = self.target(mine, self.tuned[0])
-        why = never or self._worse(change, self.target(mine, best))
+        change, kept = self.target(mine, self.tuned[0]), self.retention(factor)
+        why = never or self._worse(change, self.target(mine, best)) or _buys_nothing(kept)
         score = float(mine.means()[0])
         return PathRow(
             factor=factor,
             target=score if np.isfinite(score) else None,
             target_change=_ends(change),
-            retention_change=_ends(self.retention(factor)),
+            retention_change=_ends(kept),
             allowed=not why,
             why=why,
         )
@@ -235,6 +236,13 @@ class _Seen:
         if from_best is not None and from_best.high is not None and from_best.high < 0:
             return f"worse on the target than the best point of the grid: {_told(_ends(from_best), self.unit)}"
         return ""
+
+
+def _buys_nothing(kept: Estimate | None) -> str:
+    """Say that a point keeps no more than the tuned model; empty if it does, or if no retention is known."""
+    if kept is None or kept.value > _SLACK:
+        return ""
+    return f"keeps no more than the tuned model: mean retention {_told(_ends(kept), POINTS)}"
 
 
 def _ends(found: Estimate | None) -> tuple[float, float | None, float | None] | None:

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 from peft_arena.core.specs import EvalSpec, PathSpec, Spec
 
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+MOST = 1000
+"""Most factors of a grid that is written as START:STOP:STEP."""
 TUNED = 1.0
 """The factor at which a uniform path is at the tuned model."""
 
@@ -32,8 +34,8 @@ class ScanSpec(Spec):
 
     @model_validator(mode="after")
     def _consistent(self) -> ScanSpec:
-        if list(self.grid) != sorted(set(self.grid)):
-            raise ValueError(f"grid must ascend without repetition, got {list(self.grid)}")
+        if list(self.grid) != sorted(self.grid) or len({f"{factor:.12g}" for factor in self.grid}) < len(self.grid):
+            raise ValueError(f"grid must ascend without repetition (to twelve digits), got {list(self.grid)}")
         if [spec.task for spec in self.choose_on] != [spec.task for spec in self.claim_on]:
             raise ValueError("choose_on and claim_on must name the same tasks in the same order")
         wrong = [spec.split for spec in self.choose_on if spec.split != "validation"]
@@ -49,17 +51,19 @@ class ScanSpec(Spec):
 
 
 def read_grid(text: str) -> tuple[float, ...]:
-    """Read factors: ``0.2,0.5,1`` or ``START:STOP:STEP``, both ends included.
+    """Read factors: ``0.2,0.5,1`` or ``START:STOP:STEP``, from START in steps up to STOP.
 
     Raises:
-        ValueError: it is neither, or has no factor.
+        ValueError: it is neither, or has no factor, or more than :data:`MOST`.
     """
     parts = text.split(":")
-    numbers = r"\d*\.?\d+(e-?\d+)?"
+    numbers = r"\d*\.?\d+(e-\d+)?"
     if len(parts) == 3 and all(re.fullmatch(numbers, part.strip()) for part in parts):
         start, stop, step = (float(part) for part in parts)
         if step > 0 and stop >= start:
             count = int((stop - start) / step + 1e-9)
+            if count >= MOST:
+                raise ValueError(f"a grid has at most {MOST} factors; '{text}' has {count + 1}")
             return tuple(round(start + place * step, 10) for place in range(count + 1))
     elif text.strip() and all(re.fullmatch(numbers, part.strip()) for part in text.split(",")):
         return tuple(sorted({float(part) for part in text.split(",")}))

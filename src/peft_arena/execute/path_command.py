@@ -83,7 +83,8 @@ def scan_run(
         way: ``own``, ``sqrt`` or ``linear``.
         tasks: retention tasks; None: those on whose test items the run has been evaluated.
         items: validation items of each task at most.
-        test_items: test items of each named task, and of the target; None: as the run has been evaluated, else all.
+        test_items: test items of each task; None: as the run has been evaluated (of several times the one with the
+            most items), else all.
         tolerance: see :class:`ScanSpec`.
         save_points: also evaluate the save points on the validation items.
         batch_size: items at once.
@@ -106,14 +107,13 @@ def scan_run(
         raise UserError(f"--grid: {error}") from None
     claims = _claims(run, tasks, test_items)
     spec = scan_spec(path, factors, claims, items=items, tolerance=tolerance, save_points=save_points)
-    base = base_of(run)
-    evaluate_run(base, 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
+    evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
     try:
         with run.lock().acquire(timeout=LOCK_WAIT_S), bar() as progress:
             record = scan(run, spec, evaluator(run, batch_size), batch_size=batch_size, progress=progress)
     except Timeout:
         raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
-    return run, record, _view(run, base, spec)
+    return run, record, view_of_scan(run, spec)
 
 
 def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -> list[EvalSpec]:
@@ -121,11 +121,11 @@ def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -
     train = run.spec.train
     final = run.final_point()
     assert train is not None, "the run is trained"
-    seen = {
-        record.spec.task.id: record.spec
-        for record in run.evaluations()
-        if record.spec.split == "test" and run.point(record.step, record.factor, record.path) == final
-    }
+    seen: dict[str, EvalSpec] = {}
+    for record in run.evaluations():
+        spec, known = record.spec, seen.get(record.spec.task.id)
+        if spec.split == "test" and run.point(record.step, record.factor, record.path) == final:
+            seen[spec.task.id] = spec if known is None else max(known, spec, key=lambda one: one.items or math.inf)
 
     def asked(spec: EvalSpec | None, task: Any) -> EvalSpec:
         if items is not None or spec is None:
@@ -144,18 +144,26 @@ def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -
     return [target, *(asked(seen.get(task.id), task) for task in named if task.id != train.task.id)]
 
 
-def _view(run: RunDirectory, base: RunDirectory, spec: ScanSpec) -> StudyView:
-    """Return the view of one run, by which its scan is analysed like a study's."""
+def view_of_scan(run: RunDirectory, spec: ScanSpec) -> StudyView:
+    """Return the view of one run, by which a scan is analysed like a study's.
+
+    Every other scan of the run with the same items is in it, so that p-values are corrected for all of them.
+    """
     target, *retention = spec.claim_on
+    same = [record.spec for record in run.scans() if (record.spec.choose_on, record.spec.claim_on) == _items(spec)]
     label = run.spec.method.name
     return StudyView(
         name=run.run_id,
         title=f"{label}: {spec.path.rule.name} path",
-        base=base.spec,
+        base=base_of(run).spec,
         arms=(Arm(label=label, runs=(run.spec,), target=target),),
         retention=tuple(retention),
-        paths={run.run_id: (spec,)},
+        paths={run.run_id: (spec, *(one for one in same if one != spec))},
     )
+
+
+def _items(spec: ScanSpec) -> tuple[tuple[EvalSpec, ...], tuple[EvalSpec, ...]]:
+    return spec.choose_on, spec.claim_on
 
 
 def rewind(
@@ -209,17 +217,16 @@ def rewind(
     final = run.final_point()
     if final is None:
         raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
-    value, record = (None, _scanned(run, final, path)) if factor == AUTO else (_number(factor), None)
-    if record is not None:
-        value = record.chosen
+    record = _scanned(run, final, path, settings) if factor == AUTO else None
+    value = _number(factor) if record is None else record.chosen
     assert value is not None, "a scan without a choice is refused"
     tuned = tuned_run(run, final.step)
-    placer = Placer(tuned, path, (value,))
+    placer = Placer(tuned, path)
     said = {
         **facts_of(tuned),
         "path": path.model_dump(mode="json"),
         "factor": value,
-        "chosen_by": None if record is None else {"scan": record.spec.key, "reason": record.reason},
+        "chosen_by": None if record is None else _judged(run, record),
     }
     files = None if weights else placer.files(value)
     if files is not None:
@@ -241,14 +248,34 @@ def rewind(
     return {**said, **merged.summary(), "written": "weights"}
 
 
-def _scanned(run: RunDirectory, final: Point, path: PathSpec) -> PathRecord:
+def _judged(run: RunDirectory, record: PathRecord) -> dict[str, Any]:
+    """Return the scan that chose a factor and what test items say of it.
+
+    Raises:
+        UserError: they say that the target is worse.
+    """
+    from peft_arena.report.paths import write_paths
+
+    summary = write_paths(Store(run.path.parent), view_of_scan(run, record.spec), None)
+    (target,) = summary["targets"]
+    judged, said = target["paths"][0], summary["headline"][0]
+    if judged["verdict"] == "target worse":
+        raise UserError(
+            f"the scan of run {run.run_id} chose {record.chosen:g}, and test items say that its target is worse: "
+            f"{said} To write it all the same, give --factor {record.chosen:g}"
+        )
+    return {"scan": record.spec.key, "reason": record.reason, "verdict": judged["verdict"], "test": said}
+
+
+def _scanned(run: RunDirectory, final: Point, path: PathSpec, settings: Sequence[str]) -> PathRecord:
     """Return the scan of a path that has chosen a factor.
 
     Raises:
         UserError: there is none, none has chosen, or several have chosen differently.
     """
-    found = [record for record in run.scans() if record.spec.path == path and record.step == final.step]
-    command = f"peft-arena path scan {run.run_id} --rule {path.rule.name}"
+    found = [record for record in run.scans(path) if record.step == final.step]
+    options = "".join(f" --set {setting}" for setting in settings) + ("" if path.way == "own" else f" --way {path.way}")
+    command = f"peft-arena path scan {run.run_id} --runs {run.path.parent} --rule {path.rule.name}{options}"
     if not found:
         raise UserError(f"--factor auto takes the factor a scan has chosen, and there is none of this path: {command}")
     chosen = {record.chosen for record in found}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import canonical_json
-from peft_arena.core.paths import ScanSpec
+from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import EvalSpec, MethodSpec, Point, RunSpec
 from peft_arena.execute.geometry import tuned_run
@@ -80,7 +80,7 @@ class _Scan:
         from peft_arena.analyze.paths import choose
         from peft_arena.paths.placing import Placer
 
-        placer = Placer(tuned_run(self.run, self.final.step), self.spec.path, self.spec.grid)
+        placer = Placer(tuned_run(self.run, self.final.step), self.spec.path)
         training = self.run.training()
         earlier = training.save_points[:-1] if self.spec.save_points and training is not None else ()
         self.parts = len(self.spec.grid) + len(earlier) + 3
@@ -106,8 +106,8 @@ class _Scan:
             reason=choice.reason,
             rows=choice.rows,
             strengths=strengths,
-            expressed=placer.expressed,
-            orthogonality=placer.orthogonality(),
+            expressed=placer.expressed(TUNED if choice.chosen is None else choice.chosen),
+            orthogonality=placer.orthogonality(self.spec.grid),
             provenance=provenance(),
         )
 

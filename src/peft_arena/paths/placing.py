@@ -25,33 +25,29 @@ if TYPE_CHECKING:
 class Placer:
     """A model at any point of one path of one tuned model.
 
-    A point is evaluated as what it can be written as. Where the method's own adapter can express every point of the
-    grid exactly, the adapter is put on the model once and its tensors are moved, so that the pretrained weights are
-    never rounded; else merged weights are put into the model, in its type. In float32, where merging loses nothing that
-    counts, merged weights are put in for both, as a forward pass is faster without an adapter.
+    A point is evaluated as what it can be written as. Where the method's own adapter can express it exactly, the
+    adapter is put on a model once and its tensors are moved, so that the pretrained weights are never rounded; else
+    merged weights are put into another model, in its type. In float32, where merging loses nothing that counts, merged
+    weights are put in for both, as a forward pass is faster without an adapter.
     """
 
-    def __init__(self, tuned: Tuned, path: PathSpec, grid: Sequence[float]) -> None:
+    def __init__(self, tuned: Tuned, path: PathSpec) -> None:
         """Read the tuned weights; no model is loaded yet.
 
         Args:
             tuned: the tuned model, at factor 1.
             path: way and rule.
-            grid: the factors that will be asked for.
 
         Raises:
             UserError: the method has no weights, the files are damaged, or the rule or the way is not for it.
         """
         self._origin = tuned
-        self.grid = tuple(grid)
         self.tuned: EffectiveWeights = tuned.weights().along(path.way)
         """The tuned weights, on the way that leads to them."""
         self._rule = make_rule(path.rule)
         reason = self._rule.refuses(self.tuned)
         if reason:
             raise UserError(f"rule {path.rule.name} is not for {tuned.subject}: {reason}")
-        self.expressed: Expressed = "weights" if any(self.files(factor) is None for factor in grid) else "adapter"
-        """As what the points can be written."""
 
     @property
     def from_base(self) -> bool:
@@ -66,15 +62,19 @@ class Placer:
         """Return the adapter that is the point at a factor; None where none expresses it exactly."""
         return None if self._origin.method is None else self.point(factor).adapter()
 
-    def orthogonality(self) -> float | None:
-        """Return the largest ||R^T R - I||_F of a block of a rotation, tuned or at any factor of the grid."""
-        points = (self.tuned, *(self.point(factor) for factor in self.grid))
+    def expressed(self, factor: float) -> Expressed:
+        """Return as what the point at a factor can be written."""
+        return "weights" if self.files(factor) is None else "adapter"
+
+    def orthogonality(self, grid: Sequence[float]) -> float | None:
+        """Return the largest ||R^T R - I||_F of a block of a rotation, tuned or at any factor of a grid."""
+        points = (self.tuned, *(self.point(factor) for factor in grid))
         found = [value for point in points if (value := point.orthogonality()) is not None]
         return max(found, default=None)
 
     @cached_property
     def loaded(self) -> Loaded:
-        """The model that is moved, with its tokenizer."""
+        """The model that merged weights are put into, with its tokenizer."""
         from peft_arena.models.load import load
 
         return load(self._origin.base)
@@ -83,19 +83,22 @@ class Placer:
     def _adapted(self) -> tuple[nn.Module, dict[str, Tensor]]:
         """The model with its adapter, and what is moved by the names in the adapter's file."""
         from peft_arena.methods.adapter import stored_tensors
+        from peft_arena.models.load import load
 
-        model: Any = self._origin.model(self.loaded)
-        held = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
-        places = {name: held.get(stored.data_ptr()) for name, stored in stored_tensors(model).items()}
+        model: Any = self._origin.model(load(self._origin.base))
+        held = {(p.data_ptr(), p.shape, p.stride()): p for p in (*model.parameters(), *model.buffers())}
+        places = {
+            name: held.get((stored.data_ptr(), stored.shape, stored.stride()))
+            for name, stored in stored_tensors(model).items()
+        }
         return model, {name: tensor for name, tensor in places.items() if tensor is not None}
 
     def at(self, factor: float) -> nn.Module:
-        """Return the model at a factor, in evaluation mode: the same object each time."""
-        if self.expressed == "weights" or self._origin.base.dtype == "float32":
+        """Return the model at a factor, in evaluation mode: the same object each time for points of the same kind."""
+        files = None if self._origin.base.dtype == "float32" else self.files(factor)
+        if files is None:
             self.point(factor).load_into(self.loaded.model)
             return self.loaded.model.eval()
-        files = self.files(factor)
-        assert files is not None, "every point of the grid has an adapter"
         model, held = self._adapted
         with torch.no_grad():
             for name, tensor in files.tensors.items():

@@ -40,8 +40,9 @@ READING = (
         "Per seed, on validation items. A factor may be chosen if it lies between the pretrained and the tuned model "
         "and its target is not worse: the paired 95 % interval of its difference from the tuned model does not lie "
         "below zero, the difference is not below minus the tolerance, and the interval of its difference from the best "
-        "point of the grid does not lie below zero. The smallest such factor is chosen. Factors above 1 are shown "
-        "and never chosen. Where no factor may be chosen the seed keeps its tuned model, and its difference is zero.",
+        "point of the grid does not lie below zero. It must also keep more than the tuned model, by the estimate of "
+        "mean retention. The smallest such factor is chosen. Factors above 1 are shown and never chosen. Where no factor "
+        "may be chosen the seed keeps its tuned model, and its difference is zero.",
     ),
     (
         "What is claimed",
@@ -49,7 +50,8 @@ READING = (
         "item. Brackets are uncorrected 95 % intervals; p-values are Holm-corrected over all arms and paths of the "
         "column. Overshoot: mean retention is significantly better after correction, the interval of the target does "
         "not lie below zero, and its difference is not below minus the tolerance. That is not proof of an equal "
-        "target: “at most worse” is minus the lower end of its interval.",
+        "target: “at most worse” is minus the lower end of its interval, and where all answers agree the exact "
+        "binomial bound.",
     ),
     (
         "Regained",

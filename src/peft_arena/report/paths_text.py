@@ -46,7 +46,8 @@ def claim_sentence(arm: ArmPath, target: str) -> str:
     if change is None or kept is None or claim.verdict == "unknown":
         return f"{start}: too few items for an interval, so nothing is claimed."
     numbers = (
-        f"on test items {target} changes by {estimate_text(change)} against the tuned model and mean retention by "
+        f"on {change.items} test items {target} changes by {estimate_text(change)} against the tuned model and mean "
+        "retention by "
         f"{estimate_text(kept)}"
     )
     if claim.verdict == "target worse":
@@ -63,5 +64,5 @@ def _overshoot(arm: ArmPath, target: str) -> str:
     return (
         f"{arm.label} overshot: at factor {factors_text(arm)} of its path ({arm.words}), chosen on validation items, "
         f"mean retention on test items is {estimate_text(kept)} against the tuned model{share}, and {target} is "
-        f"{'better too' if better else 'not significantly worse'}: {estimate_text(change)}."
+        f"{'better too' if better else 'not significantly worse'}: {estimate_text(change)} over {change.items} items."
     )

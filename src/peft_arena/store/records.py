@@ -216,7 +216,7 @@ class PathRecord(Record):
     strengths: tuple[Strength, ...]
     """Of every block; empty where none was chosen."""
     expressed: Expressed
-    """As what the points were evaluated, and as what the chosen one can be written."""
+    """As what the chosen point, or else the tuned model, can be written."""
     orthogonality: float | None
     """Where the tuned weights are rotations: the largest ||R^T R - I||_F of a block of one, at any factor of the grid
     and in the tuned model; else None."""

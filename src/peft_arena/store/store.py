@@ -129,7 +129,15 @@ class RunDirectory:
     def evaluation(self, point: Point, spec: EvalSpec) -> EvaluationRecord | None:
         """Return the evaluation of a point, None if it is not done."""
         path = self.record_path(point, f"eval-{spec.key}")
-        return read_record(EvaluationRecord, path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = read_record(EvaluationRecord, path)
+        found = self.point(record.step, record.factor, record.path)
+        if (record.run_id, found.key, record.spec) != (self.run_id, point.key, spec):
+            raise UserError(
+                f"{path} is out of place: it holds {record.spec.task.name} of {record.run_id} at {found.key}"
+            )
+        return record
 
     def write_evaluation(self, point: Point, record: EvaluationRecord) -> None:
         """Write an evaluation."""
@@ -161,16 +169,24 @@ class RunDirectory:
     def scan(self, point: Point, spec: ScanSpec) -> PathRecord | None:
         """Return the scan of a path back from a point, None if it is not done."""
         path = self.record_path(point, spec.key)
-        return read_record(PathRecord, path) if path.exists() else None
+        if not path.exists():
+            return None
+        record = read_record(PathRecord, path)
+        if (record.run_id, record.step, record.spec) != (self.run_id, point.step, spec):
+            raise UserError(f"{path} is out of place: it holds {record.spec.key} of {record.run_id} at {record.step}")
+        return record
 
     def write_scan(self, point: Point, record: PathRecord) -> None:
         """Write a scan, after every evaluation it rests on."""
         write_once(self.record_path(point, record.spec.key), record.model_dump(mode="json"))
 
-    def scans(self) -> Iterator[PathRecord]:
-        """Yield every scan of the run, in a fixed order."""
-        for path in sorted((self.path / "records").glob("*/path-*.json")):
-            yield read_record(PathRecord, path)
+    def scans(self, path: PathSpec | None = None) -> Iterator[PathRecord]:
+        """Yield every scan of the run, or those of one path, in a fixed order."""
+        name = "*" if path is None else f"{path.readable}-*"
+        for file in sorted((self.path / "records").glob(f"*/path-{name}.json")):
+            record = read_record(PathRecord, file)
+            if path is None or record.spec.path == path:
+                yield record
 
     def evaluations(self) -> Iterator[EvaluationRecord]:
         """Yield every evaluation of the run, in a fixed order."""
