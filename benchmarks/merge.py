@@ -2,8 +2,9 @@
 
 The plain way loads the pretrained model in float32, puts the adapter on it with peft, calls ``merge_and_unload``,
 rounds to the type of the pretrained files and calls ``save_pretrained``. Ours goes through the files one parameter at a
-time; ``verified`` also loads the tuned model and what was written, one after the other, and compares their logits,
-which the plain way does not. Each side runs in its own process, one after the other, with the same threads. Times
+time; ``verified`` also reads every tensor back, loads the tuned model and what was written, one after the other, and
+compares their logits, which the plain way does not.
+Each side runs in its own process, one after the other, with the same threads. Times
 include reading the models and writing the files; ours also the check of the pretrained files' hashes. Both sides have
 merged the micro model before, so that imports are no part of it. Peak memory is resident memory above what the process
 had then. Every entry must be the same but for the rounding of float32 sums, 1e-6 of a tensor's largest entry, and one
@@ -131,7 +132,7 @@ def _ours(job: dict[str, Any]) -> float | None:
     from peft_arena.execute.merge_command import merge
 
     done = merge(job["adapter"], Path(job["out"]), base=job["model"], verify=job["verify"])
-    return done.verified.ratio if done.verified is not None else None
+    return done.verified.written.ratio if done.verified is not None else None
 
 
 def _reference(job: dict[str, Any]) -> float | None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+import peft_arena.weights.writing as writing
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.export_command import export
@@ -312,3 +313,72 @@ def test_an_adapter_with_a_missing_tensor_is_not_copied(tmp_path):
     with pytest.raises(UserError, match="lacks 1 tensors of its own settings"):
         export(str(adapter), tmp_path / "out", "adapter", base="micro")
     assert only(tmp_path, "adapter")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_adapters_with_entries_that_are_no_numbers_are_refused(value, tmp_path):
+    adapter = micro_adapter(tmp_path / "adapter")
+    shards = write_shards(tmp_path / "shards", in_memory(adapter) | spoilt(in_memory(adapter), value))
+    with pytest.raises(UserError, match="shards holds .* with entries that are no finite numbers"):
+        export(str(shards), tmp_path / "out", "adapter", base="micro", settings=adapter)
+    file = adapter / "adapter_model.safetensors"
+    save_file(load_file(file) | spoilt(load_file(file), value), file, {"format": "pt"})
+    with pytest.raises(UserError, match=f"^{file} holds .* with entries that are not finite numbers"):
+        export(str(adapter), tmp_path / "out", "adapter", base="micro")
+    assert only(tmp_path, "adapter", "shards")
+
+
+def spoilt(tensors, value):
+    name = next(name for name in tensors if "lora_B" in name)
+    wrong = tensors[name].clone()
+    wrong[0, 0] = value
+    return {name: wrong}
+
+
+def wrongly_written(monkeypatch):
+    """Let one entry of what is written be a hundredth off."""
+    made = writing._write
+
+    def wrong(handle, entry, parts):
+        made(handle, entry, lambda entry: [part * 1.01 if ".1." in entry.name else part for part in parts(entry)])
+
+    monkeypatch.setattr(writing, "_write", wrong)
+
+
+@pytest.mark.parametrize("to", ["adapter", "model"])
+def test_what_is_written_is_compared_with_the_source(to, tmp_path, monkeypatch):
+    adapter = micro_adapter(tmp_path / "adapter")
+    state = in_memory(adapter) if to == "adapter" else nudged_model().state_dict()
+    shards = write_shards(tmp_path / "shards", state)
+    wrongly_written(monkeypatch)
+    with pytest.raises(UserError, match="read back is another; nothing was kept"):
+        export(str(shards), tmp_path / "out", to, base="micro", settings=adapter if to == "adapter" else None)
+    assert only(tmp_path, "adapter", "shards")
+
+
+@pytest.mark.parametrize("place", ["shards", "."])
+def test_shards_of_a_model_that_computes_in_another_way_are_refused(place, tmp_path):
+    write_shards(tmp_path / "shards", nudged_model().state_dict())
+    table = json.loads((PACKAGED["micro"] / "config.json").read_text())
+    (tmp_path / place / "config.json").write_text(json.dumps(table | {"rms_norm_eps": 0.1}))
+    with pytest.raises(UserError, match="is no tuned version of this model: rms_norm_eps is 0.1 there"):
+        export(str(tmp_path / "shards"), tmp_path / "out", "model", base="micro")
+    assert not (tmp_path / "out").exists()
+
+
+def test_special_tokens_of_an_exported_model_go_with_its_tokenizer(tmp_path):
+    nudged_model().save_pretrained(tmp_path / "model")
+    table = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(table | {"eos_token_id": 7}))
+    (tmp_path / "model" / "generation_config.json").unlink(missing_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(PACKAGED["micro"] / name, tmp_path / "model" / name)
+    export(str(tmp_path / "model"), tmp_path / "out", "model", base="micro")
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((tmp_path / "out" / name).read_text())["eos_token_id"] == 7
+
+
+def test_nothing_is_exported_into_a_run(tmp_path):
+    run = made_run(tmp_path / "runs", "lora")
+    with pytest.raises(UserError, match=f"is inside the run {run.run_id}"):
+        export(str(run.checkpoint(2)), run.checkpoint(2) / "out", "adapter")

@@ -97,11 +97,19 @@ def test_a_share_of_energy_gives_each_layer_its_rank(tmp_path):
 
 def test_a_plain_lora_is_copied(tmp_path):
     adapter = micro_adapter(tmp_path / "adapter")
-    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="1")
+    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="2")
     assert (done.to, done.approximation) == ("lora", None)
     name = "adapter_model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes()
     assert json.loads((tmp_path / "out" / "export.json").read_text())["to"] == "lora"
+
+
+@pytest.mark.parametrize("rank", ["1", "4", "0.5"])
+def test_a_plain_lora_of_another_rank_is_refused(rank, tmp_path):
+    adapter = micro_adapter(tmp_path / "adapter")
+    with pytest.raises(UserError, match=f"--rank {rank}: it is a LoRA of rank 2 already; export --to adapter copies"):
+        export(str(adapter), tmp_path / "out", "lora", base="micro", rank=rank)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_of_ours_is_converted(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import peft
 import pytest
@@ -9,16 +10,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import peft_arena.weights.merge as merge_module
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models.load import PACKAGED
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens
 from peft_arena.weights.base import base_weights
-from peft_arena.weights.effective import effective_weights
+from peft_arena.weights.effective import EffectiveWeights, effective_weights
 from peft_arena.weights.files import model_files
 from peft_arena.weights.merge import merge_point
 from peft_arena.weights.model_directory import load_back
-from peft_arena.weights.probe import Distance, distance, probe_batch, probe_logits
+from peft_arena.weights.probe import Distance, distance, limit_of, probe_batch, probe_logits
+from peft_arena.weights.verify import SAME
 from tests.weights.weight_toys import ATTENTION, LINEAR, save_adapter
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM"}
@@ -65,7 +68,9 @@ def test_a_merged_model_is_what_peft_makes(kind, shard, tmp_path):
     names = set(model_files(tmp_path / "out").places)
     assert names == set(model_files(tmp_path / "base").places)  # tied weights once, as transformers does
     assert merged.parameters == sum(p.numel() for p in tiny_model(kind).parameters())
-    assert merged.verified.ratio < 1e-5
+    assert merged.verified.written.ratio < 1e-5
+    assert merged.verified.point.ratio < 1e-5
+    assert merged.verified.tensors == len(names)
     assert {found.name for found in tmp_path.iterdir()} == {"base", "adapter", "out"}
 
 
@@ -101,8 +106,9 @@ def test_any_point_of_the_path_can_be_merged(factor, tmp_path):
     point.load_into(model)
     assert difference(logits(reloaded(tmp_path / "out"), tokens()), logits(model, tokens())) < 1e-5
     assert merged.factor == factor
-    assert merged.verified.max_difference < 1e-5
-    assert (merged.verified.ratio is None) == (factor == 0)
+    assert merged.verified.written.max_difference < 1e-5
+    assert (merged.verified.written.ratio is None) == (factor == 0)
+    assert (merged.verified.point, merged.verified.against) == (None, SAME)
 
 
 def test_what_is_beside_the_weights_is_kept(tmp_path):
@@ -121,7 +127,8 @@ def test_what_is_beside_the_weights_is_kept(tmp_path):
     )
     record = json.loads((tmp_path / "out" / "merge.json").read_text())
     assert (record["subject"], record["tokenizer"], record["dtype"], record["factor"]) == ("mine", "base", "float32", 1)
-    assert record["verified"]["ratio"] < record["verified"]["limits"]["ratio"] == 1e-3
+    assert record["verified"]["written"]["ratio"] < record["verified"]["written"]["limit"] == 1e-3
+    assert record["verified"]["point"] is None
     assert record["provenance"]["packages"]["torch"] == torch.__version__
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "out"))
     assert before == after
@@ -150,7 +157,7 @@ def test_a_result_that_is_not_the_tuned_model_is_refused(tmp_path):
     """The model that the method restores is another one than the files' weights: nothing may be kept."""
     point = tuned_point(tmp_path)
     other = peft.PeftModel.from_pretrained(tiny_model(), str(save_adapter(tmp_path / "tuned", lora(), size=0.06)))
-    with pytest.raises(UserError, match="the merged model in float32 is not the tuned one: its logits differ by") as e:
+    with pytest.raises(UserError, match="not those of the tuned model: before rounding, its logits differ by") as e:
         merge_point(point, tmp_path / "base", tmp_path / "out", tuned=lambda model: other.eval())
     assert "\n" not in str(e.value)
     assert "--dtype" not in str(e.value)
@@ -168,14 +175,100 @@ def test_rounding_that_drowns_the_change_is_refused(tmp_path):
 
 def test_limits():
     close = {"max_difference": 1.0, "max_change": 9.0, "tokens": 3}
-    assert Distance(1.0, 9e-4, **close).passes(torch.float32)
-    assert not Distance(1.0, 2e-3, **close).passes(torch.float32)
-    assert Distance(1.0, 0.24, **close).passes(torch.float16)
-    assert not Distance(1.0, 0.26, **close).passes(torch.bfloat16)
-    assert Distance(1e-9, 1e-4, **{**close, "max_difference": 9e-4}).passes(torch.float32)
-    assert not Distance(0.0, 1e-2, **{**close, "max_difference": 1e-1}).passes(torch.float32)
+    assert (limit_of(torch.float32), limit_of(torch.bfloat16), limit_of(torch.float16)) == (1e-3, 0.25, 0.25)
+    assert Distance(1.0, 9e-4, **close).within(1e-3)
+    assert not Distance(1.0, 2e-3, **close).within(1e-3)
+    assert Distance(1e-9, 1e-4, **{**close, "max_difference": 9e-5}).within(1e-3)
+    assert not Distance(0.0, 2e-4, **{**close, "max_difference": 2e-4}).within(1e-3)
     found = distance(torch.zeros(2, 2), torch.full((2, 2), 2.0), torch.tensor([[2.0, 2.0], [2.0, 4.0]]))
     assert found == Distance(2.0, 1.0, 2.0, 2.0, 2)
+
+
+def left_out(point, name):
+    """Return the point without the change of one parameter."""
+    makers = {key: maker for key, maker in point.changes.makers.items() if key != name}
+    return EffectiveWeights(point.base_weights, replace(point.changes, makers=makers))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("wrong", ["left out", "too short"])
+def test_weights_that_are_not_the_tuned_ones_are_refused_in_every_type(wrong, dtype, tmp_path):
+    """One matrix without its change, or all of it at 0.99, is far within what 16 bits round away."""
+    right = tuned_point(tmp_path, dtype=dtype)
+    point = left_out(right, f"{Q}.weight") if wrong == "left out" else right.interpolated(0.99)
+
+    def tuned(model):
+        return peft.PeftModel.from_pretrained(model, str(tmp_path / "adapter"))
+
+    with pytest.raises(UserError, match="the weights are not those of the tuned model: before rounding"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", tuned=tuned)
+    assert nothing_left(tmp_path)
+    merged = merge_point(right, tmp_path / "base", tmp_path / "out", tuned=tuned)
+    assert merged.verified.point.ratio < 1e-5
+
+
+@pytest.mark.parametrize("name", [f"{Q}.weight", "model.norm.weight", "lm_head.weight"])
+def test_a_written_value_that_is_another_is_refused(name, tmp_path, monkeypatch):
+    """One entry of a tensor, a hundredth off, in a tensor that is changed and in two that are not."""
+    made = merge_module._parameter
+
+    def wrong(weights, entry):
+        for part in made(weights, entry):
+            if entry.name == name:
+                part = part.clone()
+                part.view(-1)[-1] *= 1.01
+            yield part
+
+    point = tuned_point(tmp_path, dtype="bfloat16")
+    monkeypatch.setattr(merge_module, "_parameter", wrong)
+    with pytest.raises(UserError, match=f"{name} read back is another; nothing was kept"):
+        merge_point(point, tmp_path / "base", tmp_path / "out")
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.3])
+def test_a_point_is_held_against_its_own_adapter(factor, tmp_path):
+    point = tuned_point(tmp_path, dtype="bfloat16").interpolated(factor)
+    seen = []
+
+    def restore(model, directory):
+        seen.append(sorted(file.name for file in directory.iterdir()))
+        return peft.PeftModel.from_pretrained(model, str(directory))
+
+    merged = merge_point(point, tmp_path / "base", tmp_path / "out", restore=restore)
+    assert seen == [["adapter_config.json", "adapter_model.safetensors"]]
+    assert merged.verified.point.ratio < 1e-5
+    assert merged.verified.against == "the point's own adapter, as its method restores it"
+    assert not (tmp_path / "out" / "point").exists()
+    with pytest.raises(UserError, match="not those of the tuned model"):
+        merge_point(point, tmp_path / "base", tmp_path / "other", restore=lambda model, _: model)
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("untied", "float32"), ("tied", "bfloat16")])
+def test_logits_of_a_point_are_those_of_a_model_with_its_weights(kind, dtype, tmp_path):
+    """And the model is as it was, also where something fails halfway."""
+    base = base_in(tmp_path / "base", kind, dtype)
+    point = effective_weights(base, save_adapter(tmp_path / "adapter", lora(), kind, dtype=dtype))
+    probe, model, tuned = probe_batch(None, 200), base.load(), base.load().float()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    point.load_into(tuned)
+
+    def values(name):
+        pair = point.parameter(name)
+        return None if pair.change is None else pair.base + pair.change.dense(pair.base)
+
+    def failing(name):
+        if name == Q.replace("layers.0", "layers.1") + ".weight":
+            raise UserError("stop")
+        return values(name)
+
+    assert torch.equal(probe_logits(model, probe, values), probe_logits(tuned, probe))
+    with pytest.raises(UserError, match="stop"):
+        probe_logits(model, probe, failing)
+    after = model.state_dict()
+    assert all(
+        torch.equal(after[name], tensor) and after[name].dtype == tensor.dtype for name, tensor in before.items()
+    )
 
 
 @pytest.mark.parametrize("kind", ["tied", "biased"])

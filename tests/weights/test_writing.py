@@ -1,8 +1,10 @@
 """Safetensors files written tensor by tensor, and directories that are whole or absent."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -143,3 +145,41 @@ def test_a_disk_that_fills_up_leaves_nothing(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_inside_a_run(tmp_path):
+    (tmp_path / "runs" / "run-1").mkdir(parents=True)
+    (tmp_path / "runs" / "run-1" / "run.json").write_text("{}")
+    for out in ("run-1/out", "run-1/steps/deep/out"):
+        with pytest.raises(UserError, match="is inside the run run-1"), new_directory(tmp_path / "runs" / out):
+            raise AssertionError("not reached")
+    assert [file.name for file in (tmp_path / "runs" / "run-1").iterdir()] == ["run.json"]
+    with new_directory(tmp_path / "runs" / "beside"):
+        pass
+
+
+def test_a_file_that_cannot_be_read_is_not_said_to_be_written(tmp_path):
+    with pytest.raises(UserError, match=f"^cannot read {tmp_path}/source: No such file") as caught:  # noqa: SIM117
+        with new_directory(tmp_path / "out") as part:
+            shutil.copyfile(tmp_path / "source", part / "copy")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=f"^cannot write {tmp_path}/out: No such file"):  # noqa: SIM117
+        with new_directory(tmp_path / "out") as part:
+            (part / "no" / "file").write_text("x")
+
+
+def test_errors_name_what_is_to_be_made_or_what_it_is_made_from(tmp_path):
+    for source, name in ((None, "out"), (tmp_path / "from", "from")):
+        with pytest.raises(UserError, match=f"^{tmp_path}/{name}/file is damaged$"):  # noqa: SIM117
+            with new_directory(tmp_path / "out", source=source) as part:
+                raise UserError(f"{part / 'file'} is damaged")
+
+
+def test_a_process_that_is_told_to_end_leaves_nothing(tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, new_directory(tmp_path / "out") as part:
+        (part / "file").write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -26,3 +26,9 @@ def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> U
     hint = f" Did you mean '{near[0]}'?" if near else ""
     known = ", ".join(names) if names else "none"
     return UserError(f"unknown {kind} '{given}'{place}.{hint} Known: {known}")
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type; the second too where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]

@@ -38,9 +38,9 @@ class ScanSpec(Spec):
             raise ValueError(f"grid must ascend without repetition (to twelve digits), got {list(self.grid)}")
         if [spec.task for spec in self.choose_on] != [spec.task for spec in self.claim_on]:
             raise ValueError("choose_on and claim_on must name the same tasks in the same order")
-        wrong = [spec.split for spec in self.choose_on if spec.split != "validation"]
-        wrong += [spec.split for spec in self.claim_on if spec.split != "test"]
-        if wrong:
+        if {spec.split for spec in self.choose_on} != {"validation"} or {spec.split for spec in self.claim_on} != {
+            "test"
+        }:
             raise ValueError("a point is chosen on validation items and judged on test items")
         return self
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import file_hash
-from peft_arena.execute.export_record import SETTINGS, WEIGHTS, Exported, To, on_base, same_shape, write_record
+from peft_arena.execute.export_record import (
+    SETTINGS,
+    WEIGHTS,
+    Exported,
+    To,
+    finite,
+    on_base,
+    same_shape,
+    same_values,
+    write_record,
+)
 from peft_arena.execute.export_shards import Shards, places, refuse_binaries
 
 if TYPE_CHECKING:
@@ -33,7 +44,7 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
         kind = "is a model" if (directory / "config.json").exists() else "is no adapter of peft's"
         raise UserError(f"{directory} has no {lacking[0]}: it {kind}; peft-arena merge writes models")
     needed = sum((directory / name).stat().st_size for name in (SETTINGS, WEIGHTS))
-    with new_directory(out, needed) as part:
+    with new_directory(out, needed, directory) as part:
         for name in (SETTINGS, WEIGHTS, *sorted(TOKENIZER)):
             if (directory / name).is_file():
                 shutil.copyfile(directory / name, part / name)
@@ -50,15 +61,18 @@ def prove_adapter(point: Tuned, directory: Path) -> int:
     """Load an adapter with peft and return the number of its tensors.
 
     Raises:
-        UserError: it does not load, or a tensor is missing or has no place.
+        UserError: it does not load, a tensor is missing or has no place, or an entry is no finite number.
     """
     from peft_arena.weights.base import base_weights
     from peft_arena.weights.forms import open_adapter
     from peft_arena.weights.merging import foreign_adapter
 
     base = base_weights(point.base)
+    files = open_adapter(base, directory).files
+    for name in files.places:
+        files.read(name)
     foreign_adapter(base, base.load(), directory)
-    return len(open_adapter(base, directory).files.places)
+    return len(files.places)
 
 
 def settings_of(directory: Path, given: Path | None) -> Path:
@@ -86,6 +100,7 @@ def gathered_adapter(shards: Shards, out: Path, base: str | None, settings: Path
             base's.
     """
     from peft_arena.weights.base import base_weights
+    from peft_arena.weights.files import TensorFiles
     from peft_arena.weights.forms import PREFIX
     from peft_arena.weights.writing import Entry, new_directory, write_tensors
 
@@ -104,8 +119,9 @@ def gathered_adapter(shards: Shards, out: Path, base: str | None, settings: Path
         _same_as_base(shards, name, pretrained, frozen[place])
     entries = [Entry(name, shards.stored[found[name]].dtype, wanted[name]) for name in found]
     with new_directory(out, sum(entry.size for entry in entries)) as part:
-        write_tensors(part / WEIGHTS, entries, lambda entry: [shards.read(found[entry.name])])
+        write_tensors(part / WEIGHTS, entries, lambda entry: [finite(shards, found[entry.name])])
         shutil.copyfile(settings, part / SETTINGS)
+        same_values(TensorFiles((part / WEIGHTS,)), {name: partial(shards.read, found[name]) for name in wanted})
         tensors = prove_adapter(point, part)
         done = Exported(str(out), "adapter", shards.layout, (SETTINGS, WEIGHTS), tensors)
         write_record(part, done, point=point, source=shards.directory)
@@ -132,8 +148,7 @@ def _adapter_tensors(base: BaseWeights, settings: Path) -> dict[str, tuple[int, 
             wrapped: Any = peft.get_peft_model(base.load(), config)
             state = get_peft_model_state_dict(wrapped, save_embedding_layers=False)
     except FOREIGN as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"peft cannot make an adapter of {settings}: {first}") from error
+        raise UserError(f"peft cannot make an adapter of {settings}: {first_line(error)}") from error
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.execute.export_record import KINDS, SETTINGS, WEIGHTS, Exported
 from peft_arena.execute.export_shards import Shards, refuse_binaries, shards_in
-from peft_arena.execute.merge_command import RUNS, quiet, subject_of
+from peft_arena.execute.merge_command import RUNS, inside_run, quiet, subject_of
 
 if TYPE_CHECKING:
     from peft_arena.weights.merge import Progress
@@ -63,7 +63,7 @@ def export(
         from peft_arena.execute.export_gguf import to_gguf
 
         return to_gguf(checkpoint, out, dtype)
-    name, home = _inside_run(checkpoint, runs)
+    name, home = inside_run(checkpoint, runs)
     if to == "lora":
         from peft_arena.execute.export_lora import read_rank, to_lora
 
@@ -95,12 +95,3 @@ def _shards(directory: Path) -> Shards | None:
     if found is None:
         refuse_binaries(directory)
     return found
-
-
-def _inside_run(checkpoint: str, runs: Path) -> tuple[str, Path]:
-    """Return ``RUN@STEP`` and the runs directory for the directory of a checkpoint in a run, which knows its base."""
-    directory = Path(checkpoint).expanduser().absolute()
-    run = directory.parent.parent
-    if directory.name.isdigit() and directory.parent.name == "steps" and (run / "run.json").is_file():
-        return f"{run.name}@{int(directory.name)}", run.parent
-    return checkpoint, runs

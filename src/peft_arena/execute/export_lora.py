@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.execute.export_adapter import copy_adapter
 from peft_arena.execute.export_record import SETTINGS, WEIGHTS, Exported, write_record
 
@@ -71,11 +71,11 @@ def read_rank(text: str | None) -> int | float:
 
 
 def to_lora(point: Tuned, out: Path, rank: int | float, progress: Progress) -> Exported:
-    """Write an adapter as a plain LoRA adapter; one that is plain LoRA is copied as it is.
+    """Write an adapter as a plain LoRA adapter; one that is a plain LoRA of that rank is copied as it is.
 
     Raises:
-        UserError: it is no adapter of peft's, peft cannot convert its layers, it changes what a LoRA cannot, or the
-            disk refuses.
+        UserError: it is a plain LoRA of another rank, it is no adapter of peft's, peft cannot convert its layers, it
+            changes what a LoRA cannot, or the disk refuses.
     """
     from peft_arena.weights.change import LowRank
     from peft_arena.weights.forms import open_adapter
@@ -88,6 +88,13 @@ def to_lora(point: Tuned, out: Path, rank: int | float, progress: Progress) -> E
     weights = point.weights()
     made = [maker() for maker in weights.changes.makers.values()]
     if open_adapter(weights.base_weights, directory).kind == "LORA" and all(isinstance(c, LowRank) for c in made):
+        ranks = sorted({change.a.shape[0] for change in made if isinstance(change, LowRank)})
+        if ranks != [rank]:
+            said = f"rank {ranks[0]}" if len(ranks) == 1 else "ranks " + ", ".join(map(str, ranks))
+            raise UserError(
+                f"{point.subject} cannot be given --rank {rank}: it is a LoRA of {said} already; export --to adapter "
+                "copies it"
+            )
         return copy_adapter(point, out, to="lora")
     del made
     with new_directory(out, 10 * (directory / WEIGHTS).stat().st_size) as part:
@@ -130,8 +137,7 @@ def _converted(point: Tuned, weights: EffectiveWeights, part: Path, rank: int | 
             warnings.simplefilter("ignore")
             peft.save_as_lora(str(part), wrapped, rank)
     except FOREIGN as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"peft cannot convert {point.subject} to LoRA: {first}") from error
+        raise UserError(f"peft cannot convert {point.subject} to LoRA: {first_line(error)}") from error
     del wrapped, model
     gc.collect()
     return Before(probe, before, tuned)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute.export_record import Exported, on_base, same_shape, write_record
+from peft_arena.execute.export_record import Exported, finite, on_base, same_shape, same_values, write_record
 from peft_arena.execute.export_shards import Shards, Stored, places
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def gathered_model(
 
     from peft_arena.models.load import weight_files
     from peft_arena.weights.base import base_weights
+    from peft_arena.weights.files import model_files
     from peft_arena.weights.model_directory import (
         DTYPES,
         copy_companions,
@@ -64,6 +65,7 @@ def gathered_model(
     asked = None if dtype is None else dtype_named(dtype)
     point = on_base(shards.directory, base)
     pretrained, source = base_weights(point.base), weight_files(point.base)
+    _check_settings(shards.directory, pretrained)
     buffers = persistent_buffers(pretrained, source)
     seen = {name for name, _ in pretrained.architecture.named_buffers()}
     found = _model_places(shards, pretrained, seen)
@@ -76,18 +78,24 @@ def gathered_model(
     entries = [Entry(name, target, shape) for name, shape in pretrained.shapes.items()]
     entries += [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items()]
     total = sum(entry.size for entry in entries)
+    tokenizer = _own_tokenizer(shards.directory)
     done = 0
+
+    def value(entry: Entry) -> Tensor:
+        return buffers[entry.name] if entry.name in buffers else finite(shards, found[entry.name], target)
 
     def parts(entry: Entry) -> Iterator[Tensor]:
         nonlocal done
-        progress(done / total, entry.name)
+        progress(0.5 * done / total, entry.name)
         done += entry.size
-        yield buffers[entry.name] if entry.name in buffers else _finite(shards, found[entry.name], target)
+        yield value(entry)
 
     with new_directory(out, total) as part:
-        copy_companions(source, _own_tokenizer(shards.directory), part)
-        write_config(source / "config.json", part / "config.json", target, None)
+        copy_companions(source, tokenizer, part)
+        write_config(source / "config.json", part / "config.json", target, None, tokenizer)
         files = tuple(file.name for file in write_model(part, entries, parts, limit))
+        progress(0.5, "comparing")
+        same_values(model_files(part), {entry.name: partial(value, entry) for entry in entries})
         load_back(part, pretrained, target)
         name = str(target).removeprefix("torch.")
         exported = Exported(str(out), "model", shards.layout, files, len(entries), name)
@@ -122,11 +130,18 @@ def _model_places(shards: Shards, base: BaseWeights, buffers: set[str]) -> dict[
     return found
 
 
-def _finite(shards: Shards, name: str, dtype: Any) -> Tensor:
-    tensor = shards.read(name).to(dtype)
-    if not math.isfinite(float(tensor.float().sum())) and not bool(tensor.isfinite().all()):
-        raise UserError(f"{shards.directory} holds {name} with entries that are no finite numbers in {dtype}")
-    return tensor
+def _check_settings(directory: Path, base: BaseWeights) -> None:
+    """Check that the configuration beside weights, or one directory up, computes as the base's, which is written.
+
+    Raises:
+        UserError: it does not, or is damaged.
+    """
+    from peft_arena.weights.tuned import check_settings
+
+    for folder in (directory, directory.parent):
+        if (folder / "config.json").is_file():
+            check_settings(folder, base.architecture.config)
+            return
 
 
 def _own_tokenizer(directory: Path) -> Path | None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +14,11 @@ from peft_arena.core.ids import file_hash
 from peft_arena.core.provenance import provenance
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
     from peft_arena.execute.export_shards import Shards
+    from peft_arena.weights.files import TensorFiles
     from peft_arena.weights.tuned import Tuned
 
 To = Literal["adapter", "model", "lora", "gguf"]
@@ -78,3 +83,33 @@ def same_shape(shards: Shards, name: str, wanted: tuple[int, ...], place: str) -
     given = shards.stored[name].shape
     if given != wanted:
         raise UserError(f"{shards.directory} holds {place} as {given}, the model and its settings ask for {wanted}")
+
+
+def finite(shards: Shards, name: str, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a tensor of a checkpoint, in a type if one is given.
+
+    Raises:
+        UserError: an entry of it is no finite number.
+    """
+    found = shards.read(name)
+    tensor = found if dtype is None else found.to(dtype)
+    if not math.isfinite(float(tensor.float().sum())) and not bool(tensor.isfinite().all()):
+        raise UserError(f"{shards.directory} holds {name} with entries that are no finite numbers in {tensor.dtype}")
+    return tensor
+
+
+def same_values(files: TensorFiles, wanted: Mapping[str, Callable[[], Tensor]]) -> None:
+    """Compare every tensor that was written with what it was to be, one at a time.
+
+    Raises:
+        UserError: one is missing, too many, of another type, or has another entry.
+    """
+    import torch
+
+    stray = sorted(set(files.places) ^ set(wanted))
+    if stray:
+        raise UserError(f"what was written has other tensors than it was to have, e.g. {stray[0]}; nothing was kept")
+    for name, value in wanted.items():
+        found, right = files.read(name), value()
+        if found.dtype != right.dtype or not torch.equal(found, right):
+            raise UserError(f"what was written is not what was to be: {name} read back is another; nothing was kept")

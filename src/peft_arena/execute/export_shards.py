@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +112,7 @@ def distributed(directory: Path) -> Shards:
         }
         files = sorted({str(place.relative_path) for place in metadata.storage_data.values()})
     except DAMAGE as error:
-        raise UserError(f"{directory / METADATA} is damaged: {_first(error)}") from error
+        raise UserError(f"{directory / METADATA} is damaged: {first_line(error)}") from error
     lost = [name for name in files if not (directory / name).exists()]
     if lost:
         raise UserError(f"{directory} lacks {len(lost)} of its {len(files)} shards, the first: {lost[0]}")
@@ -126,7 +126,7 @@ def distributed(directory: Path) -> Shards:
                 warnings.simplefilter("ignore")  # that it reads in one process is meant
                 dcp.load({name: found}, storage_reader=dcp.FileSystemReader(directory), no_dist=True)
         except (*DAMAGE, dcp.CheckpointException) as error:
-            raise UserError(f"{directory} is damaged: {name} cannot be read: {_first(error)}") from error
+            raise UserError(f"{directory} is damaged: {name} cannot be read: {first_line(error)}") from error
         return found
 
     return Shards(directory, "torch.distributed.checkpoint", tensors, read)
@@ -144,7 +144,7 @@ def zero(directory: Path) -> Shards:
     try:
         tensors: dict[str, Tensor] = tool.get_fp32_state_dict_from_zero_checkpoint(str(directory))
     except DAMAGE as error:
-        raise UserError(f"deepspeed cannot read {directory}: {_first(error)}") from error
+        raise UserError(f"deepspeed cannot read {directory}: {first_line(error)}") from error
     stored = {name: Stored(tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     return Shards(directory, "deepspeed", stored, lambda name: tensors[name].detach().cpu())
 
@@ -203,7 +203,3 @@ def _place(name: str, wanted: set[str], others: set[str], adapter: bool) -> str 
     parts = [part for part in name.split(".") if part != "modules_to_save"]
     shorter = {".".join(parts[:place] + parts[place + 1 :]) for place in range(1, len(parts))} & wanted
     return shorter.pop() if len(shorter) == 1 else None
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

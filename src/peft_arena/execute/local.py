@@ -19,6 +19,7 @@ from multiprocessing.context import ForkServerContext, ForkServerProcess
 from multiprocessing.queues import SimpleQueue
 from typing import Protocol
 
+from peft_arena.core.ending import ended_by_sigterm
 from peft_arena.core.errors import UserError
 from peft_arena.execute.work import BusyError, Order, do, hush
 from peft_arena.store.store import Store
@@ -72,7 +73,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     running: list[_Running] = []
     said: dict[str, str] = {}
     threads = orders[0].threads if orders else 1
-    with _ended_by_sigterm(), _fork_server(threads) as context:
+    with ended_by_sigterm(), _fork_server(threads) as context:
         messages = context.SimpleQueue()
         try:
             while waiting or later or running:
@@ -137,23 +138,6 @@ def _follow_parent() -> None:
             os._exit(EXIT_FAILED)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block like an interrupt, workers included; only the main thread can ask for this."""
-
-    def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    former = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, former)
 
 
 def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher) -> _Running:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
+from peft_arena.execute.export_record import SETTINGS, WEIGHTS
 from peft_arena.execute.geometry_command import point_named
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedConfig, PreTrainedModel
 
+    from peft_arena.weights.files import TensorFiles
     from peft_arena.weights.merge import Merged, Progress
     from peft_arena.weights.tuned import Tuned
 
 RUNS = Path("runs")
 COMMIT = r"[0-9a-f]{40}"
+FARTHEST = 1000.0
+"""Largest factor either way; beyond, nothing is left of the pretrained model in float32 sums."""
 
 
 def merge(
@@ -40,13 +43,14 @@ def merge(
     """Write a tuned point as a model directory that transformers, vLLM and others load without this package.
 
     Args:
-        subject: ``RUN``, ``RUN@STEP``, or a directory with an adapter or a model.
+        subject: ``RUN``, ``RUN@STEP``, a directory with an adapter or a model, or the directory of a run or of one of
+            its checkpoints.
         out: the directory to make.
         base: the pretrained model; needed for directories.
         runs: the runs directory.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None: a run's own, or that of the pretrained model's files.
         shard_size: most bytes in one file, such as ``5GB``.
-        factor: how far along the method's path, 1 the trained weights.
+        factor: how far along the method's path, 1 the trained weights, at most 1000 either way.
         verify: compare the logits of what was written with the tuned model's.
         progress: called with the fraction that is done and what is being done.
 
@@ -58,8 +62,8 @@ def merge(
     from peft_arena.weights.writing import read_size, refuse_taken
 
     quiet()
-    if not math.isfinite(factor):
-        raise UserError(f"--factor must be a finite number, got {factor}")
+    if not abs(factor) <= FARTHEST:
+        raise UserError(f"--factor must be a finite number from -{FARTHEST:g} to {FARTHEST:g}, got {factor:g}")
     limit = read_size(shard_size)
     refuse_taken(out)
     point, source = subject_of(subject, base, runs)
@@ -73,6 +77,7 @@ def merge(
         shard_size=limit,
         verify=verify,
         tuned=restored(point) if factor == 1.0 else None,
+        restore=None if factor == 1.0 else restored_from(point),
         tokenizer=own_tokenizer(point),
         facts=facts_of(point),
         progress=progress,
@@ -93,29 +98,62 @@ def quiet() -> None:
 def subject_of(subject: str, base: str | None, runs: Path) -> tuple[Tuned, Path]:
     """Return the point that a name stands for, and the directory of its pretrained model's files.
 
-    A directory's pretrained model is held in the type of its own files if none of the two is wider.
+    A directory's pretrained model is held in bfloat16 if no tensor of it, nor of a tuned model or of whole modules an
+    adapter brings, has another type; else in float32. Nothing is rounded before it is written.
 
     Raises:
         UserError: no such point, another base model, or one at another revision.
     """
     from peft_arena.models.load import weight_files
+    from peft_arena.weights.files import TensorFiles, model_files
+    from peft_arena.weights.tuned import check_settings
 
-    point = point_named(subject, runs, base, None)
+    name, home = inside_run(subject, runs)
+    point = point_named(name, home, base, None)
     source = weight_files(point.base)
     if point.method is None and point.directory is not None:
         _refuse_other_revision(point.directory, point)
-        types = {stored_dtype(source)}
-        if not (point.directory / "adapter_config.json").exists():
-            types.add(stored_dtype(point.directory))
+        types = stored_types(model_files(source))
+        if _whole_modules(point.directory):
+            types |= stored_types(TensorFiles((point.directory / WEIGHTS,)))
+        if not (point.directory / SETTINGS).exists():
+            types |= stored_types(model_files(point.directory))
+            check_settings(point.directory, settings_at(source))
         dtype = "bfloat16" if types == {"bfloat16"} else "float32"
         point = replace(point, base=point.base.model_copy(update={"dtype": dtype}))
     return point, source
 
 
+def inside_run(subject: str, runs: Path) -> tuple[str, Path]:
+    """Return ``RUN`` or ``RUN@STEP``, and the runs directory, for the directory of a run or of a checkpoint in one."""
+    directory = Path(subject).expanduser().absolute()
+    if (directory / "run.json").is_file():
+        return directory.name, directory.parent
+    run = directory.parent.parent
+    if directory.name.isdigit() and directory.parent.name == "steps" and (run / "run.json").is_file():
+        return f"{run.name}@{int(directory.name)}", run.parent
+    return subject, runs
+
+
+def settings_at(directory: Path) -> PreTrainedConfig:
+    """Return the configuration of a model directory.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    from transformers import AutoConfig
+
+    try:
+        found: PreTrainedConfig = AutoConfig.from_pretrained(str(directory), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{directory / 'config.json'} is damaged: {first_line(error)}") from error
+    return found
+
+
 def _refuse_other_revision(directory: Path, point: Tuned) -> None:
     """Refuse an adapter that says it was trained on another commit of a hub model than it is put on."""
     try:
-        named = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8")).get("revision")
+        named = json.loads((directory / SETTINGS).read_text(encoding="utf-8")).get("revision")
     except (OSError, ValueError, AttributeError):
         return  # a model directory; or damaged settings, which reading the weights will name
     given = point.base.revision or ""
@@ -124,21 +162,44 @@ def _refuse_other_revision(directory: Path, point: Tuned) -> None:
         raise UserError(f"{directory} was trained on revision {named} of its model, and {model} is at {given}")
 
 
-def stored_dtype(directory: Path) -> str:
-    """Return the type of the weights in a model directory by its configuration; float32 if it does not say."""
+def _whole_modules(directory: Path) -> bool:
+    """Say whether an adapter's settings name modules that it brings as a whole."""
     try:
-        table: Any = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        return str(table.get("dtype") or table.get("torch_dtype") or "float32")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{directory / 'config.json'} is damaged: {error}") from error
+        return bool(json.loads((directory / SETTINGS).read_text(encoding="utf-8")).get("modules_to_save"))
+    except (OSError, ValueError, AttributeError):
+        return False  # as above
+
+
+def stored_types(files: TensorFiles) -> set[str]:
+    """Return the types of the floating-point tensors in files, by their headers; reads no tensor."""
+    from safetensors import safe_open
+
+    from peft_arena.weights.writing import CODES
+
+    names = {code: str(kind).removeprefix("torch.") for kind, code in CODES.items()}
+    found = set()
+    for file in files.files:
+        with safe_open(file, framework="pt") as opened:
+            found |= {str(opened.get_slice(name).get_dtype()) for name in opened.keys()}  # noqa: SIM118
+    return {names.get(code, code) for code in found if code.startswith(("F", "BF"))}
 
 
 def own_dtype(point: Tuned, source: Path) -> str:
-    """Return the type a point is written in unless another is asked for: a run's own, or that of the base's files."""
+    """Return the type a point is written in unless another is asked for: a run's own, or what its base's settings say.
+
+    Raises:
+        UserError: the settings are damaged.
+    """
     from peft_arena.weights.model_directory import DTYPES
 
-    stored = stored_dtype(source)
-    return point.base.dtype if point.method is not None or stored not in DTYPES else stored
+    if point.method is not None:
+        return point.base.dtype
+    try:
+        table: Any = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        said = str(table.get("dtype") or table.get("torch_dtype") or "float32")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{source / 'config.json'} is damaged: {first_line(error)}") from error
+    return said if said in DTYPES else point.base.dtype
 
 
 def own_tokenizer(point: Tuned) -> Path | None:
@@ -158,6 +219,17 @@ def restored(point: Tuned) -> Callable[[PreTrainedModel], nn.Module]:
     return make
 
 
+def restored_from(point: Tuned) -> Callable[[PreTrainedModel, Path], nn.Module] | None:
+    """Return what puts adapter files of the same kind on the pretrained model; None where the point is no adapter."""
+    if point.directory is None or not (point.directory / SETTINGS).exists():
+        return None
+
+    def make(model: PreTrainedModel, directory: Path) -> nn.Module:
+        return restored(replace(point, directory=directory, factor=1.0))(model)
+
+    return make
+
+
 def facts_of(point: Tuned) -> dict[str, Any]:
     """Return what identifies a point, as JSON values."""
     found: dict[str, Any] = {
@@ -168,7 +240,7 @@ def facts_of(point: Tuned) -> dict[str, Any]:
     }
     if point.directory is not None:
         kinds = {".safetensors", ".json"}
-        files = sorted(file for file in point.directory.iterdir() if file.suffix in kinds)
+        files = sorted(file for file in point.directory.iterdir() if file.suffix in kinds and file.is_file())
         hashes = {file.name: file_hash(file) for file in files}
         found |= {"checkpoint": {"files": hashes, "id": content_id(hashes)}}
     return found

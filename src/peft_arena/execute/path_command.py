@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
@@ -22,6 +24,10 @@ from peft_arena.methods.registry import method_of
 from peft_arena.paths.fit import path_refusal
 from peft_arena.store.records import PathRecord
 from peft_arena.store.store import RunDirectory, Store
+
+if TYPE_CHECKING:
+    from peft_arena.weights.adapter_files import AdapterFiles
+    from peft_arena.weights.tuned import Tuned
 
 Bar = Callable[[], AbstractContextManager[Progress]]
 AUTO = "auto"
@@ -204,7 +210,7 @@ def rewind(
         UserError: no such run or path, no scan to take the factor from, a directory that exists, a disk that refuses.
     """
     from peft_arena.execute.geometry import tuned_run
-    from peft_arena.execute.merge_command import facts_of
+    from peft_arena.execute.merge_command import facts_of, restored_from
     from peft_arena.models.load import weight_files
     from peft_arena.paths.placing import Placer
     from peft_arena.weights.adapter_files import write_adapter
@@ -228,8 +234,8 @@ def rewind(
         "factor": value,
         "chosen_by": None if record is None else _judged(run, record),
     }
-    files = None if weights else placer.files(value)
-    if files is not None:
+    files = placer.files(value)
+    if files is not None and not weights:
         if dtype is not None:
             raise UserError("--dtype is of merged weights, and this point is written as an adapter; add --weights")
         write_adapter(files, out, said)
@@ -242,10 +248,18 @@ def rewind(
             dtype=dtype,
             shard_size=read_size(shard_size),
             verify=verify,
+            restore=None if files is None else restored_from(_read_by(tuned, files)),
             facts=said,
             progress=progress,
         )
     return {**said, **merged.summary(), "written": "weights"}
+
+
+def _read_by(tuned: Tuned, files: AdapterFiles) -> Tuned:
+    """Return what reads a point's adapter: the method, or peft alone where a rule has given it other ranks."""
+    assert tuned.directory is not None, "a run has a checkpoint"
+    own = json.loads((tuned.directory / "adapter_config.json").read_text(encoding="utf-8"))
+    return tuned if own == files.settings else replace(tuned, method=None)
 
 
 def _judged(run: RunDirectory, record: PathRecord) -> dict[str, Any]:

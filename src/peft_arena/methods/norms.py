@@ -16,7 +16,6 @@ from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.targets import Suffixes, norm_layers, select
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftConfig, PeftModel
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -99,7 +98,7 @@ class LNTuning(PeftMethod):
             if all(p.dtype == torch.float32 for p in tuned.parameters()):
                 continue
             tuned.float()
-            tuned.register_forward_hook(functools.partial(_give, layer.get_base_layer().weight.dtype))
+            tuned.register_forward_hook(functools.partial(_give, layer.get_base_layer()))
             if isinstance(tuned, torch.nn.LayerNorm):
                 tuned.register_forward_pre_hook(_take_float32)
 
@@ -108,9 +107,9 @@ class LNTuning(PeftMethod):
         return LNTuningAttached(self, model, base)
 
 
-def _give(dtype: torch.dtype, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
-    """Bring a norm's output to the type of the frozen weights around it."""
-    return output.to(dtype)
+def _give(base: nn.Module, module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    """Bring a norm's output to the type that the frozen weights around it have now."""
+    return output.to(next(base.parameters()).dtype)
 
 
 def _take_float32(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:

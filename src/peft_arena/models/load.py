@@ -205,7 +205,7 @@ def _revision(source: Source, spec: ModelSpec) -> str:
 def _fingerprint(directory: Path) -> str:
     """Hash every file of a model directory that loading may read; weights are only read from safetensors."""
     kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    wanted = sorted(file for file in directory.iterdir() if file.suffix in kinds)
+    wanted = sorted(file for file in directory.iterdir() if file.suffix in kinds and file.is_file())
     return content_id([[file.name, file_hash(file)] for file in wanted])
 
 

@@ -41,8 +41,8 @@ READING = (
         "and its target is not worse: the paired 95 % interval of its difference from the tuned model does not lie "
         "below zero, the difference is not below minus the tolerance, and the interval of its difference from the best "
         "point of the grid does not lie below zero. It must also keep more than the tuned model, by the estimate of "
-        "mean retention. The smallest such factor is chosen. Factors above 1 are shown and never chosen. Where no factor "
-        "may be chosen the seed keeps its tuned model, and its difference is zero.",
+        "mean retention. The smallest such factor is chosen. Factors above 1 are shown and never chosen. Where no "
+        "factor may be chosen the seed keeps its tuned model, and its difference is zero.",
     ),
     (
         "What is claimed",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,29 +114,25 @@ def write_adapter(files: AdapterFiles, out: Path, facts: Mapping[str, Any] | Non
 
     Args:
         files: of :meth:`EffectiveWeights.adapter`.
-        out: the directory, which must not exist; the ones above it are made.
+        out: the directory, which must not exist or be empty; the ones above it are made.
         facts: written beside the adapter as ``rewind.json``: where it is from.
 
     Raises:
-        UserError: there is something at the path, it cannot be written, or what was written is not the point.
+        UserError: there is something at the path, it is inside a run, it cannot be written, or what was written is not
+            the point.
     """
-    if out.exists() or out.is_symlink():
-        raise UserError(f"{out} exists already: nothing is overwritten; give another path")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        _write(files, part)
+    from peft_arena.weights.writing import new_directory
+
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in files.tensors.values())
+    with new_directory(out, needed) as part:
+        save_files(files, part)
         if facts is not None:
             (part / FACTS).write_text(json.dumps(facts, indent=1, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
         _compare(files.point, part)
-        part.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write an adapter to {out}: {error}") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
-def _write(files: AdapterFiles, directory: Path) -> None:
-    """Write the two files.
+def save_files(files: AdapterFiles, directory: Path) -> None:
+    """Write the two files of an adapter into a directory, which is made if need be, without reading them back.
 
     Raises:
         OSError: the disk is full, or the place is not writable.
@@ -147,7 +142,7 @@ def _write(files: AdapterFiles, directory: Path) -> None:
 
     from peft_arena.weights.forms import SETTINGS, WEIGHTS
 
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(files.settings, indent=2, sort_keys=True, allow_nan=False) + "\n"
     (directory / SETTINGS).write_text(text, encoding="utf-8")
     plain = {name: tensor.contiguous() for name, tensor in files.tensors.items()}

@@ -153,7 +153,7 @@ def base_weights(spec: ModelSpec) -> BaseWeights:
 
 
 def _stamps(directory: Path) -> tuple[tuple[str, int, int], ...]:
-    files = [(file.name, file.stat()) for file in sorted(directory.glob("*"))]
+    files = [(file.name, file.stat()) for file in sorted(directory.glob("*")) if file.is_file()]
     return tuple((name, found.st_size, found.st_mtime_ns) for name, found in files)
 
 

@@ -1,31 +1,31 @@
 """Writing the weights of a tuned point as a plain model directory, one parameter at a time.
 
 Each parameter is read from the pretrained files, changed in float32, rounded to the type asked for, and written before
-the next one is read. What was written is loaded back with transformers and compared with the tuned model by logits; a
-directory appears under its name only if that holds.
+the next one is read. What was written is read back and compared, number by number and by logits (see
+:mod:`peft_arena.weights.verify`); a directory appears under its name only if that holds.
 """
 
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
+from peft_arena.weights.adapter_files import save_files
 from peft_arena.weights.base import names_in
 from peft_arena.weights.effective import EffectiveWeights
 from peft_arena.weights.files import model_files
 from peft_arena.weights.forms import CONFIG
-from peft_arena.weights.merging import in_float32
 from peft_arena.weights.model_directory import (
     DTYPES,
     MERGED,
@@ -33,25 +33,18 @@ from peft_arena.weights.model_directory import (
     dtype_named,
     load_back,
     persistent_buffers,
-    tokenizer_in,
-    vocabulary_of,
     write_config,
 )
-from peft_arena.weights.probe import (
-    LIMITS,
-    NEGLIGIBLE,
-    ROUNDED_LIMIT,
-    Distance,
-    distance,
-    probe_batch,
-    probe_logits,
-)
+from peft_arena.weights.verify import Make, Progress, Tuner, Verified
+from peft_arena.weights.verify import verify as verified
 from peft_arena.weights.writing import Entry, new_directory, refuse_taken, write_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Progress = Callable[[float, str], None]
+Restore = Callable[["PreTrainedModel", Path], nn.Module]
+"""Puts the adapter in a directory on the pretrained model, freshly loaded."""
+POINT = "point"
 PART = 2**20
 """Entries of a tensor that are added up, rounded and written at the same time."""
 
@@ -69,12 +62,12 @@ class Merged:
     """Of the safetensors files."""
     files: tuple[str, ...]
     """The safetensors files."""
-    verified: Distance | None
+    verified: Verified | None
     """None if that was not asked for."""
 
     def summary(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        found = None if self.verified is None else verification(self.verified, DTYPES[self.dtype])
+        found = None if self.verified is None else self.verified.summary(DTYPES[self.dtype])
         return {**asdict(self), "verified": found}
 
 
@@ -86,7 +79,8 @@ def merge_point(
     dtype: str | None = None,
     shard_size: int = 5 * 10**9,
     verify: bool = True,
-    tuned: Callable[[PreTrainedModel], nn.Module] | None = None,
+    tuned: Make | None = None,
+    restore: Restore | None = None,
     tokenizer: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, what: None,
@@ -99,9 +93,11 @@ def merge_point(
         out: must not exist, or be empty.
         dtype: ``float32``, ``bfloat16`` or ``float16``; None for the type the model computes in.
         shard_size: most bytes of values in one file.
-        verify: load what was written and compare its logits with the tuned model's; two models are in memory in
-            turn, where writing alone needs about one parameter in float32.
-        tuned: makes the tuned model from the pretrained one, freshly loaded; None: the point's weights in float32.
+        verify: read back what was written and compare it with the tuned model; two models are in memory in turn, where
+            writing alone needs a few times the largest parameter in float32.
+        tuned: makes the tuned model at this point from the pretrained one, freshly loaded.
+        restore: the same for points that the checkpoint is not: it is given the point's own adapter files where there
+            are any. Without both, what was written is held against the point alone.
         tokenizer: directory whose tokenizer belongs to the tuned model; None: the pretrained model's.
         facts: go into ``merge.json``: what was merged and where it is from.
         progress: called with the fraction that is done and what is being done.
@@ -115,16 +111,18 @@ def merge_point(
     wanted = base.dtype if dtype is None else dtype_named(dtype)
     refuse_taken(out)
     added, config = _with_biases(weights)
-    entries, read = _plan(weights, source, wanted, added)
+    entries, read, buffers = _plan(weights, source, wanted, added)
     size = sum(entry.size for entry in entries)
     with new_directory(out, needed=size) as part:
         copy_companions(source, tokenizer, part)
-        write_config(source / CONFIG, part / CONFIG, wanted, config)
+        write_config(source / CONFIG, part / CONFIG, wanted, config, tokenizer)
         share = 0.5 if verify else 1.0
         files = write_model(part, entries, _counted(read, size, share, progress), shard_size)
-        found: Distance | None = None
+        found: Verified | None = None
         if verify:
-            found = _verified(weights, part, wanted, tuned, progress)
+            tuner = _tuner(weights, part / POINT, tuned, restore)
+            found = verified(weights, part, wanted, buffers, tuner, progress)
+            shutil.rmtree(part / POINT, ignore_errors=True)
         elif added or names_in(model_files(source), base.architecture) is None:
             load_back(part, base, wanted)  # shows that every tensor has a place
         name = str(wanted).removeprefix("torch.")
@@ -136,10 +134,34 @@ def merge_point(
     return merged
 
 
-def _plan(
-    weights: EffectiveWeights, source: Path, dtype: torch.dtype, added: Mapping[str, tuple[int, ...]]
-) -> tuple[list[Entry], Callable[[Entry], Iterator[Tensor]]]:
-    """Return what is to be written, in the order of the pretrained files, and what gives the values.
+class _Plan(NamedTuple):
+    """What is to be written."""
+
+    entries: list[Entry]
+    """In the order of the pretrained files."""
+    read: Callable[[Entry], Iterator[Tensor]]
+    """Gives the values."""
+    buffers: Mapping[str, Tensor]
+    """Those of the entries that are no parameters."""
+
+
+def _tuner(weights: EffectiveWeights, place: Path, tuned: Make | None, restore: Restore | None) -> Tuner | None:
+    """Return what the point is to be held against; adapter files of the point are written to a directory for it.
+
+    Raises:
+        OSError: the disk refused them.
+    """
+    if tuned is not None:
+        return Tuner(tuned, "the tuned model, as its method restores it")
+    files = None if restore is None else weights.adapter()
+    if restore is None or files is None:
+        return None
+    save_files(files, place)
+    return Tuner(lambda model: restore(model, place), "the point's own adapter, as its method restores it")
+
+
+def _plan(weights: EffectiveWeights, source: Path, dtype: torch.dtype, added: Mapping[str, tuple[int, ...]]) -> _Plan:
+    """Return what is to be written.
 
     Raises:
         UserError: a shard of the pretrained model is missing or damaged.
@@ -164,7 +186,7 @@ def _plan(
         else:
             yield torch.zeros(entry.shape, dtype=dtype)
 
-    return entries, read
+    return _Plan(entries, read, buffers)
 
 
 def _parameter(weights: EffectiveWeights, entry: Entry) -> Iterator[Tensor]:
@@ -251,54 +273,9 @@ def _counted(
     return counted
 
 
-def _verified(
-    weights: EffectiveWeights,
-    part: Path,
-    dtype: torch.dtype,
-    tuned: Callable[[PreTrainedModel], nn.Module] | None,
-    progress: Progress,
-) -> Distance:
-    """Compare the logits of what was written with those of the tuned model.
-
-    Raises:
-        UserError: they are not the same but for rounding.
-    """
-    base = weights.base_weights
-    progress(0.5, "verifying: the tuned model")
-    probe = probe_batch(tokenizer_in(part), vocabulary_of(base.architecture))
-    model = base.load()
-    before = probe_logits(model, probe)
-    if tuned is not None:
-        model = tuned(model)  # type: ignore[assignment]
-    else:
-        in_float32(model)
-        weights.load_into(model)
-    wanted = probe_logits(model, probe)
-    del model
-    gc.collect()
-    progress(0.8, "verifying: the merged model")
-    found = distance(before, wanted, probe_logits(load_back(part, base, dtype), probe))
-    if not found.passes(dtype):
-        name = str(dtype).removeprefix("torch.")
-        cure = "" if dtype == torch.float32 else "; rounding can be the reason: try --dtype float32"
-        raise UserError(
-            f"the merged model in {name} is not the tuned one: its logits differ by {found.rms_difference:.3g} (RMS), "
-            f"at most {found.max_difference:.3g}, where tuning changed them by {found.rms_change:.3g}; nothing was "
-            f"written{cure}"
-        )
-    return found
-
-
 def _write_record(file: Path, merged: Merged, tokenizer: Path | None, facts: Mapping[str, Any]) -> None:
     table = merged.summary()
     del table["directory"]
     table |= {"schema": 1, "tokenizer": "checkpoint" if tokenizer is not None else "base"}
     table |= {**facts, "provenance": provenance()}
     file.write_text(json.dumps(table, indent=1, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def verification(found: Distance, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the numbers of a comparison as JSON values, with what they were held against."""
-    limits = {"ratio": LIMITS.get(dtype, ROUNDED_LIMIT), "max_difference": NEGLIGIBLE}
-    how = "logits of a fixed batch, float32 arithmetic; either limit suffices"
-    return {**found._asdict(), "ratio": found.ratio, "limits": limits, "how": how}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.methods.base import Attached, Capability, Method
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
@@ -93,7 +93,7 @@ def foreign_merge(base: BaseWeights, directory: Path) -> Changes:
             warnings.simplefilter("ignore")
             merged = wrapped.merge_and_unload()
     except FOREIGN as error:
-        raise UserError(f"peft cannot merge the adapter in {directory}: {_first(error)}") from error
+        raise UserError(f"peft cannot merge the adapter in {directory}: {first_line(error)}") from error
     return merged_weights(base, merged, str(directory))
 
 
@@ -113,7 +113,7 @@ def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) 
             warnings.simplefilter("ignore")
             wrapped: PeftModel = PeftModel.from_pretrained(model, str(directory))
     except FOREIGN as error:
-        raise UserError(f"peft cannot load the adapter in {directory}: {_first(error)}") from error
+        raise UserError(f"peft cannot load the adapter in {directory}: {first_line(error)}") from error
     wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
     lacking = sorted(wanted - set(adapter.files.places))
     if lacking:
@@ -141,7 +141,7 @@ def foreign_model(base: BaseWeights, directory: Path) -> Changes:
             directory, dtype=base.dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
     except FOREIGN as error:
-        raise UserError(f"cannot load the model in {directory}: {_first(error)}") from error
+        raise UserError(f"cannot load the model in {directory}: {first_line(error)}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             example = sorted(str(key) for key in report[problem])[0]
@@ -151,7 +151,3 @@ def foreign_model(base: BaseWeights, directory: Path) -> Changes:
 
 def _own(name: str) -> str:
     return name.removeprefix(PREFIX).replace(".base_layer.", ".")
-
-
-def _first(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

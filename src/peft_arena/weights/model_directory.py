@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.models.load import Source, load_tokenizer
+from peft_arena.weights.adapter_files import FACTS
 from peft_arena.weights.base import BaseWeights
-from peft_arena.weights.files import INDEX, model_files
+from peft_arena.weights.files import model_files
 from peft_arena.weights.forms import CONFIG
 from peft_arena.weights.merging import FOREIGN
 
@@ -37,8 +38,18 @@ TOKENIZER = frozenset(
     }
 )
 """Files that say how text becomes tokens."""
+GENERATION = "generation_config.json"
+WEIGHTS_INDEX = ".safetensors.index.json"
 TEMPLATES = "additional_chat_templates"
-NOT_OURS = ("adapter_", "trainer_state", "all_results", "train_results", "eval_results", "training_args")
+NOT_OURS = (
+    "pytorch_model",
+    "adapter_",
+    "trainer_state",
+    "all_results",
+    "train_results",
+    "eval_results",
+    "training_args",
+)
 """Beginnings of names of files that belong to an adapter or a training."""
 
 
@@ -66,30 +77,83 @@ def persistent_buffers(base: BaseWeights, source: Path) -> dict[str, Tensor]:
 
 
 def copy_companions(source: Path, tokenizer: Path | None, part: Path) -> None:
-    """Copy what belongs to a model besides weights and configuration: tokenizer, chat templates, generation."""
+    """Copy what belongs to a model besides weights and configuration: tokenizer, chat templates, generation.
+
+    Args:
+        source: the pretrained model's directory; what is no file in it, such as a link to nothing, is left out.
+        tokenizer: directory whose tokenizer goes before; its settings of generation do too, which name its tokens.
+        part: where to.
+    """
     for file in sorted(source.iterdir()):
-        other = file.name in (CONFIG, INDEX, MERGED, EXPORTED) or file.name.startswith(NOT_OURS)
+        other = file.name in (CONFIG, MERGED, EXPORTED, FACTS) or file.name.startswith(NOT_OURS)
+        other |= file.name.endswith(WEIGHTS_INDEX)
         other |= tokenizer is not None and file.name in TOKENIZER
-        if file.suffix in COMPANIONS and not other:
+        if file.suffix in COMPANIONS and not other and file.is_file():
             shutil.copyfile(file, part / file.name)
     for file in sorted(tokenizer.iterdir()) if tokenizer is not None else ():
-        if file.name in TOKENIZER:
+        if file.name in (*TOKENIZER, GENERATION) and file.is_file():
             shutil.copyfile(file, part / file.name)
     templates = (tokenizer or source) / TEMPLATES
     if templates.is_dir():
         shutil.copytree(templates, part / TEMPLATES)
 
 
-def write_config(source: Path, target: Path, dtype: torch.dtype, biased: PreTrainedConfig | None) -> None:
-    """Write the pretrained model's configuration with the type, and settings for biases, of what is written."""
-    table = json.loads(source.read_text(encoding="utf-8"))
+def write_config(
+    source: Path, target: Path, dtype: torch.dtype, biased: PreTrainedConfig | None, tokenizer: Path | None = None
+) -> None:
+    """Write the pretrained model's configuration with the type, and settings for biases, of what is written.
+
+    Args:
+        source: its ``config.json``.
+        target: the file to write.
+        dtype: type of the weights.
+        biased: settings that make room for biases.
+        tokenizer: directory whose tokenizer belongs to the model: where it has a ``config.json``, the numbers of
+            special tokens are from there; they are put into ``generation_config.json`` too if that is the base's.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    table = _table(source)
     name = str(dtype).removeprefix("torch.")
     for key in ("dtype", "torch_dtype"):
         if key in table or key == "dtype":
             table[key] = name
     if biased is not None:
         table |= {key: True for key, value in biased.to_dict().items() if "bias" in key and value is True}
-    target.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    special = _special_tokens(tokenizer)
+    _write_table(target, table | special)
+    generation = target.parent / GENERATION
+    if special and generation.is_file() and not (tokenizer is not None and (tokenizer / GENERATION).is_file()):
+        _write_table(
+            generation, _table(generation) | {key: value for key, value in special.items() if value is not None}
+        )
+
+
+def _special_tokens(tokenizer: Path | None) -> dict[str, Any]:
+    """Return the settings of a model directory that name tokens by number (``eos_token_id``); empty without one."""
+    if tokenizer is None or not (tokenizer / CONFIG).is_file():
+        return {}
+    return {key: value for key, value in _table(tokenizer / CONFIG).items() if key.endswith("_token_id")}
+
+
+def _table(file: Path) -> dict[str, Any]:
+    """Return the table of a JSON file.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{file} is damaged: it holds no table")
+    return found
+
+
+def _write_table(file: Path, table: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def tokenizer_in(directory: Path) -> PreTrainedTokenizerBase | None:
@@ -103,8 +167,7 @@ def tokenizer_in(directory: Path) -> PreTrainedTokenizerBase | None:
     try:
         return load_tokenizer(Source("path", str(directory), None))
     except FOREIGN as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the tokenizer cannot be loaded: {first}") from error
+        raise UserError(f"the tokenizer cannot be loaded: {first_line(error)}") from error
 
 
 def vocabulary_of(model: PreTrainedModel) -> int:
@@ -127,8 +190,7 @@ def load_back(part: Path, base: BaseWeights, dtype: torch.dtype) -> PreTrainedMo
             str(part), dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
         )
     except FOREIGN as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"what was merged cannot be loaded: {first}; nothing was written") from error
+        raise UserError(f"what was merged cannot be loaded: {first_line(error)}; nothing was written") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if report[problem]:
             example = sorted(str(key) for key in report[problem])[0]

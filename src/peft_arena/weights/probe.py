@@ -1,12 +1,13 @@
 """Whether two models are the same function, by their logits on a fixed batch of tokens.
 
 Weights may be held in a 16-bit type; the arithmetic is float32 whatever they are held in, so that what is seen is the
-difference of the weights and not the rounding of sums. One block of a model at a time is brought to float32.
+difference of the weights and not the rounding of sums. One block of a model at a time is brought to float32. The
+weights of a point can take the place of a model's own while a block runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,11 +27,12 @@ QUESTION = (Message("user", "Name three colours."),)
 RANDOM_ROWS = 3
 LENGTH = 16
 """Most tokens of a row."""
-LIMITS = {torch.float32: 1e-3}
-ROUNDED_LIMIT = 0.25
-"""Largest difference relative to the change, for weights of 16 bits; see :meth:`Distance.passes`."""
-NEGLIGIBLE = 1e-3
-"""Difference of logits, which are about ten, that says nothing."""
+EXACT = 1e-3
+"""Largest difference relative to the change, for weights of which nothing is rounded."""
+ROUNDED = 0.25
+"""The same where weights are rounded to 16 bits: beyond, the change is lost."""
+NEGLIGIBLE = 1e-4
+"""Difference of logits, which are about ten, that float32 sums in another order make."""
 AT_ONCE = 2**22
 """Entries of a weight over the vocabulary that are in float32 at the same time."""
 HALVES = (torch.bfloat16, torch.float16)
@@ -64,14 +66,14 @@ class Distance(NamedTuple):
         """RMS of the difference over that of the change; None if nothing changed."""
         return self.rms_difference / self.rms_change if self.rms_change else None
 
-    def passes(self, dtype: torch.dtype) -> bool:
-        """Say whether this model is the tuned one but for rounding to a type.
-
-        It is if the difference is at most 1e-3 of the change for float32 and 0.25 for types of 16 bits, or if no
-        logit differs by more than 1e-3: no rounding of small changes is finer.
-        """
-        limit = LIMITS.get(dtype, ROUNDED_LIMIT)
+    def within(self, limit: float) -> bool:
+        """Say whether the difference is at most a limit times the change (RMS), or no logit differs by over 1e-4."""
         return (self.ratio is not None and self.ratio <= limit) or self.max_difference <= NEGLIGIBLE
+
+
+def limit_of(dtype: torch.dtype) -> float:
+    """Return what the logits of weights written in a type may differ, relative to the change."""
+    return ROUNDED if dtype in HALVES else EXACT
 
 
 def distance(base: Tensor, tuned: Tensor, other: Tensor) -> Distance:
@@ -107,33 +109,48 @@ def probe_batch(tokenizer: PreTrainedTokenizerBase | None, vocabulary: int) -> P
     return Probe(ids, mask)
 
 
-def probe_logits(model: nn.Module, probe: Probe) -> Tensor:
-    """Return the logits of the real tokens in float32 arithmetic, shape (tokens, vocabulary), on the CPU."""
+Values = Callable[[str], Tensor | None]
+"""Returns the float32 values of a parameter, by the first of its names, that take the place of the model's own."""
+
+
+def probe_logits(model: nn.Module, probe: Probe, values: Values | None = None) -> Tensor:
+    """Return the logits of the real tokens in float32 arithmetic, shape (tokens, vocabulary), on the CPU.
+
+    Args:
+        model: is put into evaluation mode; its weights are its own again at the end.
+        probe: the batch.
+        values: asked for each parameter while its block runs; None, or where it returns None: the model's own.
+    """
     device = next(model.parameters()).device
     model.eval()
-    with torch.no_grad(), _in_float32(model):
+    with torch.no_grad(), _in_float32(model, values):
         found = model(input_ids=probe.ids.to(device), attention_mask=probe.mask.to(device), use_cache=False).logits
     return found[probe.mask.bool().to(device)].float().cpu()
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
+def _in_float32(model: nn.Module, values: Values | None) -> Iterator[None]:
     """Let every block of a model compute in float32 inside the ``with`` block, whatever its weights are held in.
 
-    The largest matrices, those over the vocabulary, are never in float32 as a whole.
+    The largest matrices, those over the vocabulary, are never in float32 as a whole unless other values take their
+    place.
     """
+    names = {id(p): name for name, p in model.named_parameters()} if values is not None else {}
     hooks = []
     replaced = []
     for unit in _units(model):
-        held = [p for p in (*unit.parameters(), *unit.buffers()) if p.dtype in HALVES]
+        held = {
+            t: names.get(id(t)) for t in (*unit.parameters(), *unit.buffers()) if t.dtype in HALVES or id(t) in names
+        }
         forward = FORWARD.get(type(unit))
-        if held and forward is not None:
+        if held and forward is not None and any(tensor.dtype in HALVES for tensor in held):
             unit.forward = partial(forward, unit)
             replaced.append(unit)
-        elif held:
-            kept: list[Tensor] = []
-            hooks.append(unit.register_forward_pre_hook(_raise(held, kept)))
-            hooks.append(unit.register_forward_hook(_lower(held, kept), always_call=True))
+        if held and (forward is None or values is not None):
+            kept: dict[Tensor, Tensor] = {}
+            raised = forward is None
+            hooks.append(unit.register_forward_pre_hook(_raise(held, kept, values, raised=raised)))
+            hooks.append(unit.register_forward_hook(_lower(kept), always_call=True))
     try:
         yield
     finally:
@@ -157,33 +174,40 @@ def _multiplied(layer: nn.Linear, inputs: Tensor) -> Tensor:
 
 FORWARD: dict[type[nn.Module], Any] = {nn.Embedding: _looked_up, nn.Linear: _multiplied}
 """How modules outside of the blocks compute in float32."""
+APART = (nn.ModuleList, nn.Embedding, nn.Linear)
+"""Modules, or lists of blocks, that are no part of a unit."""
 
 
-def _raise(held: list[Tensor], kept: list[Tensor]) -> Any:
+def _raise(held: dict[Tensor, str | None], kept: dict[Tensor, Tensor], values: Values | None, *, raised: bool) -> Any:
+    """Return a hook that gives tensors their other values, and the rest its own in float32 if ``raised``."""
+
     def before(*_: Any) -> None:
-        kept.extend(tensor.data for tensor in held)
-        for tensor in held:
-            tensor.data = tensor.data.float()
+        for tensor, name in held.items():
+            other = None if values is None or name is None else values(name)
+            if other is not None:
+                kept[tensor], tensor.data = tensor.data, other.to(tensor.device)
+            elif raised and tensor.dtype in HALVES:
+                kept[tensor], tensor.data = tensor.data, tensor.data.float()
 
     return before
 
 
-def _lower(held: list[Tensor], kept: list[Tensor]) -> Any:
+def _lower(kept: dict[Tensor, Tensor]) -> Any:
     def after(*_: Any) -> None:
-        if kept:  # else it did not get as far as being raised
-            for tensor, data in zip(held, kept, strict=True):
-                tensor.data = data
-            kept.clear()
+        for tensor, data in kept.items():
+            tensor.data = data
+        kept.clear()
 
     return after
 
 
 def _units(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the blocks of a model, and the modules outside of blocks that hold parameters themselves."""
+    """Yield the blocks of a model, and what is outside of blocks in units as large as can be without large matrices."""
     for child in module.children():
+        own = any(True for _ in child.parameters(recurse=False)) or hasattr(child, "base_layer")  # peft's layers
         if isinstance(child, nn.ModuleList):
             yield from child
-        elif any(True for _ in child.parameters(recurse=False)) or not any(True for _ in child.children()):
+        elif own or not any(isinstance(module, APART) for module in child.modules()):
             yield child
         else:
             yield from _units(child)

@@ -8,6 +8,7 @@ follow one tensor at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from peft_arena.core.ending import ended_by_sigterm
 from peft_arena.core.errors import UserError
 from peft_arena.weights.files import INDEX, SINGLE
 
@@ -44,6 +46,8 @@ ALIGNED = 8
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 SPARE = 2**20
 """Bytes that are to be free beyond those of the weights, for the small files beside them."""
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors that only writing has."""
 
 
 class Entry(NamedTuple):
@@ -167,18 +171,21 @@ def write_model(directory: Path, entries: Sequence[Entry], parts: Parts, limit: 
 
 
 @contextmanager
-def new_directory(out: Path, needed: int = 0) -> Iterator[Path]:
+def new_directory(out: Path, needed: int = 0, source: Path | None = None) -> Iterator[Path]:
     """Give a directory to write into, which becomes another if the block ends well and is gone if it does not.
+
+    So too where the process is told to end (SIGTERM).
 
     Args:
         out: the directory to make; it may exist if it is empty.
         needed: bytes that are going to be written.
+        source: what errors name instead of the directory that is written into; None: the directory to make.
 
     Yields:
         A directory beside it.
 
     Raises:
-        UserError: it exists and is not empty, there is not enough room, or the disk refused a write.
+        UserError: it exists and is not empty, is inside a run, there is not enough room, or the disk refused a write.
     """
     out = out.expanduser().absolute()
     refuse_taken(out)
@@ -193,14 +200,22 @@ def new_directory(out: Path, needed: int = 0) -> Iterator[Path]:
                 f"not enough room for {out}: {(needed + SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
                 "nothing was written"
             )
-        part.mkdir()
-        yield part
-        part.rename(out)
-        done = True
+        with ended_by_sigterm():
+            part.mkdir()
+            yield part
+            part.rename(out)
+            done = True
     except SafetensorError as error:
         raise UserError(f"cannot write {out}: {error}; nothing was written") from error
     except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}; nothing was written") from error
+        reason = f"{error.strerror or error}; nothing was written"
+        if error.errno not in REFUSED and _elsewhere(error, out.parent):
+            raise UserError(f"cannot read {error.filename}: {reason}") from error
+        raise UserError(f"cannot write {out}: {reason}") from error
+    except UserError as error:
+        if str(part) not in str(error):
+            raise
+        raise UserError(str(error).replace(str(part), str(source or out))) from error
     finally:
         if not done:
             shutil.rmtree(part, ignore_errors=True)
@@ -209,13 +224,28 @@ def new_directory(out: Path, needed: int = 0) -> Iterator[Path]:
                     folder.rmdir()
 
 
+def _elsewhere(error: OSError, folder: Path) -> bool:
+    """Say whether an error names a file that is not in a folder that is written into, nor one above it."""
+    if not isinstance(error.filename, str):
+        return False
+    place = Path(error.filename).absolute()
+    parts = re.compile(r"\..*\.[0-9a-f]{8}\.part")
+    inside = any(parts.fullmatch(name) for name in place.parts)
+    return not inside and place != folder and place not in folder.parents
+
+
 def refuse_taken(out: Path) -> None:
-    """Check that a directory can be made without replacing anything.
+    """Check that a directory can be made without replacing anything or joining the files of a run.
 
     Raises:
-        UserError: it exists and is not an empty directory.
+        UserError: it exists and is not an empty directory, or it is inside a run.
     """
+    out = out.expanduser()
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise UserError(f"{out} exists and is no directory; nothing is replaced, choose another one")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; nothing is replaced, choose another one")
+    place = out.resolve()
+    run = next((folder for folder in (place, *place.parents) if (folder / "run.json").is_file()), None)
+    if run is not None:
+        raise UserError(f"--out {out} is inside the run {run.name}, which keeps its own files; choose another one")
