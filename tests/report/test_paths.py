@@ -109,6 +109,8 @@ def test_sentences_say_what_was_found_and_no_more(paths):
     assert said["over"].startswith("over overshot: at factor 0.4 (2 seeds) of its path")
     assert "sums is not significantly worse" in said["over"]
     assert "sums is better too" in said["wrecked"]
+    assert said["wrecked"].endswith("The tuned model itself gained nothing on sums that validation items show.")
+    assert "gained nothing" not in said["over"]
     assert "the tuned model stays: no factor may be chosen" in said["tight"]
     assert "the target is worse after all" in said["fooled"]
     assert "nothing can be claimed: seed 1: not scanned yet" in said[HOSTILE]
@@ -118,9 +120,9 @@ def test_sentences_say_what_was_found_and_no_more(paths):
 
 def test_the_headline_names_the_clearest_overshoot_and_the_others(paths):
     sentence = overshoot_sentence(paths, "sums")
-    assert sentence.startswith("wrecked overshot: at factor 0.2 of its path")
+    assert sentence.startswith("over overshot: at factor 0.4 (2 seeds) of its path"), "what learned nothing comes last"
     assert re.search(r"mean retention on test items is \+\d+\.\d points \[\+", sentence)
-    assert sentence.endswith("So did over.")
+    assert sentence.endswith("So did wrecked.")
 
 
 def test_the_report_of_a_study_has_the_section_and_the_headline(walked, tmp_path):
@@ -129,8 +131,8 @@ def test_the_report_of_a_study_has_the_section_and_the_headline(walked, tmp_path
     assert ">Rewinding<" in text
     assert text.index("wrecked</th>") < text.index("Chosen points against the tuned models")
     section = text[text.index("Chosen points against the tuned models") :]
-    assert section.index("wrecked") < section.index("over<") < section.index("tight"), "overshoots come first"
-    assert any(line.startswith("wrecked overshot") for line in summary["headline"])
+    assert section.index("over<") < section.index("wrecked") < section.index("tight"), "overshoots come first"
+    assert any(line.startswith("over overshot") for line in summary["headline"])
     assert (tmp_path / "tables" / "rewinds.csv").exists()
     assert (tmp_path / "figures" / "paths-plane-1.png").exists()
     assert summary["targets"][0]["paths"]

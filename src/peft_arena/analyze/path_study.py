@@ -80,6 +80,12 @@ class ArmPath:
         return {factor: factors.count(factor) for factor in sorted(set(factors))}
 
     @property
+    def gained(self) -> bool:
+        """Whether the tuned model gains significantly on the target, on validation items."""
+        gain = None if self.tuned is None else self.tuned.gain
+        return gain is not None and gain.low is not None and gain.low > 0
+
+    @property
     def orthogonality(self) -> float | None:
         """Largest departure of a rotation from orthogonality at any point of any seed; None without rotations."""
         found = [run.record.orthogonality for run in self.found if run.record is not None]
@@ -116,9 +122,9 @@ class TargetPaths:
 
     @property
     def overshoots(self) -> tuple[ArmPath, ...]:
-        """Confirmed ones, the largest change of the retention first."""
+        """Confirmed ones: those whose tuned model gained first, then by the change of the retention."""
         found = [arm for arm in self.arms if arm.claim.verdict == "overshoot"]
-        return tuple(sorted(found, key=lambda arm: -_value(arm.claim.difference.retention)))
+        return tuple(sorted(found, key=lambda arm: (not arm.gained, -_value(arm.claim.difference.retention))))
 
     def of(self, label: str) -> tuple[ArmPath, ...]:
         """Return every path of an arm."""

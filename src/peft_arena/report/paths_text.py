@@ -61,8 +61,10 @@ def _overshoot(arm: ArmPath, target: str) -> str:
     assert kept is not None and change is not None, "an overshoot has both numbers"
     share = "" if claim.recovered is None else f", {share_text(claim.recovered)} of what was lost"
     better = change.low is not None and change.low > 0
+    wrecked = "" if arm.gained else f" The tuned model itself gained nothing on {target} that validation items show."
     return (
         f"{arm.label} overshot: at factor {factors_text(arm)} of its path ({arm.words}), chosen on validation items, "
         f"mean retention on test items is {estimate_text(kept)} against the tuned model{share}, and {target} is "
         f"{'better too' if better else 'not significantly worse'}: {estimate_text(change)} over {change.items} items."
+        f"{wrecked}"
     )
