@@ -61,13 +61,13 @@ def test_an_adapter_is_moved_and_comes_back_to_the_same_bits(make, ids, name):
     case = make(name)
     placer = Placer(case.tuned, OWN)
     assert {placer.expressed(factor) for factor in (0.5, 1.0, 1.2)} == {"adapter"}
-    assert torch.equal(logits(placer.at(1.0), ids), case.wanted)
-    half = logits(placer.at(0.5), ids)
-    beyond = logits(placer.at(1.2), ids)
-    assert torch.equal(logits(placer.at(0.5), ids), half)
+    assert torch.equal(logits(placer.at(1.0).model, ids), case.wanted)
+    half = logits(placer.at(0.5).model, ids)
+    beyond = logits(placer.at(1.2).model, ids)
+    assert torch.equal(logits(placer.at(0.5).model, ids), half)
     assert not torch.equal(half, beyond)
     base = logits(load(case.tuned.base).model.eval(), ids)
-    assert torch.equal(logits(placer.at(0.0), ids), base)
+    assert torch.equal(logits(placer.at(0.0).model, ids), base)
 
 
 @pytest.mark.parametrize("name", ["full", "loha"])
@@ -75,42 +75,43 @@ def test_what_no_adapter_says_is_merged_in_place(make, ids, name):
     case = make(name)
     placer = Placer(case.tuned, OWN)
     assert placer.expressed(0.5) == "weights"
-    half = logits(placer.at(0.5), ids)
-    tuned = logits(placer.at(1.0), ids)
+    half = logits(placer.at(0.5).model, ids)
+    tuned = logits(placer.at(1.0).model, ids)
     assert float((tuned - case.wanted).abs().max()) < 0.15
-    assert torch.equal(logits(placer.at(0.5), ids), half)
+    assert torch.equal(logits(placer.at(0.5).model, ids), half)
     base = logits(load(case.tuned.base).model.eval(), ids)
-    assert torch.equal(logits(placer.at(0.0), ids), base)
+    assert torch.equal(logits(placer.at(0.0).model, ids), base)
 
 
 def test_a_point_beyond_what_an_adapter_says_does_not_change_how_the_others_are_placed(make, ids):
     case = make("coft")
     placer = Placer(case.tuned, OWN)
-    first = logits(placer.at(0.5), ids)
+    first = logits(placer.at(0.5).model, ids)
     assert placer.expressed(0.5) == "adapter"
-    logits(placer.at(3.0), ids)
-    assert torch.equal(logits(placer.at(0.5), ids), first)
+    logits(placer.at(3.0).model, ids)
+    assert torch.equal(logits(placer.at(0.5).model, ids), first)
 
 
 def test_a_rule_that_changes_ranks_is_placed_in_the_adapter(make, ids):
     case = make("lora")
     placer = Placer(case.tuned, PathSpec(rule=rule_spec("intruder", {"threshold": 0.9})))
-    tuned = logits(placer.at(1.0), ids)
-    without = logits(placer.at(0.0), ids)
+    tuned = logits(placer.at(1.0).model, ids)
+    without = logits(placer.at(0.0).model, ids)
     assert placer.expressed(0.0) == "adapter"
     files = placer.files(0.0)
     assert any(rank > 8 for rank in files.settings["rank_pattern"].values()), "no intruder was found: a weak test"
     assert not torch.equal(tuned, without)
     assert float((tuned - case.wanted).abs().max()) < 0.15
-    assert torch.equal(logits(placer.at(1.0), ids), tuned)
+    assert torch.equal(logits(placer.at(1.0).model, ids), tuned)
 
 
 def test_in_float32_merged_weights_stand_for_the_adapter(make, ids):
     case = make("lora", "float32")
     placer = Placer(case.tuned, OWN)
     assert placer.expressed(0.5) == "adapter"
-    assert placer.at(0.5) is placer.loaded.model
-    assert float((logits(placer.at(1.0), ids) - case.wanted).abs().max()) < 1e-4
+    placed = placer.at(0.5)
+    assert placed.model is placed.loaded.model
+    assert float((logits(placer.at(1.0).model, ids) - case.wanted).abs().max()) < 1e-4
 
 
 def test_a_rule_that_is_not_for_the_weights_is_refused(make):

@@ -128,8 +128,7 @@ class _Scan:
         missing = [spec for spec in specs if self.run.evaluation(point, spec) is None]
         if missing:
             found = evaluate_many(
-                placer.loaded,
-                placer.at(factor),
+                *placer.at(factor),
                 missing,
                 run_id=point.run_id,
                 step=point.step,

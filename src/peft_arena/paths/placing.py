@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,15 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from peft_arena.models.load import Loaded
+
+
+class Placed(NamedTuple):
+    """A model at a point, moved on when the next point is asked for."""
+
+    loaded: Loaded
+    """Tokenizer and description."""
+    model: nn.Module
+    """In evaluation mode; the loaded model, or an adapter around it."""
 
 
 class Placer:
@@ -73,33 +82,34 @@ class Placer:
         return max(found, default=None)
 
     @cached_property
-    def loaded(self) -> Loaded:
-        """The model that merged weights are put into, with its tokenizer."""
+    def _merged(self) -> Loaded:
+        """The model that merged weights are put into."""
         from peft_arena.models.load import load
 
         return load(self._origin.base)
 
     @cached_property
-    def _adapted(self) -> tuple[nn.Module, dict[str, Tensor]]:
+    def _adapted(self) -> tuple[Placed, dict[str, Tensor]]:
         """The model with its adapter, and what is moved by the names in the adapter's file."""
         from peft_arena.methods.adapter import stored_tensors
         from peft_arena.models.load import load
 
-        model: Any = self._origin.model(load(self._origin.base))
+        loaded = load(self._origin.base)
+        model: Any = self._origin.model(loaded)
         held = {(p.data_ptr(), p.shape, p.stride()): p for p in (*model.parameters(), *model.buffers())}
         places = {
             name: held.get((stored.data_ptr(), stored.shape, stored.stride()))
             for name, stored in stored_tensors(model).items()
         }
-        return model, {name: tensor for name, tensor in places.items() if tensor is not None}
+        return Placed(loaded, model), {name: tensor for name, tensor in places.items() if tensor is not None}
 
-    def at(self, factor: float) -> nn.Module:
+    def at(self, factor: float) -> Placed:
         """Return the model at a factor, in evaluation mode: the same object each time for points of the same kind."""
         files = None if self._origin.base.dtype == "float32" else self.files(factor)
         if files is None:
-            self.point(factor).load_into(self.loaded.model)
-            return self.loaded.model.eval()
-        model, held = self._adapted
+            self.point(factor).load_into(self._merged.model)
+            return Placed(self._merged, self._merged.model.eval())
+        placed, held = self._adapted
         with torch.no_grad():
             for name, tensor in files.tensors.items():
                 target = held.get(name)
@@ -111,4 +121,4 @@ class Placer:
                     target.copy_(tensor)
                 else:  # a rule that changes ranks
                     target.data = tensor.to(target.device, target.dtype)
-        return model
+        return placed
