@@ -113,12 +113,15 @@ def scan_run(
         raise UserError(f"--grid: {error}") from None
     claims = _claims(run, tasks, test_items)
     spec = scan_spec(path, factors, claims, items=items, tolerance=tolerance, save_points=save_points)
-    evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
-    try:
-        with run.lock().acquire(timeout=LOCK_WAIT_S), bar() as progress:
-            record = scan(run, spec, evaluator(run, batch_size), batch_size=batch_size, progress=progress)
-    except Timeout:
-        raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
+    with bar() as progress:
+        progress(0.0, "the pretrained model")
+        evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
+        try:
+            with run.lock().acquire(timeout=LOCK_WAIT_S):
+                record = scan(run, spec, evaluator(run, batch_size), batch_size=batch_size, progress=progress)
+        except Timeout:
+            held = f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s"
+            raise UserError(f"{held}; try again later") from None
     return run, record, view_of_scan(run, spec)
 
 
