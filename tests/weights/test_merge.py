@@ -164,6 +164,17 @@ def test_a_result_that_is_not_the_tuned_model_is_refused(tmp_path):
     assert nothing_left(tmp_path)
 
 
+def test_a_point_that_was_evaluated_rounded_is_written_rounded(tmp_path):
+    base = base_in(tmp_path / "base")
+    point = effective_weights(base, save_adapter(tmp_path / "adapter", lora())).interpolated(0.02)
+    options = {"dtype": "bfloat16", "facts": {}}
+    with pytest.raises(UserError, match="in bfloat16 is not the tuned one"):
+        merge_point(point, tmp_path / "base", tmp_path / "out", **options)
+    merged = merge_point(point, tmp_path / "base", tmp_path / "out", rounded=True, **options)
+    assert 0.25 < merged.verified.written.ratio <= merged.verified.limit == 1.0
+    assert merged.summary()["verified"]["written"]["limit"] == 1.0
+
+
 def test_rounding_that_drowns_the_change_is_refused(tmp_path):
     base = base_in(tmp_path / "base")
     point = effective_weights(base, save_adapter(tmp_path / "adapter", lora())).interpolated(1e-3)

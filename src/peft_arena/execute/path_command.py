@@ -251,6 +251,7 @@ def rewind(
             dtype=dtype,
             shard_size=read_size(shard_size),
             verify=verify,
+            rounded=files is None and dtype in (None, tuned.base.dtype),
             restore=None if files is None else restored_from(_read_by(tuned, files)),
             facts=said,
             progress=progress,

@@ -27,7 +27,6 @@ from peft_arena.weights.effective import EffectiveWeights
 from peft_arena.weights.files import model_files
 from peft_arena.weights.forms import CONFIG
 from peft_arena.weights.model_directory import (
-    DTYPES,
     MERGED,
     copy_companions,
     dtype_named,
@@ -67,7 +66,7 @@ class Merged:
 
     def summary(self) -> dict[str, Any]:
         """Return all of it as JSON values."""
-        found = None if self.verified is None else self.verified.summary(DTYPES[self.dtype])
+        found = None if self.verified is None else self.verified.summary()
         return {**asdict(self), "verified": found}
 
 
@@ -81,6 +80,7 @@ def merge_point(
     verify: bool = True,
     tuned: Make | None = None,
     restore: Restore | None = None,
+    rounded: bool = False,
     tokenizer: Path | None = None,
     facts: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, what: None,
@@ -98,6 +98,8 @@ def merge_point(
         tuned: makes the tuned model at this point from the pretrained one, freshly loaded.
         restore: the same for points that the checkpoint is not: it is given the point's own adapter files where there
             are any. Without both, what was written is held against the point alone.
+        rounded: whether what rounding to the type makes of the point is what is asked for, because it has been
+            evaluated like that; else a change that rounding drowns is refused.
         tokenizer: directory whose tokenizer belongs to the tuned model; None: the pretrained model's.
         facts: go into ``merge.json``: what was merged and where it is from.
         progress: called with the fraction that is done and what is being done.
@@ -121,7 +123,7 @@ def merge_point(
         found: Verified | None = None
         if verify:
             tuner = _tuner(weights, part / POINT, tuned, restore)
-            found = verified(weights, part, wanted, buffers, tuner, progress)
+            found = verified(weights, part, wanted, buffers, tuner, rounded, progress)
             shutil.rmtree(part / POINT, ignore_errors=True)
         elif added or names_in(model_files(source), base.architecture) is None:
             load_back(part, base, wanted)  # shows that every tensor has a place

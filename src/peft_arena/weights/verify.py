@@ -31,6 +31,8 @@ Progress = Callable[[float, str], None]
 Make = Callable[["PreTrainedModel"], nn.Module]
 """Makes the tuned model from the pretrained one, freshly loaded."""
 SAME = "the written weights themselves: that they are the tuned model's is not shown"
+ROUNDED = 1.0
+"""Limit where the rounded point itself is asked for: rounding may not move logits further than tuning did."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class Verified:
     """Tensors that were read back and are the point, rounded once, in every entry."""
     against: str
     """What they were held against."""
+    limit: float
+    """Largest RMS difference of ``written`` relative to the RMS change that was let pass."""
 
-    def summary(self, dtype: torch.dtype) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Return the numbers as JSON values, with what they were held against."""
         point = None if self.point is None else {**self.point._asdict(), "ratio": self.point.ratio, "limit": EXACT}
-        written = {**self.written._asdict(), "ratio": self.written.ratio, "limit": limit_of(dtype)}
+        written = {**self.written._asdict(), "ratio": self.written.ratio, "limit": self.limit}
         how = (
             "logits of a fixed batch, float32 arithmetic: RMS difference at most limit times the RMS change, or no "
             f"logit off by more than {NEGLIGIBLE:g}; tensors: read back, every entry the same"
@@ -120,6 +124,7 @@ def verify(
     dtype: torch.dtype,
     others: Mapping[str, Tensor],
     tuner: Tuner | None,
+    rounded: bool,
     progress: Progress,
 ) -> Verified:
     """Hold what was written, and the point it was written from, against the tuned model.
@@ -130,6 +135,7 @@ def verify(
         dtype: the type of its weights.
         others: buffers that were written, by name.
         tuner: makes the tuned model at this point; None if nothing but the point says what it is.
+        rounded: whether what rounding makes of the point is what is asked for, however far it is from the point.
         progress: called with the fraction that is done, from 0.5, and what is being done.
 
     Raises:
@@ -166,11 +172,12 @@ def verify(
     gc.collect()
     progress(0.85, "verifying: the merged model")
     written = distance(before, wanted, probe_logits(load_back(directory, base, dtype), probe))
-    if not written.within(limit_of(dtype)):
+    limit = ROUNDED if rounded else limit_of(dtype)
+    if not written.within(limit):
         name = str(dtype).removeprefix("torch.")
         cure = "" if dtype == torch.float32 else "; rounding can be the reason: try --dtype float32"
         raise UserError(f"the merged model in {name} is not the tuned one: {_said(written)}{cure}")
-    return Verified(point, written, tensors, SAME if tuner is None else tuner.how)
+    return Verified(point, written, tensors, SAME if tuner is None else tuner.how, limit)
 
 
 def _said(found: Distance) -> str:
