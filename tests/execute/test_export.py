@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import pickle
 import shutil
 import sys
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import peft_arena.weights.writing as writing
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.export_command import export
+from peft_arena.execute.export_shards import distributed
 from peft_arena.models.load import PACKAGED, Source, load_model
 from peft_arena.testing.subject import difference, logits, tokens
 from tests.execute.made_runs import made_run
@@ -382,3 +385,30 @@ def test_nothing_is_exported_into_a_run(tmp_path):
     run = made_run(tmp_path / "runs", "lora")
     with pytest.raises(UserError, match=f"is inside the run {run.run_id}"):
         export(str(run.checkpoint(2)), run.checkpoint(2) / "out", "adapter")
+
+
+class Harmful:
+    """Unpickling it makes a directory."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (self.path,))
+
+
+def test_metadata_that_would_run_code_are_refused_before_they_do(tmp_path):
+    shards = write_shards(tmp_path / "shards", {"a": torch.zeros(2, 3)})
+    (shards / ".metadata").write_bytes(pickle.dumps(Harmful(str(tmp_path / "harm"))))
+    with pytest.raises(UserError, match=r"it names (posix|nt|os)\.mkdir, which no checkpoint needs"):
+        distributed(shards)
+    assert not (tmp_path / "harm").exists()
+
+
+def test_metadata_as_torch_writes_them_are_read(tmp_path):
+    values = {"a": torch.randn(4, 3).bfloat16(), "b": torch.arange(5), "c": torch.zeros(())}
+    found = distributed(write_shards(tmp_path / "shards", values))
+    assert {name: (one.shape, one.dtype) for name, one in found.stored.items()} == {
+        f"model.{name}": (tuple(tensor.shape), tensor.dtype) for name, tensor in values.items()
+    }
+    assert all(torch.equal(found.read(f"model.{name}"), tensor) for name, tensor in values.items())

@@ -1,9 +1,10 @@
 """Tensors of training checkpoints, read by the tools of the libraries that wrote them.
 
 PyTorch's distributed checkpoints (accelerate's FSDP writes them) are read tensor by tensor with
-``torch.distributed.checkpoint``, without accelerate's ``merge_fsdp_weights``, which holds all tensors in memory.
-DeepSpeed's ZeRO checkpoints are read by DeepSpeed. Both kinds hold Python pickles, which can run code: only
-checkpoints from a trusted source may be read.
+``torch.distributed.checkpoint``, without accelerate's ``merge_fsdp_weights``, which holds all tensors in memory. Their
+``.metadata`` is a Python pickle, which could run code: it is opened with the few names such a file needs and no other,
+before PyTorch reads it. Tensors are read by PyTorch with ``weights_only``. DeepSpeed's ZeRO checkpoints are read by
+DeepSpeed, which runs what their pickles say: only those from a trusted source may be read.
 """
 
 from __future__ import annotations
@@ -35,8 +36,38 @@ WRAPPERS = frozenset({"_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_or
 """Parts of names that torch's wrappers of modules put in."""
 OUTER = ("", "model.", "module.", "state_dict.", "app.model.", "model.module.", "app.")
 """What may stand before the names of a model's tensors."""
-DAMAGE = (OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, ImportError, pickle.UnpicklingError)
+DAMAGE = (
+    *(OSError, EOFError, RuntimeError, ValueError, KeyError, AttributeError, ImportError, IndexError, TypeError),
+    pickle.UnpicklingError,
+)
 """What the libraries raise for checkpoints that are missing parts or damaged."""
+CHECKPOINT = "torch.distributed.checkpoint"
+NAMES: Mapping[str, frozenset[str]] = {
+    f"{CHECKPOINT}.metadata": frozenset(
+        {
+            *("Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties"),
+            *("BytesStorageMetadata", "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING"),
+        }
+    ),
+    f"{CHECKPOINT}.filesystem": frozenset({"_StorageInfo"}),
+    "torch.serialization": frozenset({"_get_layout"}),
+    "pathlib": frozenset({"PosixPath", "WindowsPath"}),
+    "pathlib._local": frozenset({"PosixPath", "WindowsPath"}),
+    "collections": frozenset({"OrderedDict"}),
+}
+"""What the metadata of a distributed checkpoint may name, by module; of ``torch`` its types and ``Size``."""
+
+
+class _Metadata(pickle.Unpickler):
+    """Reads metadata without letting them name anything that could do harm."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import torch
+
+        plain = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
+        if not plain and name not in NAMES.get(module, ()):
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs and which is not loaded")
+        return super().find_class(module, name)
 
 
 @dataclass(frozen=True)
@@ -104,7 +135,8 @@ def distributed(directory: Path) -> Shards:
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
     try:
-        metadata: Any = dcp.FileSystemReader(directory).read_metadata()
+        with (directory / METADATA).open("rb") as file:
+            metadata: Any = _Metadata(file).load()
         tensors = {
             name: Stored(tuple(item.size), item.properties.dtype)
             for name, item in metadata.state_dict_metadata.items()
