@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.errors import UserError, first_line, unknown
 from peft_arena.methods.base import Attached, Calibration, Capability, Method, MethodCard
 from peft_arena.methods.files import read_table
 from peft_arena.methods.state import copy_into, swapped
@@ -166,7 +166,7 @@ class Full(Method):
                 directory, dtype=model.dtype, output_loading_info=True, local_files_only=True
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            first = first_line(error)
             raise UserError(f"cannot read the model in {directory}: {first}") from error
         for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if report[problem]:

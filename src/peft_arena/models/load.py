@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 
@@ -128,7 +128,7 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
 
 
 def _unreadable(spec: ModelSpec, source: Source, error: Exception) -> UserError:
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    first = first_line(error)
     return UserError(f"cannot load model '{spec.name}' from {source.kind} {source.location}: {first}")
 
 
@@ -151,7 +151,7 @@ def weight_files(spec: ModelSpec) -> Path:
     try:
         return Path(snapshot_download(spec.name, revision=revision or source.revision, allow_patterns=wanted))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise UserError(f"cannot fetch the weights of model '{spec.name}' from the hub: {first}") from error
 
 
@@ -170,7 +170,7 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     except (OSError, ValueError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise UserError(f"cannot read model '{spec.name}' from {source.kind} {source.location}: {first}") from error
     return model
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.specs import MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def check_settings(directory: Path, base: PreTrainedConfig) -> None:
     try:
         own = AutoConfig.from_pretrained(str(directory), local_files_only=True).to_dict()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        first = first_line(error)
         raise UserError(f"{directory / 'config.json'} is damaged: {first}") from error
     wanted = base.to_dict()
     for name in sorted(own.keys() & wanted.keys()):  # a name that only one has is read by neither's code
