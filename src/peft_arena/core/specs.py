@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -46,18 +46,23 @@ class ModelSpec(Spec):
     """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
 
 
-class CodeSpec(Spec):
-    """Base of what stands for code: ours, or that of an installed plug-in."""
+class OptionalSpec(Spec):
+    """Base of specs with fields that came later: where they are None they are not written down, so ids stay."""
 
-    plugin: str | None = None
-    """Distribution and version of the plug-in the code is from; None, and then not written down, if it is ours."""
+    later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
     def _leave_out_none(self, dump: SerializerFunctionWrapHandler) -> Table:
         table: Table = dump(self)
-        if self.plugin is None:
-            table.pop("plugin", None)
-        return table
+        return {key: value for key, value in table.items() if value is not None or key not in self.later}
+
+
+class CodeSpec(OptionalSpec):
+    """Base of what stands for code: ours, or that of an installed plug-in."""
+
+    later: ClassVar[tuple[str, ...]] = ("plugin",)
+    plugin: str | None = None
+    """Distribution and version of the plug-in the code is from; None, and then not written down, if it is ours."""
 
 
 class MethodSpec(CodeSpec):
@@ -93,16 +98,15 @@ class Schedule(Spec):
         return self
 
 
-class TrainSpec(Spec):
-    """Supervised fine-tuning of one run. Every field is part of the run's identity."""
+class TrainBase(OptionalSpec):
+    """What every way of training has. Every field is part of the run's identity."""
 
-    objective: Literal["sft"] = "sft"
     task: TaskSpec
     examples: int | None = Field(default=None, ge=1)
     """Use the first so many training items; None for all."""
     schedule: Schedule
     batch_size: int = Field(default=8, ge=1)
-    """Examples in one optimizer step."""
+    """Examples (of reinforcement learning: completions) in one optimizer step."""
     micro_batch_size: int | None = Field(default=None, ge=1)
     """Examples in one forward pass; must divide batch_size. None: the whole batch."""
     learning_rate: float = Field(gt=0, allow_inf_nan=False)
@@ -111,25 +115,20 @@ class TrainSpec(Spec):
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     max_grad_norm: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     max_length: int = Field(default=1024, ge=8)
-    """Longest example in tokens."""
+    """Longest example in tokens, of prompt and answer together."""
     overlong: Literal["drop", "error"] = "drop"
     """What happens to examples longer than max_length; dropped ones are counted in the record."""
-    loss_on: Literal["answer", "all"] = "answer"
-    packing: bool = False
-    """Concatenate examples up to max_length in one row, each attending only to itself."""
-    group_by_length: bool = False
-    """Put examples of similar length into the same batch."""
     save_points: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0,)
     """Fractions of training at which a checkpoint is kept; the last must be 1."""
     validation_items: int = Field(default=64, ge=0)
-    """Validation items for the held-out loss; 0 turns it off."""
+    """Validation items for the held-out loss or reward; 0 turns it off."""
     log_every: int = Field(default=5, ge=1)
     """Steps between two logged training losses."""
     validate_every: float = Field(default=0.25, gt=0, le=1)
-    """Fraction of training between two held-out losses."""
+    """Fraction of training between two held-out losses or rewards."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> TrainSpec:
+    def _consistent(self) -> Self:
         if self.micro_batch_size is not None and self.batch_size % self.micro_batch_size:
             raise ValueError(f"micro_batch_size {self.micro_batch_size} does not divide batch_size {self.batch_size}")
         if (
@@ -141,12 +140,123 @@ class TrainSpec(Spec):
         return self
 
 
+class TrainSpec(TrainBase):
+    """Supervised fine-tuning of one run."""
+
+    objective: Literal["sft"] = "sft"
+    loss_on: Literal["answer", "all"] = "answer"
+    packing: bool = False
+    """Concatenate examples up to max_length in one row, each attending only to itself."""
+    group_by_length: bool = False
+    """Put examples of similar length into the same batch."""
+
+
+class RewardSpec(CodeSpec):
+    """One term of a reward, with its complete, validated configuration."""
+
+    name: Name = "task"
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    config: Table = Field(default_factory=dict)
+
+
+class InitFrom(Spec):
+    """Where training begins, if not at the pretrained model: another run, merged into the pretrained weights."""
+
+    run: RunSpec
+    step: int | None = Field(default=None, ge=1)
+    """One of its save points; None: its last."""
+
+
+Objective = Literal["sft", "grpo", "rloo"]
+
+
+class RLSpec(TrainBase):
+    """Reinforcement learning with verifiable rewards, of one run.
+
+    A rollout is ``group_size`` completions of each of ``prompts_per_rollout`` prompts; its completions are shuffled and
+    trained on in optimizer steps of ``batch_size``, ``updates_per_rollout`` times over. Shao et al. 2024, DeepSeekMath
+    (GRPO); Ahmadian et al. 2024, Back to Basics (RLOO); Liu et al. 2025, Understanding R1-Zero-Like Training (dr_grpo);
+    Yu et al. 2025, DAPO (dapo, clip_high).
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("init_from",)
+    objective: Literal["grpo", "rloo"]
+    batch_size: int = Field(default=64, ge=2)
+    """Completions in one optimizer step."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "constant"
+    group_size: int = Field(default=8, ge=2)
+    """Completions of one prompt, compared with each other."""
+    prompts_per_rollout: int | None = Field(default=None, ge=1)
+    """Prompts answered before the weights move; None: as many as one optimizer step takes."""
+    updates_per_rollout: int = Field(default=1, ge=1)
+    """Passes over the completions of a rollout."""
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "grpo"
+    """How tokens are averaged: per completion first (grpo), over all tokens of a forward pass (bnpo) or of a rollout
+    (dapo), or with a constant length (dr_grpo). RLOO has its own and takes none of them."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Standard deviation that advantages are divided by: of the group, of the rollout, or not at all."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    clip_high: float = Field(default=0.2, gt=0, allow_inf_nan=False)
+    kl: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Weight of the divergence from the reference."""
+    kl_reference: Literal["pretrained", "start"] = "pretrained"
+    """The pretrained model, or the one that init_from names; the same without init_from."""
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """Sample among so many most likely tokens; 0: among all."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest completion; None: the task's own limit."""
+    truncated: Literal["keep", "mask"] = "keep"
+    """Whether completions that met the limit are trained on, with the reward they got, or left out of the loss."""
+    rewards: tuple[RewardSpec, ...] = Field(default=(RewardSpec(),), min_length=1)
+    """Added up with their weights."""
+    rollouts: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
+    """What generates the completions."""
+    init_from: InitFrom | None = None
+    """Begin at another run's weights; None, and then not written down: at the pretrained model."""
+
+    @property
+    def loss_on(self) -> Literal["answer"]:
+        """Of examples shown to a method for calibration."""
+        return "answer"
+
+    @property
+    def rollout_size(self) -> int:
+        """Completions of one rollout."""
+        return self.batch_size if self.prompts_per_rollout is None else self.prompts_per_rollout * self.group_size
+
+    @property
+    def steps_per_rollout(self) -> int:
+        """Optimizer steps between two rollouts."""
+        return self.rollout_size // self.batch_size * self.updates_per_rollout
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.rollout_size % self.group_size:
+            raise ValueError(f"group_size {self.group_size} does not divide batch_size {self.batch_size}")
+        if self.rollout_size % self.batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide the {self.rollout_size} completions of a rollout "
+                f"(prompts_per_rollout {self.prompts_per_rollout} times group_size {self.group_size})"
+            )
+        if self.schedule.tokens is not None:
+            raise ValueError("schedule.tokens cannot be used: how many tokens are generated is not known before")
+        if self.objective == "rloo" and (self.loss != "grpo" or self.advantage_scale not in ("group", "none")):
+            raise ValueError("rloo has its own loss and advantages: leave loss and advantage_scale out")
+        if len({reward.name for reward in self.rewards}) < len(self.rewards):
+            raise ValueError(f"a reward is named twice: {[reward.name for reward in self.rewards]}")
+        if self.kl_reference == "start" and self.init_from is None:
+            raise ValueError("kl_reference 'start' needs init_from; without it training starts at the pretrained model")
+        return self
+
+
 class RunSpec(Spec):
     """One run: a model, a method, how it was trained, and the seed. The base model is the run without training."""
 
     model: ModelSpec
     method: MethodSpec
-    train: TrainSpec | None = None
+    train: Annotated[TrainSpec | RLSpec, Field(discriminator="objective")] | None = None
     seed: int = Field(default=0, ge=0)
 
     @property
@@ -154,7 +264,8 @@ class RunSpec(Spec):
         """A readable name and twelve hex digits of the canonical JSON. Only the hash identifies."""
         parts = [self.model.name.rstrip("/").rsplit("/", 1)[-1], self.method.name]
         if self.train is not None:
-            parts += [self.train.task.name, f"s{self.seed}"]
+            objective = [] if self.train.objective == "sft" else [self.train.objective]
+            parts += [*objective, self.train.task.name, f"s{self.seed}"]
         readable = re.sub(r"[^a-z0-9]+", "-", "-".join(parts).lower()).strip("-")
         return f"{readable}-{self.id}"
 
@@ -164,13 +275,41 @@ class RunSpec(Spec):
         return self.train is None
 
 
-class EvalSpec(Spec):
+InitFrom.model_rebuild()
+RLSpec.model_rebuild()
+RunSpec.model_rebuild()
+
+
+class Sampling(Spec):
+    """Several sampled answers to each item instead of one greedy one."""
+
+    samples: int = Field(ge=2)
+    """Answers to each item."""
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """Sample among so many most likely tokens; 0: among all."""
+    seed: int = Field(default=0, ge=0)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    """pass@k is reported for these k."""
+
+    @model_validator(mode="after")
+    def _enough(self) -> Self:
+        if not self.k or max(self.k) > self.samples or list(self.k) != sorted(set(self.k)):
+            raise ValueError(f"k must increase and not exceed samples {self.samples}, got {list(self.k)}")
+        return self
+
+
+class EvalSpec(OptionalSpec):
     """One evaluation: which items of which task. Batch size and hardware are in the record, not in the identity."""
 
+    later: ClassVar[tuple[str, ...]] = ("sampling",)
     task: TaskSpec
     split: Literal["validation", "test"] = "test"
     items: int | None = Field(default=None, ge=1)
     """The first so many items of the split, in the task's own order; None for all."""
+    sampling: Sampling | None = None
+    """Sample several answers; None, and then not written down: one greedy answer, or a likelihood."""
 
     @property
     def key(self) -> str:

@@ -70,6 +70,42 @@ class EvaluationRecord(Record):
     provenance: dict[str, Any]
 
 
+class RolloutEntry(BaseModel):
+    """What reinforcement learning did since the last log entry; means are over completions unless said otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reward: float
+    """Mean of the weighted sum of all rewards."""
+    reward_std: float
+    """Standard deviation of the same over completions."""
+    rewards: dict[str, float]
+    """Mean of each reward by name, not weighted."""
+    unscored: float
+    """Fraction of completions whose task score had no value; they count as reward 0."""
+    length: float
+    """Mean tokens of a completion, its end token included."""
+    ended: float
+    """Fraction of completions that ended before the limit of new tokens."""
+    zero_variance: float
+    """Fraction of groups whose completions all had the same reward, and so taught nothing."""
+    entropy: float
+    """Nats per token, of the policy that was updated."""
+    clip_low: float
+    """Fraction of tokens (rloo: completions) whose ratio met the lower bound with a negative advantage."""
+    clip_high: float
+    """The same for the upper bound with a positive advantage."""
+    kl: float | None
+    """Nats per token from the reference, by the estimate r - log r - 1 (Schulman 2020), r the reference's probability
+    over the policy's; None where it was not measured."""
+    completions: int
+    generated_tokens: int
+    rollout_seconds: float
+    """Wall time of generating and scoring."""
+    update_seconds: float
+    """Wall time of everything else in the optimizer steps."""
+
+
 class LogEntry(BaseModel):
     """One point of a learning curve."""
 
@@ -83,6 +119,79 @@ class LogEntry(BaseModel):
     validation_loss: float | None = None
     learning_rate: float | None = None
     grad_norm: float | None = None
+    rollout: RolloutEntry | None = None
+    """Of reinforcement learning; None for supervised fine-tuning."""
+    validation_reward: float | None = None
+    """Mean task score of greedy answers to the validation items."""
+
+
+class SampledCompletion(BaseModel):
+    """One completion that was trained on."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str
+    tokens: int
+    ended: bool
+    """Whether it ended before the limit of new tokens."""
+    reward: float
+    rewards: dict[str, float]
+    advantage: float
+    extracted: str = ""
+    """What the task's score judged."""
+    reason: str = ""
+    """Why the task's score had no value; empty if it had one."""
+
+
+class SampledGroup(BaseModel):
+    """One prompt of a rollout and what was made of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step: int
+    """Optimizer steps done before."""
+    item: str
+    """Id of the task's item."""
+    prompt: str
+    answer: str
+    """The item's gold answer."""
+    completions: tuple[SampledCompletion, ...]
+
+
+class Rollouts(BaseModel):
+    """All rollouts of a training together."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    engine: dict[str, Any]
+    """What generated: name, version, settings."""
+    completions: int
+    groups: int
+    prompt_tokens: int
+    generated_tokens: int
+    unscored: int
+    """Completions whose task score had no value."""
+    rollout_seconds: float
+    """Wall time of generating and scoring."""
+    scoring_seconds: float
+    """Wall time of scoring alone."""
+    update_seconds: float
+    """Wall time of everything else in the optimizer steps."""
+    samples: tuple[SampledGroup, ...]
+    """A few groups from the beginning, the middle and the end."""
+
+
+class Start(BaseModel):
+    """What training began at, if not at the pretrained model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run_id: str
+    step: int
+    how: str
+    """In what form and type the other run's weights were put in place."""
+    sha256: str
+    """Over every tensor of the model that training began at."""
 
 
 class TrainingRecord(Record):
@@ -104,6 +213,10 @@ class TrainingRecord(Record):
     """Steps with a checkpoint."""
     resumed_at: int | None = None
     """Step the last process resumed from; None if undisturbed."""
+    rollouts: Rollouts | None = None
+    """Of reinforcement learning; None for supervised fine-tuning."""
+    start: Start | None = None
+    """None: training began at the pretrained model."""
     provenance: dict[str, Any]
 
 
