@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from peft_arena.train import state
-from peft_arena.train.sft import finish, train_sft
+from peft_arena.train.run import finish
+from peft_arena.train.sft import train_sft
 
 from .toy import ToyAttached, ToyTask, load_model, log_of, open_run, run_spec, weights
 
@@ -120,7 +121,8 @@ SCRIPT = """
 import time
 from pathlib import Path
 from train.toy import ToyAttached, ToyTask, load_model, open_run, run_spec
-from peft_arena.train.sft import finish, train_sft
+from peft_arena.train.run import finish
+from peft_arena.train.sft import train_sft
 import torch
 torch.set_num_threads(1)
 root, model = Path({root!r}), Path({model!r})

@@ -11,7 +11,8 @@ import torch
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import Schedule, TrainSpec
 from peft_arena.train.outcome import TrainingFailed
-from peft_arena.train.sft import finish, train_sft
+from peft_arena.train.run import finish
+from peft_arena.train.sft import train_sft
 
 from .test_loss import expected
 from .toy import ToyAttached, ToyTask, load_model, log_of, open_run, run_spec, weights
@@ -289,7 +290,7 @@ def test_real_methods_train_and_come_back(tmp_path, model_dir, name):
 
 def test_virtual_tokens_take_room_and_cannot_be_packed(tmp_path, model_dir):
     from peft_arena.methods.registry import make_method
-    from peft_arena.train.sft import virtual_tokens
+    from peft_arena.models.modes import virtual_tokens
 
     loaded = load_model(model_dir)
     attached = make_method("prompt_tuning", {}).attach(loaded.model, seed=0)

@@ -213,6 +213,8 @@ class RLSpec(TrainBase):
     """Added up with their weights."""
     rollouts: Literal["transformers", "vllm_colocate", "vllm_server"] = "transformers"
     """What generates the completions."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between two log entries."""
     init_from: InitFrom | None = None
     """Begin at another run's weights; None, and then not written down: at the pretrained model."""
 

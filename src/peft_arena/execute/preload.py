@@ -20,8 +20,8 @@ import peft_arena.evaluate.run
 import peft_arena.evaluate.session
 import peft_arena.execute.local
 import peft_arena.models.load
-import peft_arena.train.session
-import peft_arena.train.sft  # noqa: F401
+import peft_arena.train.rl_session
+import peft_arena.train.sft_session  # noqa: F401
 from peft_arena.core.provenance import provenance
 
 provenance()

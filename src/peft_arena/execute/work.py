@@ -214,22 +214,23 @@ class _Worker:
         from peft_arena.cost.memory import PeakMemory
         from peft_arena.cost.record import training_cost
         from peft_arena.methods.registry import method_of
-        from peft_arena.models.load import load
         from peft_arena.tasks.registry import task_of
         from peft_arena.train.calibration import calibration_for
-        from peft_arena.train.sft import finish, train_sft
+        from peft_arena.train.run import finish, train_run
+        from peft_arena.weights.start import load_start, note_start
 
         spec = self.order.run
         assert spec.train is not None, "the base model is not trained"
         with PeakMemory("training") as memory:
-            loaded = load(spec.model)
+            loaded, start = load_start(self.run)
+            note_start(self.run, start)
             task = task_of(spec.train.task)
             method = method_of(spec.method)
             began = time.perf_counter()
             calibration = calibration_for(spec, method, loaded, task)
             attached = method.attach(loaded.model, seed=spec.seed, calibration=calibration)
             attach_seconds = time.perf_counter() - began
-            outcome = train_sft(
+            outcome = train_run(
                 self.run,
                 loaded,
                 attached,
@@ -237,6 +238,7 @@ class _Worker:
                 resume_every=self.order.resume_every,
                 progress=False,
                 on_step=self._watch(),
+                start=start,
             )
         record = outcome.record
         if self.run.cost("training") is None:
@@ -264,7 +266,7 @@ class _Worker:
                 began.append((now, step.tokens))
             seconds, tokens = now - began[0][0], step.tokens - began[0][1]
             speed = f"{tokens / seconds:,.0f} tokens/s, " if seconds > 0 else ""
-            self.report(TRAIN, step.step / step.total, f"{speed}loss {step.loss:.3f}")
+            self.report(TRAIN, step.step / step.total, f"{speed}{step.said}")
 
         return watch
 
@@ -377,10 +379,10 @@ class _Point:
     def weights(self) -> tuple[Loaded, Attached]:
         """The model with the checkpoint's weights; the base run's only point is the model itself."""
         from peft_arena.methods.registry import method_of
-        from peft_arena.models.load import load
+        from peft_arena.weights.start import load_start
 
         spec = self.run.spec
-        loaded = load(spec.model)
+        loaded, _ = load_start(self.run)
         method = method_of(spec.method)
         if spec.is_base:
             return loaded, method.attach(loaded.model, seed=spec.seed)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import TrainSpec
+from peft_arena.core.specs import RLSpec, TrainSpec
 from peft_arena.models.render import encode_example
 from peft_arena.tasks.base import Item, Split, Task
 
@@ -92,7 +92,7 @@ def read_examples(
 
 
 def draw_examples(
-    task: Task, count: int, seed: int, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec, limit: int
+    task: Task, count: int, seed: int, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec | RLSpec, limit: int
 ) -> list[Example]:
     """Draw training examples that fit, at random and without replacement, from those a run trains on.
 
@@ -124,7 +124,7 @@ def draw_examples(
 
 
 def _example(
-    task: Task, split: Split, number: int, item: Item, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec
+    task: Task, split: Split, number: int, item: Item, tokenizer: PreTrainedTokenizerBase, spec: TrainSpec | RLSpec
 ) -> Example:
     """Tokenize one item, the given number of its split.
 

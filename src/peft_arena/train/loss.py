@@ -85,6 +85,16 @@ class TokenLoss:
         Raises:
             UserError: the model's output layer is not where the logits come from.
         """
+        logits, extra = self.logits(batch)
+        nats = functional.cross_entropy(logits.float(), batch.targets.to(self.device), reduction="sum")
+        return LossParts(nats, extra)
+
+    def logits(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Run one forward pass and return the logits of each label, shape (labels, vocabulary), and the extra loss.
+
+        Raises:
+            UserError: the model's output layer is not where the logits come from.
+        """
         batch = batch.to(self.device)
         given = {} if batch.position_ids is None else {"position_ids": batch.position_ids}
         self._batch = batch
@@ -99,10 +109,9 @@ class TokenLoss:
                 f"{type(self._base).__name__} gave logits of shape {tuple(logits.shape)} for {len(batch.targets)} "
                 "labels: its output layer is not used as expected, so its loss cannot be trusted"
             )
-        nats = functional.cross_entropy(logits.float(), batch.targets, reduction="sum")
         found = [output.loss, self._added() if self.model.training else None]
         terms = [term for term in found if isinstance(term, Tensor) and term.requires_grad]
-        return LossParts(nats, sum(terms[1:], terms[0]) if terms else None)
+        return logits, sum(terms[1:], terms[0]) if terms else None
 
     def _attention(self, batch: Batch) -> AbstractContextManager[None]:
         """Choose the attention kernel: on a CPU, short bfloat16 rows are three times slower in the fused one."""

@@ -1,4 +1,4 @@
-"""The progress bar of a training: steps, loss, tokens per second, time left."""
+"""The progress bar of a training: steps, loss or reward, tokens per second, time left."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def meter(wanted: bool, title: str, total: int, done: int, tokens: int) -> Itera
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]} {task.fields[speed]} tokens/s"),
+        TextColumn("{task.fields[said]} {task.fields[speed]} tokens/s"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=Console(stderr=True), transient=True, auto_refresh=False) as bar:
-        task = bar.add_task(title, total=total, completed=done, loss="-", speed="-")
+        task = bar.add_task(title, total=total, completed=done, said="", speed="-")
         start = time.monotonic()
         drawn = 0.0
 
@@ -51,7 +51,7 @@ def meter(wanted: bool, title: str, total: int, done: int, tokens: int) -> Itera
                 return
             drawn = now
             speed = (info.tokens - tokens) / max(now - start, 1e-9)
-            bar.update(task, completed=info.step, loss=f"{info.loss:.3f}", speed=f"{speed:.0f}", refresh=True)
+            bar.update(task, completed=info.step, said=info.said, speed=f"{speed:.0f}", refresh=True)
 
         yield show
 

@@ -19,8 +19,8 @@ class StepInfo(NamedTuple):
     step: int
     """Steps done so far; the first is 1."""
     total: int
-    loss: float
-    """Nats per trained-on token of this step."""
+    said: str
+    """Loss or reward of this step, in words."""
     tokens: int
     """Real input tokens trained on so far."""
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from peft_arena.core.specs import TrainSpec
+from peft_arena.core.specs import TrainBase
 
 
-def rate_factor(spec: TrainSpec, step: int, total: int) -> float:
+def rate_factor(spec: TrainBase, step: int, total: int) -> float:
     """Return the learning rate of one step as a fraction of ``spec.learning_rate``.
 
     The warm-up rises linearly and its first step is not zero; afterwards the rate falls to just above zero at the
@@ -29,12 +29,12 @@ def rate_factor(spec: TrainSpec, step: int, total: int) -> float:
     return 1.0
 
 
-def save_steps(spec: TrainSpec, total: int) -> tuple[int, ...]:
+def save_steps(spec: TrainBase, total: int) -> tuple[int, ...]:
     """Return the steps with a checkpoint, ascending; the last is the last step."""
     return tuple(sorted({max(1, round(fraction * total)) for fraction in spec.save_points}))
 
 
-def validation_steps(spec: TrainSpec, total: int) -> frozenset[int]:
+def validation_steps(spec: TrainBase, total: int) -> frozenset[int]:
     """Return the steps after which the held-out loss is taken: 0, every fraction, and the last."""
     if spec.validation_items == 0:
         return frozenset()

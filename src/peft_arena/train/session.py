@@ -3,56 +3,63 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.specs import TrainBase
 from peft_arena.methods.base import Attached
 from peft_arena.models.load import Loaded
 from peft_arena.store.checkpoint import write_checkpoint
 from peft_arena.store.records import LogEntry
 from peft_arena.store.store import RunDirectory
-from peft_arena.train.batch import Batch, collate
-from peft_arena.train.data import Example
-from peft_arena.train.loss import TokenLoss, check_isolation, held_out_loss
+from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import OnStep, StepInfo
 from peft_arena.train.quiet import model_kept, seed_step, surface_kept
 from peft_arena.train.schedule import rate_factor, save_steps, validation_steps
 from peft_arena.train.state import Counters, read_state, write_state
-from peft_arena.train.trainer import Feed, PlannedTrainer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from torch import Tensor
 
-    from peft_arena.train.sft import TrainData
+C = TypeVar("C", bound=Counters)
 
 
-class Session:
+class Session(ABC, Generic[C]):
     """A training in progress: the optimizer, what was counted, and what happens after each step."""
 
-    def __init__(self, run: RunDirectory, loaded: Loaded, attached: Attached, data: TrainData) -> None:
-        """Build the optimizer and continue the newest resume state, if there is one."""
+    def __init__(
+        self, run: RunDirectory, loaded: Loaded, attached: Attached, spec: TrainBase, total: int, counters: C
+    ) -> None:
+        """Build the optimizer and continue the newest resume state, if there is one.
+
+        Args:
+            run: where checkpoints and resume states are written.
+            loaded: the model with its tokenizer.
+            attached: the method in place.
+            spec: how it is trained.
+            total: optimizer steps of the whole training.
+            counters: of a training that begins; a resume state of the same plan takes their place.
+        """
         self.run = run
         self.loaded = loaded
         self.attached = attached
-        self.data = data
-        self.spec = data.spec
-        self.total = len(data.plan.steps)
-        self.save_at = save_steps(self.spec, self.total)
-        self.validate_at = validation_steps(self.spec, self.total)
-        self.optimizer = _optimizer(attached, self.spec.learning_rate, self.spec.weight_decay)
-        plan = f"{data.plan.id}-{data.train.id}"
-        self.counters = read_state(run, plan, attached, self.optimizer) or Counters(
-            plan=plan, threads=torch.get_num_threads()
-        )
-        attached.begin(self.total)
+        self.total = total
+        self.rates = spec
+        self.save_at = save_steps(spec, total)
+        self.validate_at = validation_steps(spec, total)
+        self.optimizer = _optimizer(attached, spec.learning_rate, spec.weight_decay)
+        self.buffer: dict[str, Tensor] = {}
+        """Tensors of the resume state beyond weights and optimizer."""
+        found = read_state(run, counters, attached, self.optimizer)
+        self.counters, self.buffer = found if found is not None else (counters, {})
+        attached.begin(total)
         self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16", added=attached.extra_loss)
-        self.validation = self._validation_batches()
 
     def train(self, watchers: Sequence[OnStep], resume_every: int | None) -> None:
         """Do the steps that are left, and leave the model in evaluation mode.
@@ -65,99 +72,93 @@ class Session:
             TrainingFailed: the loss became infinite or not a number.
             UserError: the disk refused a write.
         """
-        first = self.counters.step
         model = self.attached.model
         with self.loss, surface_kept(model):
-            if self.spec.packing:
-                check_isolation(self.loss)
-            if first == 0 and 0 in self.validate_at:
-                self.counters.log.append(LogEntry(step=0, tokens=0, validation_loss=self._held_out()))
-            if first < self.total:
+            self.check()
+            if self.counters.step == 0 and 0 in self.validate_at:
+                with model_kept(model):
+                    self.counters.log.append(LogEntry(step=0, tokens=0, **self.held_out()))
+            if self.counters.step < self.total:
                 model.train()
-                self._trainer(first, watchers, resume_every).train()
+                follower = Follower(self, watchers, resume_every)
+                follower.trainer = self.trainer(follower)
+                follower.trainer.train()
         model.zero_grad(set_to_none=True)
         model.eval()
 
-    def _trainer(self, first: int, watchers: Sequence[OnStep], resume_every: int | None) -> PlannedTrainer:
-        passes = [batch for step in range(first, self.total) for batch in self.data.plan.micro_batches(step)]
-        follower = Follower(self, watchers, resume_every)
-        trainer = PlannedTrainer(
-            model=cast("PreTrainedModel", self.attached.model),
-            tokenizer=self.loaded.tokenizer,
-            feed=Feed(passes, self._build),
-            first_step=first,
-            passes=self.spec.batch_size // self.data.plan.micro_batch_size,
-            steps=self.total - first,
-            loss=self.loss,
-            trained=list(self.attached.trained().values()),
-            max_grad_norm=self.spec.max_grad_norm,
-            optimizer=self.optimizer,
-            scheduler=LambdaLR(self.optimizer, lambda done: rate_factor(self.spec, first + done, self.total)),
-            callback=follower,
-            directory=self.run.path,
-        )
-        follower.trainer = trainer
-        return trainer
+    def scheduler(self) -> LambdaLR:
+        """Return the learning rate of the steps that are left."""
+        first = self.counters.step
+        return LambdaLR(self.optimizer, lambda done: rate_factor(self.rates, first + done, self.total))
 
-    def step_done(self, trainer: PlannedTrainer, watchers: Sequence[OnStep], resume_every: int | None) -> None:
+    def step_done(self, trainer: Any, watchers: Sequence[OnStep], resume_every: int | None) -> None:
         """Count a step, log it, and write what is due after it."""
         counters = self.counters
         counters.step += 1
-        counters.tokens += trainer.step_tokens
-        counters.padded_tokens += trainer.step_padded_tokens
-        counters.rows += trainer.step_rows
-        counters.nats += trainer.step_nats
-        counters.labels += trainer.step_labels
+        info = self.count(trainer)
         step, last = counters.step, counters.step == self.total
         validate = step in self.validate_at
-        if validate or last or step % self.spec.log_every == 0:
+        if validate or last or step % self.rates.log_every == 0:
             self._log(trainer.grad_norm, validate)
         if step in self.save_at:
             with model_kept(self.attached.model):
                 write_checkpoint(self.run.checkpoint(step), self.attached.save)
         if step in self.save_at or (resume_every is not None and step % resume_every == 0):
             with model_kept(self.attached.model):
-                write_state(self.run, counters, self.attached, self.optimizer)
-        info = StepInfo(step, self.total, trainer.step_nats / max(trainer.step_labels, 1), counters.tokens)
+                write_state(self.run, counters, self.attached, self.optimizer, self.kept(trainer))
         for watch in watchers:
             watch(info)
 
+    def check(self) -> None:
+        """Look at the model once before the first step, the loss entered.
+
+        Raises:
+            UserError: it cannot be trained as asked.
+        """
+
+    @abstractmethod
+    def trainer(self, follower: Follower) -> Any:
+        """Return TRL's trainer for the steps that are left; it has ``grad_norm``."""
+
+    @abstractmethod
+    def count(self, trainer: Any) -> StepInfo:
+        """Add what the step just done processed to the counters."""
+
+    @abstractmethod
+    def entry(self) -> dict[str, Any]:
+        """Return the log entry's fields on what was trained on since the last entry, and begin anew."""
+
+    @abstractmethod
+    def held_out(self) -> dict[str, Any]:
+        """Return the log entry's field on validation items; the caller keeps the model's modes."""
+
+    def kept(self, trainer: Any) -> dict[str, Tensor]:
+        """Return the tensors a resume state needs beyond weights and optimizer."""
+        return {}
+
     def _log(self, grad_norm: float, validate: bool) -> None:
         counters = self.counters
+        found: dict[str, Any] = {}
+        if validate:
+            with model_kept(self.attached.model):
+                found = self.held_out()
         entry = LogEntry(
             step=counters.step,
             tokens=counters.tokens,
-            loss=counters.nats / max(counters.labels, 1),
-            validation_loss=self._held_out() if validate else None,
-            learning_rate=self.spec.learning_rate * rate_factor(self.spec, counters.step - 1, self.total),
+            learning_rate=self.rates.learning_rate * rate_factor(self.rates, counters.step - 1, self.total),
             grad_norm=grad_norm,
+            **self.entry(),
+            **found,
         )
         counters.log.append(entry)
-        counters.nats, counters.labels = 0.0, 0
-
-    def _held_out(self) -> float:
-        with model_kept(self.attached.model):
-            return held_out_loss(self.loss, self.validation)
-
-    def _build(self, indices: Sequence[int]) -> Batch:
-        return self._collate([self.data.train.kept[index] for index in indices])
-
-    def _collate(self, examples: Sequence[Example]) -> Batch:
-        pad = self.loaded.tokenizer.pad_token_id
-        return collate(examples, packing=self.spec.packing, limit=self.data.limit, pad=0 if pad is None else int(pad))
-
-    def _validation_batches(self) -> list[Batch]:
-        examples = sorted(self.data.validation, key=lambda example: len(example.ids))
-        size = self.data.plan.micro_batch_size
-        return [self._collate(examples[start : start + size]) for start in range(0, len(examples), size)]
 
 
 class Follower(TrainerCallback):
     """Told by the trainer about each step; passes it on to the session."""
 
-    trainer: PlannedTrainer
+    trainer: Any
 
-    def __init__(self, session: Session, watchers: Sequence[OnStep], resume_every: int | None) -> None:
+    def __init__(self, session: Session[Any], watchers: Sequence[OnStep], resume_every: int | None) -> None:
         """Refer to a session."""
         self.session = session
         self.watchers = watchers

@@ -10,7 +10,7 @@ import contextlib
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -30,6 +30,7 @@ FOLDER = "resume"
 COUNTERS = "counters.json"
 WEIGHTS = "weights.safetensors"
 OPTIMIZER = "optimizer.safetensors"
+BUFFER = "buffer.safetensors"
 
 
 class Counters(BaseModel):
@@ -58,8 +59,20 @@ class Counters(BaseModel):
     log: list[LogEntry] = Field(default_factory=list)
 
 
-def write_state(run: RunDirectory, counters: Counters, attached: Attached, optimizer: Optimizer) -> None:
+C = TypeVar("C", bound=Counters)
+
+
+def write_state(
+    run: RunDirectory, counters: Counters, attached: Attached, optimizer: Optimizer, buffer: Mapping[str, Tensor]
+) -> None:
     """Write a resume state whole or not at all, and remove the older ones.
+
+    Args:
+        run: where to write.
+        counters: what was counted.
+        attached: gives the weights.
+        optimizer: gives its moments.
+        buffer: further tensors; mostly none.
 
     Raises:
         UserError: the disk refused the write; the older state is still there.
@@ -69,6 +82,7 @@ def write_state(run: RunDirectory, counters: Counters, attached: Attached, optim
     def save(directory: Path) -> None:
         save_file(_writable(attached.state()), directory / WEIGHTS)
         save_file(_writable(_optimizer_tensors(optimizer)), directory / OPTIMIZER)
+        save_file(_writable(buffer), directory / BUFFER)
         write_once(directory / COUNTERS, counters.model_dump(mode="json"))
 
     target = _path(run, counters.step)
@@ -78,17 +92,26 @@ def write_state(run: RunDirectory, counters: Counters, attached: Attached, optim
             shutil.rmtree(old, ignore_errors=True)
 
 
-def read_state(run: RunDirectory, plan: str, attached: Attached, optimizer: Optimizer) -> Counters | None:
+def read_state(
+    run: RunDirectory, begin: C, attached: Attached, optimizer: Optimizer
+) -> tuple[C, dict[str, Tensor]] | None:
     """Put the newest whole resume state in place.
 
     A state that cannot be used is left out with an event in the run's log, and the one before is tried.
 
+    Args:
+        run: where to look.
+        begin: the counters of a training that begins: a state must be of their type and plan.
+        attached: gets the weights.
+        optimizer: gets its moments.
+
     Returns:
-        What had been counted; None if training starts from the beginning, and then nothing was changed.
+        What had been counted, and the further tensors; None if training starts from the beginning, and then nothing
+        was changed.
     """
     for path in sorted(_found(run), reverse=True):
         try:
-            return _restore(path, plan, attached, optimizer)
+            return _restore(path, begin, attached, optimizer)
         except UserError as error:
             run.event("resume_state_ignored", level="warning", path=path.name, reason=str(error))
     return None
@@ -100,19 +123,20 @@ def drop_states(run: RunDirectory) -> None:
         shutil.rmtree(run.path / FOLDER)
 
 
-def _restore(path: Path, plan: str, attached: Attached, optimizer: Optimizer) -> Counters:
+def _restore(path: Path, begin: C, attached: Attached, optimizer: Optimizer) -> tuple[C, dict[str, Tensor]]:
     """Check everything a state holds, then put it in place."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     verify_checkpoint(path)
     try:
-        counters = Counters.model_validate(read_json(path / COUNTERS))
+        counters = type(begin).model_validate(read_json(path / COUNTERS))
         weights = load_file(path / WEIGHTS)
         moments = load_file(path / OPTIMIZER)
+        buffer = load_file(path / BUFFER)
     except (OSError, SafetensorError, ValidationError) as error:
         raise UserError(f"resume state {path} cannot be read: {str(error).splitlines()[0]}") from None
-    if counters.plan != plan:
+    if counters.plan != begin.plan:
         raise UserError(f"resume state {path} is of other training data or another schedule")
     if counters.threads != torch.get_num_threads():
         raise UserError(
@@ -122,7 +146,7 @@ def _restore(path: Path, plan: str, attached: Attached, optimizer: Optimizer) ->
     state = _optimizer_state(optimizer, moments, path)
     attached.load_state(weights)
     optimizer.load_state_dict(state)
-    return counters
+    return counters, buffer
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -120,11 +120,11 @@ class PlannedTrainer(SFTTrainer):
             )
         self.processing_class = None
         self.remove_callback(PrinterCallback)
-        self.accelerator.free_memory = _nothing_to_free
+        self.accelerator.free_memory = nothing_to_free
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """Return the planned batches in their order."""
-        return DataLoader(self.feed, batch_size=None, collate_fn=_as_it_is)
+        return DataLoader(self.feed, batch_size=None, collate_fn=as_it_is)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -196,11 +196,12 @@ def _never_called(examples: list[Any]) -> dict[str, Any]:
     raise NotImplementedError(f"{len(examples)} examples reached the collator: batches come ready made")
 
 
-def _as_it_is(batch: T) -> T:
+def as_it_is(batch: T) -> T:
+    """Return a batch that is already one."""
     return batch
 
 
-def _nothing_to_free(*objects: object) -> list[object]:
+def nothing_to_free(*objects: object) -> list[object]:
     """Stand in for a full garbage collection (half a second) before the first step."""
     return list(objects)
 

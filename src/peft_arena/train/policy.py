@@ -1,0 +1,85 @@
+"""Log-probabilities of given completions under a model: one layout and one output layer for every method.
+
+The rows of a rollout come padded on the left (prompts) and on the right (completions). They are shifted so that every
+row begins with its prompt and only the right is padded: the layout of supervised training, which needs no mask and
+suits every method. The output layer sees the positions that predict a completion token and no others.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from peft_arena.train.batch import IGNORED, Batch
+from peft_arena.train.loss import TokenLoss
+
+
+class Scores(NamedTuple):
+    """What a model says of given completions."""
+
+    log_probs: Tensor
+    """Shape (rows, completion tokens), nats; 0 at masked places."""
+    entropy: Tensor
+    """Shape (rows, completion tokens), nats, without gradient; 0 at masked places."""
+    extra: Tensor | None
+    """What the model or method adds to its loss, a scalar."""
+
+
+def to_batch(ids: Tensor, mask: Tensor, width: int) -> Batch:
+    """Shift rows to the left and label their completions.
+
+    Args:
+        ids: token ids of prompts and completions, shape (rows, prompt + completion places).
+        mask: 1 at real tokens, 0 at padding, same shape; in each row the ones are contiguous.
+        width: places of the completion.
+    """
+    length = ids.shape[1]
+    real = mask.bool()
+    start = real.int().argmax(1)
+    places = torch.arange(length, device=ids.device)
+    source = (places + start[:, None]).clamp(max=length - 1)
+    count = real.sum(1)
+    longest = max(int(count.max()), 1)
+    shifted = ids.gather(1, source)[:, :longest]
+    inside = places[:longest] < count[:, None]
+    prompt = real[:, : length - width].sum(1)
+    labelled = inside & (places[:longest] >= prompt[:, None])
+    shifted = shifted.masked_fill(~inside, 0)
+    labels = shifted.masked_fill(~labelled, IGNORED)
+    where = labelled.flatten().nonzero().flatten()
+    return Batch(shifted, labels, None, where - 1, shifted.flatten()[where], int(count.sum()))
+
+
+def scores(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: float) -> Scores:
+    """Score completions by the model that ``loss`` is entered for, with gradients where they are on.
+
+    Args:
+        loss: entered.
+        ids: token ids of prompts and completions, shape (rows, prompt + completion places).
+        mask: 1 at real tokens, same shape.
+        width: places of the completion; a row's completion may be masked as a whole.
+        temperature: that logits are divided by.
+
+    Raises:
+        UserError: the model's output layer is not where the logits come from.
+    """
+    batch = to_batch(ids, mask, width)
+    target = mask[:, -width:].bool()
+    if not len(batch.targets):
+        nothing = torch.zeros(target.shape, device=ids.device)
+        return Scores(nothing + _of_graph(loss), nothing, None)
+    logits, extra = loss.logits(batch)
+    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
+    normalised = logits.log_softmax(-1)
+    found = normalised.gather(1, batch.targets.to(logits.device)[:, None]).squeeze(1)
+    with torch.no_grad():
+        spread = -(normalised.exp() * normalised.nan_to_num(neginf=0.0)).sum(-1)
+    empty = torch.zeros(target.shape, dtype=logits.dtype, device=ids.device)
+    return Scores(empty.masked_scatter(target, found), empty.masked_scatter(target, spread), extra)
+
+
+def _of_graph(loss: TokenLoss) -> Tensor:
+    """Return a zero that depends on the trained parameters, so that a batch without labels has zero gradients."""
+    return torch.stack([p.sum() * 0.0 for p in loss.model.parameters() if p.requires_grad][:1]).sum()
