@@ -167,22 +167,62 @@ def report(
     _report(_study(study, overrides), runs, out, as_json)
 
 
+TrainModel = Annotated[str, typer.Option("--model", help="micro, a hub id or a directory.")]
+TrainMethod = Annotated[str, typer.Option("--method", help="A method of `peft-arena ls methods`.")]
+TrainTask = Annotated[str, typer.Option("--task", help="A target task of `peft-arena ls tasks`.")]
+TrainOut = Annotated[Path, typer.Option("--out", help="Runs directory.")]
+TrainSet = Annotated[
+    list[str] | None, typer.Option("--set", help="config.KEY, train.KEY, task.KEY, model.KEY or seed = value.")
+]
+
+
 @train_app.command("sft")
 def train_sft(
-    model: Annotated[str, typer.Option(help="micro, a hub id or a directory.")],
-    method: Annotated[str, typer.Option(help="A method of `peft-arena ls methods`.")],
-    task: Annotated[str, typer.Option(help="A target task of `peft-arena ls tasks`.")],
-    out: Annotated[Path, typer.Option(help="Runs directory.")],
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="config.KEY, train.KEY, task.KEY, model.KEY or seed = value.")
-    ] = None,
+    model: TrainModel,
+    method: TrainMethod,
+    task: TrainTask,
+    out: TrainOut,
+    settings: TrainSet = None,
     as_json: Json = False,
 ) -> None:
     """Train one run by supervised fine-tuning, evaluate it and its base on the task, and measure its cost."""
+    _train("sft", model, method, task, settings, out, as_json)
+
+
+@train_app.command("grpo")
+def train_grpo(
+    model: TrainModel,
+    method: TrainMethod,
+    task: TrainTask,
+    out: TrainOut,
+    settings: TrainSet = None,
+    as_json: Json = False,
+) -> None:
+    """The same by group relative policy optimization: the task's score is the reward."""
+    _train("grpo", model, method, task, settings, out, as_json)
+
+
+@train_app.command("rloo")
+def train_rloo(
+    model: TrainModel,
+    method: TrainMethod,
+    task: TrainTask,
+    out: TrainOut,
+    settings: TrainSet = None,
+    as_json: Json = False,
+) -> None:
+    """The same by REINFORCE with a leave-one-out baseline."""
+    _train("rloo", model, method, task, settings, out, as_json)
+
+
+def _train(
+    objective: str, model: str, method: str, task: str, settings: list[str] | None, out: Path, as_json: bool
+) -> None:
     from peft_arena import console
     from peft_arena.execute.single import scores, train_one
 
-    outcome, study = train_one(model, method, task, settings or [], out, quiet=as_json)
+    given = [f"train.objective={objective}", *(settings or [])]
+    outcome, study = train_one(model, method, task, given, out, quiet=as_json)
     rows = scores(study, out)
     console.show_outcome(study, outcome, out, as_json, scores=rows)
     if outcome.failed:
@@ -198,6 +238,12 @@ def evaluate(
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16, for a model name.")] = "float32",
     batch_size: Annotated[int | None, typer.Option(min=1, help="Items at once; no effect in float32.")] = None,
+    samples: Annotated[int | None, typer.Option(min=2, help="Sample so many answers to each item, for pass@k.")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the samples.")] = 1.0,
+    top_p: Annotated[float, typer.Option(help="Of the samples; 1 keeps all tokens.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Of the samples; 0 keeps all tokens.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    k: Annotated[str, typer.Option("--k", help="pass@k for these k, separated by commas.")] = "1",
     as_json: Json = False,
 ) -> None:
     """Evaluate a checkpoint or a base model on tasks; records are kept and never made twice."""
@@ -205,7 +251,13 @@ def evaluate(
     from peft_arena.execute.single import evaluate_point
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    rows = evaluate_point(point, names, runs, items=items, split=split, dtype=dtype, batch_size=batch_size)
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "k": [one.strip() for one in k.split(",")]}
+    sampling = None if samples is None else {"samples": samples, **given}
+    if sampling is None and given != {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "k": ["1"]}:
+        raise UserError("--temperature, --top-p, --top-k, --seed and --k are of sampled answers: give --samples too")
+    rows = evaluate_point(
+        point, names, runs, items=items, split=split, dtype=dtype, batch_size=batch_size, sampling=sampling
+    )
     console.show_table(rows, as_json, title=point)
 
 

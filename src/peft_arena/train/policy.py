@@ -7,13 +7,17 @@ suits every method. The output layer sees the positions that predict a completio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from peft_arena.methods.base import Attached
 from peft_arena.train.batch import IGNORED, Batch
 from peft_arena.train.loss import TokenLoss
+from peft_arena.train.quiet import model_kept
 
 
 class Scores(NamedTuple):
@@ -78,6 +82,19 @@ def scores(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: 
         spread = -(normalised.exp() * normalised.nan_to_num(neginf=0.0)).sum(-1)
     empty = torch.zeros(target.shape, dtype=logits.dtype, device=ids.device)
     return Scores(empty.masked_scatter(target, found), empty.masked_scatter(target, spread), extra)
+
+
+@contextmanager
+def pretrained(attached: Attached, autocast: bool) -> Iterator[TokenLoss]:
+    """Give the loss under the pretrained model inside the block, the method being switched off; see :class:`TokenLoss`.
+
+    Raises:
+        UserError: the method cannot be switched off.
+    """
+    with model_kept(attached.model), attached.disabled() as model:
+        model.eval()
+        with TokenLoss(model, autocast) as loss:
+            yield loss
 
 
 def _of_graph(loss: TokenLoss) -> Tensor:

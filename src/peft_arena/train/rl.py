@@ -19,6 +19,7 @@ from peft_arena.tasks.rewards import refusal, reward_of
 from peft_arena.train.outcome import OnStep, TrainOutcome
 from peft_arena.train.prompts import Prompt, Prompts, RolloutPlan, answer_limit, plan_rollouts, read_prompts
 from peft_arena.train.run import checked, follow, training_record
+from peft_arena.train.vllm import vllm_refusal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,8 +66,11 @@ def train_rl(
 
     spec = checked(run, loaded, attached, task, RLSpec, resume_every)
     name = run.spec.method.name
-    if Capability.ONLINE_RL not in METHODS.get(name).card.capabilities:
+    card = METHODS.get(name).card
+    if Capability.ONLINE_RL not in card.capabilities:
         raise UserError(f"method {name} cannot be trained by {spec.objective}: its card does not declare online_rl")
+    if spec.rollouts != "transformers" and (problem := vllm_refusal(card)):
+        raise UserError(f"rollouts {spec.rollouts} cannot be used with method {name}: {problem}")
     if (start is None) != (spec.init_from is None):
         raise UserError(f"run {run.run_id} begins {'at' if spec.init_from else 'not at'} another run, unlike its spec")
     for reward in spec.rewards:

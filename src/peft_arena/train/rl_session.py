@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +18,7 @@ from peft_arena.tasks.judge import Judge
 from peft_arena.tasks.rewards import Answer, Judged
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import StepInfo
-from peft_arena.train.quiet import model_kept
+from peft_arena.train.policy import pretrained
 from peft_arena.train.rl_trainer import TRAINERS, Made, RolloutTrainer, Work
 from peft_arena.train.rollouts import Rollouts, Written
 from peft_arena.train.session import Follower, Session
@@ -116,8 +115,9 @@ class RLSession(Session[RLCounters]):
             rollouts=self.rollouts,
             judge=self.judge,
             reference=self.reference,
+            logged=self.is_logged,
             loss=self.loss,
-            trained=list(self.attached.trained().values()),
+            attached=self.attached,
         )
         trainer: RolloutTrainer = TRAINERS[self.spec.objective](
             model=cast("PreTrainedModel", self.attached.model),
@@ -152,11 +152,8 @@ class RLSession(Session[RLCounters]):
             with self._pretrained as loss:
                 yield loss
             return
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(model_kept(self.attached.model))
-            model = stack.enter_context(self.attached.disabled())
-            model.eval()
-            yield stack.enter_context(TokenLoss(model, autocast))
+        with pretrained(self.attached, autocast) as loss:
+            yield loss
 
     def count(self, trainer: RolloutTrainer) -> StepInfo:
         """Count tokens, rollout and updates of a step."""

@@ -37,12 +37,14 @@ from peft_arena.train.policy import Scores, scores
 from peft_arena.train.quiet import model_kept, random_kept, surface_kept
 from peft_arena.train.rollouts import Rollouts, Written
 from peft_arena.train.trainer import as_it_is, nothing_to_free
+from peft_arena.train.vllm import check_unchanged, digest, plain_weights, vllm_arguments
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from peft_arena.methods.base import Attached
     from peft_arena.tasks.rewards import Judged
 
 Row = dict[str, str]
@@ -97,9 +99,10 @@ class Work(NamedTuple):
     """Scores completions of prompts."""
     reference: Callable[[], AbstractContextManager[TokenLoss]]
     """Gives the reference model's loss inside the block."""
+    logged: Callable[[int], bool]
+    """Says whether the log has an entry after a step, counted from 1."""
     loss: TokenLoss
-    trained: list[nn.Parameter]
-    """Every trained parameter."""
+    attached: Attached
 
 
 class RolloutTrainer:
@@ -112,12 +115,15 @@ class RolloutTrainer:
     optimizer: Any
     beta: Any
     ref_model: Any
+    vllm_generation: Any
     _metrics: Any
     _step: int
     _buffered_inputs: Any
     current_gradient_accumulation_steps: int
     scale_by_passes = False
     """Whether the loss is still to be divided by the forward passes of a step."""
+    gives_log_probs = True
+    """Whether TRL's generation also returns log-probabilities, None where it has none."""
 
     def __init__(
         self,
@@ -150,6 +156,7 @@ class RolloutTrainer:
         self.fresh = False
         """Whether it was made in the step just done."""
         self.updates = Updates()
+        self.trained_parameters = list(work.attached.trained().values())
         self.grad_norm = 0.0
         self.rollout_seconds = 0.0
         self.scoring_seconds = 0.0
@@ -165,6 +172,8 @@ class RolloutTrainer:
                 optimizers=(optimizer, scheduler),
                 callbacks=[callback],
             )
+        if spec.rollouts != "transformers":
+            self.vllm_generation._iter_named_params = lambda: plain_weights(work.attached)
         self.beta = spec.kl
         self.ref_model = REFERENCE if spec.kl else None
         self._step = work.first_step * self.args.gradient_accumulation_steps
@@ -269,8 +278,8 @@ class RolloutTrainer:
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: object, fields: dict[str, Any], *more: object, **settings: object
-    ) -> tuple[list[list[int]], list[list[float]] | None]:
-        """Complete the prompts of a rollout and have the completions judged."""
+    ) -> Any:
+        """Complete the prompts of a rollout and have the completions judged; return what TRL's own method does."""
         step = self.work.first_step + self.state.global_step
         number = step // self.spec.steps_per_rollout
         prompts = [prompt for prompt in self.work.plan[number] for _ in range(self.spec.group_size)]
@@ -278,17 +287,22 @@ class RolloutTrainer:
         if self.spec.rollouts == "transformers":
             written = self.work.rollouts.sample(prompt_ids, self.work.seeds(number, len(prompts)), step)
         else:
+            before = digest(self.model)
             found = super()._generate_single_turn(prompt_ids, images, fields, *more, **settings)  # type: ignore[misc]
-            written = [self.work.rollouts.read(ids) for ids in found[0]]
-            log_probs = [
-                list(row[: len(one.ids)]) + [0.0] * (len(one.ids) - len(row))
-                for row, one in zip(found[1], written, strict=True)
-            ]
+            check_unchanged(before, self.model)
+            ids, log_probs = found if self.gives_log_probs else (found, None)
+            written = [self.work.rollouts.read(row) for row in ids]
+            if log_probs is not None:  # of what was cut off there is none, of an end that was put on it is taken as 0
+                log_probs = [
+                    [*row[: len(one.ids)], *[0.0] * (len(one.ids) - len(row))]
+                    for row, one in zip(log_probs, written, strict=True)
+                ]
         began = time.perf_counter()
         judged = self.work.judge(prompts, written)
         self.scoring_seconds += time.perf_counter() - began
         self.made = Made(prompts, written, judged, [])
-        return [one.ids for one in written], log_probs
+        made = [one.ids for one in written]
+        return (made, log_probs) if self.gives_log_probs else made
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
         """Make a rollout: completions, rewards, advantages, and what the divergence needs."""
@@ -316,10 +330,9 @@ class RolloutTrainer:
         return output
 
     def measures_kl(self) -> bool:
-        """Say whether the step just begun belongs to one that is logged."""
+        """Say whether a step on the rollout that is being made is logged."""
         step = self.work.first_step + self.state.global_step
-        behind, every = step + self.spec.steps_per_rollout, self.spec.log_every
-        return behind // every > step // every or behind >= self.work.first_step + self.work.steps
+        return any(map(self.work.logged, range(step + 1, step + 1 + self.spec.steps_per_rollout)))
 
     def buffer(self) -> dict[str, Tensor]:
         """Return the rollout that is not yet used up, for a resume state; nothing if the next step makes one."""
@@ -353,7 +366,7 @@ class RolloutTrainer:
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.work.trained, self.spec.max_grad_norm)
+        norm = nn.utils.clip_grad_norm_(self.trained_parameters, self.spec.max_grad_norm)
         self.grad_norm = float(norm)
         return norm
 
@@ -393,6 +406,7 @@ class PlannedRLOO(RolloutTrainer, RLOOTrainer):  # type: ignore[misc]
     """REINFORCE leave-one-out."""
 
     scale_by_passes = True
+    gives_log_probs = False
 
 
 TRAINERS: dict[str, type[Any]] = {"grpo": PlannedGRPO, "rloo": PlannedRLOO}
@@ -445,21 +459,10 @@ def arguments(spec: RLSpec, work: Work, directory: Path) -> GRPOConfig | RLOOCon
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
-        **engine_arguments(spec, work.rollouts.stop),
+        **vllm_arguments(spec, work.rollouts.stop),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL sets gradient_checkpointing by its old name
         if spec.objective == "rloo":
             return RLOOConfig(**common)
         return GRPOConfig(**common, loss_type=spec.loss, scale_rewards=spec.advantage_scale)
-
-
-def engine_arguments(spec: RLSpec, stop: Sequence[str]) -> dict[str, Any]:
-    """Return TRL's settings for the engine that generates."""
-    if spec.rollouts == "transformers":
-        return {}
-    return {
-        "use_vllm": True,
-        "vllm_mode": spec.rollouts.removeprefix("vllm_"),
-        "generation_kwargs": {"stop": list(stop)} if stop else None,
-    }

@@ -96,10 +96,9 @@ class Session(ABC, Generic[C]):
         counters = self.counters
         counters.step += 1
         info = self.count(trainer)
-        step, last = counters.step, counters.step == self.total
-        validate = step in self.validate_at
-        if validate or last or step % self.rates.log_every == 0:
-            self._log(trainer.grad_norm, validate)
+        step = counters.step
+        if self.is_logged(step):
+            self._log(trainer.grad_norm, step in self.validate_at)
         if step in self.save_at:
             with model_kept(self.attached.model):
                 write_checkpoint(self.run.checkpoint(step), self.attached.save)
@@ -108,6 +107,10 @@ class Session(ABC, Generic[C]):
                 write_state(self.run, counters, self.attached, self.optimizer, self.kept(trainer))
         for watch in watchers:
             watch(info)
+
+    def is_logged(self, step: int) -> bool:
+        """Say whether the log has an entry after a step, counted from 1."""
+        return step in self.validate_at or step == self.total or step % self.rates.log_every == 0
 
     def check(self) -> None:
         """Look at the model once before the first step, the loss entered.
