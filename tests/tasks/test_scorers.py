@@ -38,6 +38,11 @@ CASES = [
     ("math_verify", "7", "", 0.0),
     ("math_verify", "7", "$9^{9^{9^9}}$", None),
     ("math_verify", "7", "$" + "(" * 2000 + "$", None),
+    ("math_verify", "7", "$\\operatorname{ eye }(9999)$", None),
+    ("math_verify", "7", "the zeros of $\\operatorname{sinc}(x)$: 7", 1.0),
+    ("math_verify", "\\$36", "It costs $36$.", 1.0),
+    ("math_verify", "\\$36", "It costs $35$.", 0.0),
+    ("contains", "Beatles", "x " * 10_000 + "Beatles", 0.0),
 ]
 
 

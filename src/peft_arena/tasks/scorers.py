@@ -23,12 +23,15 @@ MATH_SECONDS = 5
 MATH_CHARACTERS = 4000
 """Only the end of a longer completion is compared: an answer stands there, and parsing time is bounded."""
 
+LINE_CHARACTERS = 10_000
+"""Only the beginning of a longer line is compared as text: putting accents in order takes quadratic time."""
 _NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])[-+])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 MATH_BRACKETS = 200
 """A completion that opens more brackets is not compared: parsing time grows out of bounds with nesting."""
 _HUGE_POWER = re.compile(r"(\^|\*\*)\s*[{(]?\s*[-+]?([0-9]{5,}|[0-9]+\s*[})]?\s*(\^|\*\*))|[0-9]{4,}\s*!")
+_FILLED_MATRIX = re.compile(r"\\operatorname\W*(?:eye|zeros|ones)(?![A-Za-z])")
 
 
 def canonical_number(text: str) -> str:
@@ -83,7 +86,7 @@ def exact_match(golds: Sequence[str], completion: str) -> Score:
 
 def normalised_match(golds: Sequence[str], completion: str) -> Score:
     """Compare the first line after :func:`normalise_answer`."""
-    said = first_line(completion)
+    said = first_line(completion)[:LINE_CHARACTERS]
     plain = normalise_answer(said)
     accepted = {normalise_answer(gold) for gold in golds} - {""}
     return Score(float(plain in accepted or said in {gold.strip() for gold in golds}), extracted=said)
@@ -94,7 +97,7 @@ def contains(golds: Sequence[str], completion: str) -> Score:
 
     An answer of which nothing is left (``The The``) must be the whole line, literally.
     """
-    said = first_line(completion)
+    said = first_line(completion)[:LINE_CHARACTERS]
     plain = f" {normalise_answer(said)} "
     accepted = {normalise_answer(gold) for gold in golds} - {""}
     held = any(f" {gold} " in plain for gold in accepted) or said in {gold.strip() for gold in golds}
@@ -117,7 +120,11 @@ def math_verify(golds: Sequence[str], completion: str) -> Score:
     r"""Compare as mathematics with the math-verify package: ``1/2``, ``0.5`` and ``\frac{1}{2}`` are equal.
 
     Its time limit works through signals and so only in the main thread; elsewhere there is none, and therefore huge
-    powers and factorials and masses of brackets, which may take for ever, are unscored everywhere.
+    powers and factorials and masses of brackets, which may take for ever, are unscored everywhere; so are matrices
+    given by their size, which may fill the memory.
+
+    No text is executed: math-verify hands only digits, operators, points, spaces and brackets to sympy's
+    ``parse_expr``, which uses ``eval``; everything else goes through a grammar of LaTeX.
     """
     try:
         from math_verify import parse, verify
@@ -127,6 +134,8 @@ def math_verify(golds: Sequence[str], completion: str) -> Score:
     text = completion[-MATH_CHARACTERS:]
     if _HUGE_POWER.search(text):
         return Score(None, reason="the completion holds a power or factorial too large to evaluate")
+    if _FILLED_MATRIX.search(text):
+        return Score(None, reason="the completion gives a matrix by its size")
     if sum(map(text.count, "([{")) > MATH_BRACKETS:
         return Score(None, reason=f"the completion opens more than {MATH_BRACKETS} brackets")
     logging.getLogger("math_verify").setLevel(logging.CRITICAL)  # it logs whole texts it cannot read
@@ -145,8 +154,8 @@ def math_verify(golds: Sequence[str], completion: str) -> Score:
 
 
 def _as_latex(gold: str) -> str:
-    """Mark a bare expression as mathematics, as math-verify wants it."""
-    return gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
+    """Mark a bare expression as mathematics, as math-verify wants it; an escaped dollar sign marks nothing."""
+    return gold if "$" in gold.replace("\\$", "") or "\\boxed" in gold else f"${gold}$"
 
 
 SCORERS: Registry[Scorer] = Registry(
