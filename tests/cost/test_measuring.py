@@ -12,11 +12,12 @@ from cost_toys import Adapter, Whole, llama
 
 from peft_arena.core.measure import Measure
 from peft_arena.cost import memory
+from peft_arena.cost.flops import forward_flops
 from peft_arena.cost.latency import latency_measures, median_measure, time_generation
 from peft_arena.cost.memory import PeakMemory
 from peft_arena.cost.pscp import Operations, PscpConstants, pscp, pscp_measure
 from peft_arena.cost.record import inference_cost, training_cost
-from peft_arena.store.records import CostRecord
+from peft_arena.store.records import CostRecord, Rollouts
 
 MEGA = 1_000_000
 BLOCK = 200 * MEGA
@@ -153,6 +154,40 @@ def test_training_record(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert record.stage == "training" and all(m.how for m in record.measures)
     assert CostRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_rollouts_stand_beside_the_updates() -> None:
+    attached = Adapter(llama(context=64))
+    rollouts = Rollouts(
+        engine={}, completions=10, groups=5, prompt_tokens=120, generated_tokens=80, unscored=0, rollout_seconds=5.0,
+        scoring_seconds=1.0, update_seconds=3.0, samples=(),
+    )  # fmt: skip
+
+    def measured(made: Rollouts | None) -> dict[str, Measure]:
+        record = training_cost(attached, run_id="r", tokens=500, mean_length=20, seconds=9.0, rollouts=made)
+        return {found.metric: found for found in record.measures}
+
+    without, found = measured(None), measured(rollouts)
+    assert list(found)[: len(without)] == list(without)
+    assert all(found[name].value == without[name].value for name in without)
+    added = {name: (found[name].value, found[name].unit) for name in found if name not in without}
+    assert list(added.items())[:-1] == [
+        ("rollout_time", (5.0, "seconds")), ("scoring_time", (1.0, "seconds")), ("update_time", (3.0, "seconds")),
+        ("generated_tokens", (80, "tokens")), ("rollout_speed", (20.0, "tokens/second")),
+    ]  # fmt: skip
+    operations = found["rollout_flops"]
+    assert operations.value == pytest.approx(forward_flops(attached.model, 20) * 10)
+    assert "200 tokens of prompts and completions" in operations.how and "1 x 20 tokens" in operations.how
+
+    long = measured(rollouts.model_copy(update={"completions": 1}))["rollout_flops"]
+    assert long.value == pytest.approx(forward_flops(attached.model, 64) / 64 * 200), "no sequence is over the context"
+    none = measured(
+        rollouts.model_copy(
+            update=dict.fromkeys(("completions", "prompt_tokens", "generated_tokens", "rollout_seconds"), 0)
+        )
+    )
+    assert none["rollout_flops"].value is None and "nothing was generated" in none["rollout_flops"].how
+    assert "rollout_speed" not in none
 
 
 def test_inference_record_with_and_without_a_base() -> None:

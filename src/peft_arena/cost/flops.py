@@ -157,6 +157,30 @@ def training_measures(model: nn.Module, tokens: int, batch: int = 1, length: int
     )
 
 
+def rollout_measure(model: nn.Module, completions: int, tokens: int, limit: int | None = None) -> Measure:
+    """Return the operations of generating completions, each by one forward pass with a cache of its own.
+
+    Every token, of a prompt or generated, is taken to cost what it costs in one forward pass over a sequence of the
+    mean length. Attention then counts every pair of positions, causal or not, as in training.
+
+    Args:
+        model: the attached model.
+        completions: generated sequences.
+        tokens: their tokens, generated and of the prompts, each prompt as often as it was completed.
+        limit: longest sequence the model takes.
+    """
+    if completions < 1 or tokens < 1:
+        return _measure("rollout_flops", "nothing was generated", "")
+    length = max(round(tokens / completions), 1)
+    length = length if limit is None else min(length, limit)
+    how = (
+        f"{tokens} tokens of prompts and completions times a forward pass of 1 x {length} tokens over {length}; "
+        f"sampling, scoring and log-probabilities left out; {HOW}"
+    )
+    total = _attempt(lambda: forward_flops(model, length) / length * tokens)
+    return _measure("rollout_flops", total, how)
+
+
 def _difference(total: float | str, base: float | str) -> float | str:
     """Return total minus base, or why one of them is missing."""
     if isinstance(total, str):

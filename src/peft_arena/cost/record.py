@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from peft_arena.core.measure import Measure
 from peft_arena.core.provenance import provenance
-from peft_arena.cost.flops import REFERENCE_LENGTH, forward_measures, training_measures
+from peft_arena.cost.flops import REFERENCE_LENGTH, forward_measures, rollout_measure, training_measures
 from peft_arena.cost.latency import NEW_TOKENS, PROMPT_TOKENS, latency_measures
 from peft_arena.cost.parameters import checkpoint_measure, parameter_measures
 from peft_arena.models.modes import context_length
-from peft_arena.store.records import CostRecord
+from peft_arena.store.records import CostRecord, Rollouts
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +31,12 @@ def training_cost(
     real_tokens: int | None = None,
     memory: Iterable[Measure] = (),
     checkpoint: Path | None = None,
+    rollouts: Rollouts | None = None,
 ) -> CostRecord:
     """Return what training a method has cost.
+
+    Of reinforcement learning the training operations are those of the updates, and those of the rollouts stand beside
+    them.
 
     Args:
         attached: the method in place, with ``requires_grad`` as in training; left as it was.
@@ -44,6 +48,7 @@ def training_cost(
         real_tokens: tokens without padding; with ``seconds`` they give the throughput.
         memory: what :class:`peft_arena.cost.memory.PeakMemory` measured around the training loop.
         checkpoint: directory of the saved state.
+        rollouts: of reinforcement learning; None for supervised fine-tuning.
     """
     model = attached.model
     trained = attached.trained()
@@ -65,9 +70,34 @@ def training_cost(
             found.append(
                 Measure(metric="training_speed", value=speed, unit="tokens/second", better="higher", how=how, n=1)
             )
+    if rollouts is not None:
+        found += _rollout_measures(rollouts)
+        generated = rollouts.prompt_tokens + rollouts.generated_tokens
+        found.append(rollout_measure(model, rollouts.completions, generated, limit))
     if checkpoint is not None:
         found.append(checkpoint_measure(checkpoint))
     return CostRecord(run_id=run_id, stage="training", measures=tuple(found), provenance=provenance())
+
+
+def _rollout_measures(rollouts: Rollouts) -> list[Measure]:
+    """Return time and tokens of all rollouts of a training."""
+    times = (
+        ("rollout_time", rollouts.rollout_seconds, "wall time of the rollouts, scoring included"),
+        ("scoring_time", rollouts.scoring_seconds, "wall time of scoring the completions"),
+        ("update_time", rollouts.update_seconds, "wall time of the optimizer steps without their rollouts"),
+    )
+    found = [
+        Measure(metric=metric, value=seconds, unit="seconds", better="lower", how=how, n=1)
+        for metric, seconds, how in times
+    ]
+    tokens, generating = rollouts.generated_tokens, rollouts.rollout_seconds - rollouts.scoring_seconds
+    how = "tokens of all completions, end tokens included"
+    found.append(Measure(metric="generated_tokens", value=tokens, unit="tokens", better="neither", how=how, n=1))
+    if generating > 0:
+        how = "generated tokens over the wall time of the rollouts without scoring"
+        speed = tokens / generating
+        found.append(Measure(metric="rollout_speed", value=speed, unit="tokens/second", better="higher", how=how, n=1))
+    return found
 
 
 def inference_cost(
