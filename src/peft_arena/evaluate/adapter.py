@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lm_eval.api.instance import Instance
@@ -12,14 +13,16 @@ from lm_eval.config.task import TaskConfig as HarnessConfig
 from lm_eval.filters import build_filter_ensemble
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.ids import seed_for
 from peft_arena.evaluate.metrics import weighted_mean
+from peft_arena.evaluate.samples import Samples
 from peft_arena.models.render import render
-from peft_arena.store.records import ItemRecord
 from peft_arena.tasks.base import Item, Kind, Score, Task
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from peft_arena.core.specs import Sampling
     from peft_arena.evaluate.engine import Engine
 
 SCORE = "score"
@@ -33,14 +36,22 @@ class Question(NamedTuple):
     requests: tuple[tuple[Any, ...], ...]
 
 
-def prepare(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> Question | Score:
+def prepare(
+    task: Task, item: Item, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None = None
+) -> Question | Score:
     """Return the requests of an item, or a score without value if the task cannot make them.
+
+    Args:
+        task: makes the prompt.
+        item: what is asked.
+        tokenizer: renders the prompt.
+        sampling: ask for several sampled answers, a request each; only for tasks that generate.
 
     Raises:
         UserError: the tokenizer cannot render the task's prompts.
     """
     try:
-        requests = _requests(task, item, tokenizer)
+        requests = _requests(task, item, tokenizer, sampling)
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 - the one boundary to a plug-in's own code: its bug must not lose the other items
@@ -50,18 +61,21 @@ def prepare(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> Quest
     return Question(item, requests)
 
 
-def _requests(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[Any, ...], ...]:
+def _requests(
+    task: Task, item: Item, tokenizer: PreTrainedTokenizerBase, sampling: Sampling | None
+) -> tuple[tuple[Any, ...], ...]:
     if task.card.kind is Kind.TEXT:
         return (("", item.question),)
     prompt = render(tokenizer, task.prompt(item))
     if task.card.kind is Kind.CHOICE:
         return tuple((prompt, continuation) for continuation in task.continuations(item))
-    settings = {
-        "until": list(task.generation.stop),
-        "max_gen_toks": task.generation.max_new_tokens,
-        "do_sample": False,
-    }
-    return ((prompt, settings),)
+    settings = {"until": list(task.generation.stop), "max_gen_toks": task.generation.max_new_tokens}
+    if sampling is None:
+        return ((prompt, {**settings, "do_sample": False}),)
+    settings |= {"do_sample": True, "temperature": sampling.temperature}
+    settings |= {"top_k": sampling.top_k, "top_p": sampling.top_p}
+    seeds = (seed_for(sampling.seed, "sample", item.id, number) for number in range(sampling.samples))
+    return tuple((prompt, {**settings, "seed": seed}) for seed in seeds)
 
 
 class Adapter(HarnessTask):
@@ -69,7 +83,14 @@ class Adapter(HarnessTask):
 
     VERSION = None
 
-    def __init__(self, name: str, task: Task, questions: Sequence[Question], engine: Engine) -> None:
+    def __init__(
+        self,
+        name: str,
+        task: Task,
+        questions: Sequence[Question],
+        engine: Engine,
+        sampling: Sampling | None = None,
+    ) -> None:
         """Adapt a task.
 
         Args:
@@ -77,11 +98,13 @@ class Adapter(HarnessTask):
             task: scores the answers.
             questions: what is asked; at least one.
             engine: tells which documents it could not answer.
+            sampling: what the questions were prepared with.
         """
         self.OUTPUT_TYPE = OUTPUT_TYPES[task.card.kind]
         self.task = task
         self.questions = questions
         self.engine = engine
+        self.sampling = sampling
         # lm-eval's own constructor is not called: it loads a data set and configures a task that generates
         self.fewshot_rnd = None
         self._instances: list[Instance] = []
@@ -140,16 +163,17 @@ class Adapter(HarnessTask):
             for place, arguments in enumerate(requests)
         ]
 
-    def process_results(self, doc: dict[str, int], results: list[Any]) -> dict[str, Score]:
+    def process_results(self, doc: dict[str, int], results: list[Any]) -> dict[str, Score | Samples]:
         """Score one document by the task's own definition."""
         reason = self.engine.rejected.get((str(self._config.task), doc["number"]))
         if reason is not None:
             return {SCORE: Score(None, reason=reason)}
         return {SCORE: self._score(self.questions[doc["number"]].item, results)}
 
-    def _score(self, item: Item, results: list[Any]) -> Score:
+    def _score(self, item: Item, results: list[Any]) -> Score | Samples:
         if self.task.card.kind is Kind.GENERATE:
-            return _guarded(lambda: self.task.score(item, str(results[0])))
+            scores = [_guarded(partial(self.task.score, item, str(answer))) for answer in results]
+            return scores[0] if self.sampling is None else Samples(self.sampling, scores, list(map(str, results)))
         totals = [float(total) for total, _ in results]
         if not all(map(math.isfinite, totals)):
             return Score(None, reason="a log-likelihood is not finite")
@@ -158,13 +182,18 @@ class Adapter(HarnessTask):
         tokens = self.engine.text_tokens(item.question)
         return _guarded(lambda: self.task.score_text(item, totals[0], tokens))
 
-    def aggregation(self) -> dict[str, Callable[[Sequence[Score]], float | None]]:
+    def aggregation(self) -> dict[str, Callable[[Sequence[Score | Samples]], float | None]]:
         """Return the weighted mean of the scores."""
-        return {SCORE: lambda scores: weighted_mean([s.value for s in scores], [s.weight for s in scores]).value}
+        return {SCORE: _mean}
 
     def higher_is_better(self) -> dict[str, bool]:
         """Return the direction of the headline metric."""
         return {SCORE: self.task.card.headline.better == "higher"}
+
+
+def _mean(found: Sequence[Score | Samples]) -> float | None:
+    scores = [one.score if isinstance(one, Samples) else one for one in found]
+    return weighted_mean([score.value for score in scores], [score.weight for score in scores]).value
 
 
 def _guarded(score: Callable[[], Score]) -> Score:
@@ -177,23 +206,3 @@ def _guarded(score: Callable[[], Score]) -> Score:
 def _failed(what: str, error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{what} failed: {type(error).__name__}: {text[:200]}"
-
-
-def item_record(item: Item, score: Score, output: str = "") -> ItemRecord:
-    """Return the record of one item; a value that is not finite becomes an unscored item with a reason."""
-    if score.value is not None and not (math.isfinite(score.value) and math.isfinite(score.weight)):
-        score = Score(None, extracted=score.extracted, reason=f"the value is not finite: {score.value}")
-    others = {
-        name: (float(part.value), float(part.weight))
-        for name, part in score.others.items()
-        if math.isfinite(part.value) and math.isfinite(part.weight)
-    }
-    return ItemRecord(
-        id=item.id,
-        value=None if score.value is None else float(score.value),
-        weight=float(score.weight),
-        others=others if score.value is not None else {},
-        extracted=score.extracted,
-        reason=score.reason,
-        output=output,
-    )

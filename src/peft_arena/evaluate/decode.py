@@ -1,8 +1,8 @@
-"""Greedy decoding in batches that shrink as rows finish.
+"""Greedy or sampled decoding in batches that shrink as rows finish.
 
 The model's own ``generate`` keeps every row until the last one ends, and applies whatever the model's generation
 settings say (repetition penalties, for example). Here a row leaves its batch when it ends, and each token is the
-argmax of the logits and nothing else.
+argmax of the logits, or is drawn from them with the row's own random numbers, and nothing else.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from peft_arena.evaluate.draw import Sampler, draw, streams
 from peft_arena.models.modes import accepts, base_of, device_of, virtual_tokens
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ class Job(NamedTuple):
     """The prompt's tokens; at least one."""
     max_new_tokens: int
     stop: tuple[str, ...]
+    seed: int | None = None
+    """Of the row's own random numbers, not negative; only needed to sample."""
 
 
 class Continuation(NamedTuple):
@@ -36,8 +39,12 @@ class Continuation(NamedTuple):
 
     text: str
     """Up to, and without, the first stop string or end token."""
+    ids: list[int]
+    """The new tokens, up to and with the one that ended the row."""
+    ended: bool
+    """Whether an end token or a stop string ended it; False: it met the limit, or its logits were not finite."""
     finite: bool = True
-    """False if the logits of a step were not finite: then the text means nothing."""
+    """False if the logits of a step were not finite, where the row then stops: what it says means nothing."""
 
 
 class Stopper:
@@ -56,7 +63,7 @@ class Stopper:
     def ended(self, rows: Sequence[list[int]]) -> list[bool]:
         """Say of each row of new tokens, unfinished one token ago, whether it has ended."""
         by_token = [row[-1] in self.end_ids for row in rows]
-        if not self.stop:
+        if not self.stop or not rows:
             return by_token
         tails = self.tokenizer.batch_decode([row[-self.window :] for row in rows], **_DECODE)
         return [ended or any(text in tail for text in self.stop) for ended, tail in zip(by_token, tails, strict=True)]
@@ -90,13 +97,14 @@ def decode(
     *,
     batch_size: int,
     done: Callable[[int], object],
-    sampling: Mapping[str, Any] | None = None,
+    sampler: Sampler | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> list[Continuation]:
     """Continue each prompt, in the order of the jobs.
 
     Prompts are padded on the left with attention masks and explicit positions, so that a row's result does not depend
-    on its batch; a model that takes no positions, or has virtual tokens before its input, gets only batches of prompts
-    of the same length.
+    on its batch, up to the rounding of the logits; a model that takes no positions, or has virtual tokens before its
+    input, gets only batches of prompts of the same length. A prompt that several rows of a batch share is read once.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -104,9 +112,15 @@ def decode(
         jobs: what to continue.
         batch_size: most prompts in a batch.
         done: called with the number of prompts finished since the last call.
-        sampling: settings for the model's own ``generate``, for tasks that sample; None decodes greedily.
+        sampler: how to draw tokens, with the stream of each job's seed; None decodes greedily.
+        settings: for the model's own ``generate``, where a task asks for what a sampler has not; instead of a sampler.
+
+    Raises:
+        ValueError: a sampler and settings are both given, or a job to sample has no seed.
     """
-    own = sampling is not None or virtual_tokens(model) > 0
+    if sampler is not None and (settings is not None or any(job.seed is None for job in jobs)):
+        raise ValueError("sampling takes a seed for each job, and no settings of the model's own generate")
+    own = settings is not None or virtual_tokens(model) > 0
     padded = accepts(model, "position_ids") and not own
     order = sorted(range(len(jobs)), key=lambda place: (-len(jobs[place].ids), jobs[place].ids))
     end_ids = end_tokens(model, tokenizer)
@@ -114,7 +128,11 @@ def decode(
     for places in _batches(jobs, order, batch_size, padded):
         batch = [jobs[place] for place in places]
         stopper = Stopper(tokenizer, batch[0].stop, end_ids)
-        results = _own_generate(model, stopper, batch, sampling or {}) if own else _greedy(model, stopper, batch)
+        choose = _Choice(model, batch, sampler)
+        if own:
+            results = _own_generate(model, stopper, batch, choose, settings or {})
+        else:
+            results = _continue(model, stopper, batch, choose)
         found.update(zip(places, results, strict=True))
         done(len(places))
     return [found[place] for place in range(len(jobs))]
@@ -131,6 +149,33 @@ def _batches(jobs: Sequence[Job], order: Sequence[int], batch_size: int, padded:
             yield places[begin : begin + batch_size]
 
 
+class _Choice:
+    """Chooses the next token of each row: the most likely one, or one drawn with the row's own numbers."""
+
+    def __init__(self, model: nn.Module, batch: Sequence[Job], sampler: Sampler | None) -> None:
+        self.sampler = sampler
+        if sampler is not None:
+            seeds = [job.seed for job in batch if job.seed is not None]
+            self.uniforms = streams(seeds, batch[0].max_new_tokens).to(device_of(model))
+
+    def __call__(self, logits: Tensor, rows: Sequence[int], step: int) -> tuple[Tensor, Tensor]:
+        """Return whether the logits are finite, and the tokens; each of shape (rows,).
+
+        Args:
+            logits: shape (rows, vocabulary).
+            rows: the place in the batch of each row.
+            step: how many tokens the rows have so far.
+        """
+        best = logits.max(-1)
+        finite = torch.isfinite(best.values)
+        if self.sampler is None:
+            return finite, best.indices
+        uniforms = self.uniforms[:, step]
+        if len(rows) < len(uniforms):
+            uniforms = uniforms[torch.tensor(rows, device=uniforms.device)]
+        return finite, draw(logits, self.sampler, uniforms)
+
+
 class _Batch:
     """The rows of a batch that still run, with their cache."""
 
@@ -140,26 +185,36 @@ class _Batch:
         self.model = model
         self.keep = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
         self.positioned = accepts(model, "position_ids")
-        longest = max(len(job.ids) for job in batch)
-        rows = [[0] * (longest - len(job.ids)) + job.ids for job in batch]
-        mask = [[0] * (longest - len(job.ids)) + [1] * len(job.ids) for job in batch]
+        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(tuple(job.ids) for job in batch))}
+        longest = max(map(len, places))
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in places]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in places]
         device = device_of(model)
         self.ids = torch.tensor(rows, device=device)
         self.mask = torch.tensor(mask, device=device)
         self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.padded = any(len(job.ids) < longest for job in batch)
+        self.padded = any(len(prompt) < longest for prompt in places)
         self.cache = DynamicCache(config=base_of(model).config)
+        self.owners = [places[tuple(job.ids)] for job in batch]
 
-    def step(self) -> tuple[Tensor, Tensor]:
-        """Run the model on the newest tokens; return the largest logit and its token, each of shape (rows,)."""
+    def read(self) -> Tensor:
+        """Run the model on each prompt once; return the logits after it for each row, shape (rows, vocabulary)."""
+        logits = self.step()
+        if len(self.owners) > len(logits):
+            index = torch.tensor(self.owners, device=logits.device)
+            logits = logits[index]
+            self._select(index)
+        return logits
+
+    def step(self) -> Tensor:
+        """Run the model on the newest tokens; return the logits after them, shape (rows, vocabulary)."""
         inputs: dict[str, Any] = {"input_ids": self.ids, "past_key_values": self.cache, "use_cache": True}
         if self.padded:
             inputs["attention_mask"] = self.mask
         if self.positioned:
             inputs["position_ids"] = self.positions
-        logits = self.model(**inputs, **self.keep).logits[:, -1]
-        best = logits.max(-1)
-        return best.values, best.indices
+        logits: Tensor = self.model(**inputs, **self.keep).logits[:, -1]
+        return logits
 
     def extend(self, tokens: Tensor, keep: list[int] | None) -> None:
         """Append a token to each row, and go on with only the rows of ``keep`` where it is given."""
@@ -167,63 +222,110 @@ class _Batch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
         self.positions = self.positions[:, -1:] + 1
         if keep is not None:
-            index = torch.tensor(keep, device=tokens.device)
-            self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
-            self.cache.batch_select_indices(index)
+            self._select(torch.tensor(keep, device=tokens.device))
+
+    def _select(self, index: Tensor) -> None:
+        """Go on with these rows, in this order; a row may be named several times."""
+        self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
+        self.cache.batch_select_indices(index)
 
 
-def _greedy(model: nn.Module, stopper: Stopper, batch: Sequence[Job]) -> list[Continuation]:
+class _Row:
+    """What a row has written so far."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.ended = False
+        self.finite = True
+
+    @property
+    def running(self) -> bool:
+        """Whether it goes on."""
+        return self.finite and not self.ended
+
+
+def _append(rows: Sequence[_Row], stopper: Stopper, finite: Sequence[bool], tokens: Sequence[int]) -> None:
+    """Append a token to each row that still runs, and see which of them have ended."""
+    for row, fine, token in zip(rows, finite, tokens, strict=True):
+        if row.running:
+            row.finite = fine
+            if fine:
+                row.ids.append(token)
+    live = [row for row in rows if row.running]
+    for row, stop in zip(live, stopper.ended([row.ids for row in live]), strict=True):
+        row.ended = stop
+
+
+def _results(rows: Sequence[_Row], stopper: Stopper) -> list[Continuation]:
+    return [Continuation(stopper.text(row.ids), row.ids, row.ended, row.finite) for row in rows]
+
+
+def _continue(model: nn.Module, stopper: Stopper, batch: Sequence[Job], choose: _Choice) -> list[Continuation]:
     state = _Batch(model, batch)
-    written: list[list[int]] = [[] for _ in batch]
-    finite = [True] * len(batch)
+    written = [_Row() for _ in batch]
     running = list(range(len(batch)))  # row of the state → row of the batch
-    ended: set[int] = set()
-    for step in range(batch[0].max_new_tokens):
-        values, tokens = state.step()
-        fine = torch.isfinite(values).tolist()
-        chosen = tokens.tolist()
-        live = [place for place, row in enumerate(running) if row not in ended]
-        for place in live:
-            written[running[place]].append(chosen[place])
-            finite[running[place]] = fine[place]
-        stops = stopper.ended([written[running[place]] for place in live])
-        ended.update(running[place] for place, stop in zip(live, stops, strict=True) if stop or not fine[place])
-        left = [place for place, row in enumerate(running) if row not in ended]
-        if not left or step == batch[0].max_new_tokens - 1:
+    limit = batch[0].max_new_tokens
+    logits = state.read()
+    for step in range(limit):
+        finite, tokens = choose(logits, running, step)
+        _append([written[row] for row in running], stopper, finite.tolist(), tokens.tolist())
+        left = [place for place, row in enumerate(running) if written[row].running]
+        if not left or step == limit - 1:
             break
         compact = len(left) <= COMPACT_BELOW * len(running)
         state.extend(tokens, left if compact else None)
         running = [running[place] for place in left] if compact else running
-    return [Continuation(stopper.text(row), good) for row, good in zip(written, finite, strict=True)]
+        logits = state.step()
+    return _results(written, stopper)
 
 
 def _own_generate(
-    model: nn.Module, stopper: Stopper, batch: Sequence[Job], sampling: Mapping[str, Any]
+    model: nn.Module, stopper: Stopper, batch: Sequence[Job], choose: _Choice, settings: Mapping[str, Any]
 ) -> list[Continuation]:
     """Use the model's own ``generate``, on prompts of one length."""
-    from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+    from transformers import (
+        GenerationConfig,
+        LogitsProcessor,
+        LogitsProcessorList,
+        StoppingCriteria,
+        StoppingCriteriaList,
+    )
 
     length = len(batch[0].ids)
+    written = [_Row() for _ in batch]
+    latest: list[Tensor] = []
+
+    class Chosen(LogitsProcessor):
+        """Leaves only the chosen token of each row, where this module chooses."""
+
+        def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+            finite, tokens = choose(scores, range(len(batch)), input_ids.shape[1] - length)
+            latest[:] = [finite]
+            if choose.sampler is None:
+                return scores
+            return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)
 
     class Ended(StoppingCriteria):
         """Ends each row on its own."""
 
         def __call__(self, input_ids: Tensor, scores: Tensor, **_: object) -> Tensor:
-            return torch.tensor(stopper.ended(input_ids[:, length:].tolist()), device=input_ids.device)
+            _append(written, stopper, latest[0].tolist(), input_ids[:, -1].tolist())
+            return torch.tensor([not row.running for row in written], device=input_ids.device)
 
-    settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **sampling}
+    given: dict[str, Any] = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, **settings}
     config = GenerationConfig(
         max_new_tokens=batch[0].max_new_tokens,
         eos_token_id=sorted(stopper.end_ids),
         pad_token_id=min(stopper.end_ids, default=0),
-        **settings,
+        **given,
     )
     ids = torch.tensor([job.ids for job in batch], device=device_of(model))
     generate: Any = model.generate
-    out: Tensor = generate(
+    generate(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
         generation_config=config,
+        logits_processor=LogitsProcessorList([Chosen()]),
         stopping_criteria=StoppingCriteriaList([Ended()]),
     )
-    return [Continuation(stopper.text(row)) for row in out[:, length:].tolist()]
+    return _results(written, stopper)

@@ -7,9 +7,10 @@ cuts long prompts silently, and keeps a batch running until each row has met the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -17,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.ids import canonical_json
-from peft_arena.evaluate.decode import Job, decode
+from peft_arena.core.ids import canonical_json, seed_for
+from peft_arena.evaluate.decode import Job, Sampler, decode
 from peft_arena.evaluate.likelihood import Likelihood, Pair, log_likelihoods
 from peft_arena.models.modes import UNLIMITED, base_of, context_length, device_of
 from peft_arena.models.render import encode_text
@@ -183,28 +184,30 @@ class ModelEngine(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return what the model writes after each request's prompt, up to the first stop string."""
-        groups: dict[str, list[tuple[int, Job]]] = {}
-        settings: dict[str, Mapping[str, Any] | None] = {}
+        groups: dict[str, list[tuple[int, _Asked]]] = {}
+        asked_before: Counter[tuple[str | int, ...]] = Counter()
         for place, request in enumerate(requests):
-            prompt, asked = request.args
-            job, sampling = _job(self.tok_encode(prompt) or [self.prefix_token_id], asked)
+            prompt, given = request.args
+            name = (*_key(request), int(request.idx))
+            asked = _asked(self.tok_encode(prompt) or [self.prefix_token_id], given, *name, asked_before[name])
+            asked_before[name] += 1
+            job = asked.job
             what = f"a prompt of {len(job.ids)} tokens and {job.max_new_tokens} new ones"
             if self._fits(request, len(job.ids) + job.max_new_tokens, what):
-                group = canonical_json(sampling)
-                settings[group] = sampling
-                groups.setdefault(group, []).append((place, job))
+                groups.setdefault(asked.group, []).append((place, asked))
         texts = [""] * len(requests)
-        for group, jobs in groups.items():
-            with self._bar(len(jobs), "generating") as bar:
+        for members in groups.values():
+            with self._bar(len(members), "generating") as bar:
                 found = decode(
                     self.model,
                     self.tokenizer,
-                    [job for _, job in jobs],
+                    [asked.job for _, asked in members],
                     batch_size=self.rows,
                     done=bar.update,
-                    sampling=settings[group],
+                    sampler=members[0][1].sampler,
+                    settings=members[0][1].settings,
                 )
-            for (place, _), result in zip(jobs, found, strict=True):
+            for (place, _), result in zip(members, found, strict=True):
                 texts[place] = result.text
                 if not result.finite:
                     self.rejected.setdefault(_key(requests[place]), "the model's logits are not finite")
@@ -252,15 +255,49 @@ def _key(request: Instance) -> Key:
     return (str(request.task_name), int(request.doc_id or 0))
 
 
-def _job(ids: list[int], settings: Mapping[str, Any]) -> tuple[Job, dict[str, Any] | None]:
-    """Translate lm-eval's generation settings; the second result is None for greedy decoding."""
-    left = dict(settings)
+class _Asked(NamedTuple):
+    """A request to generate."""
+
+    job: Job
+    sampler: Sampler | None
+    settings: dict[str, Any] | None
+    """For the model's own ``generate``, where a sampler has not all that was asked for."""
+
+    @property
+    def group(self) -> str:
+        """Requests with the same group are decoded together."""
+        return canonical_json([self.sampler, self.settings])
+
+
+def _asked(ids: list[int], given: Mapping[str, Any], *names: str | int) -> _Asked:
+    """Translate lm-eval's generation settings.
+
+    Args:
+        ids: the prompt's tokens.
+        given: settings; a ``seed`` among them is that of the answer's own random numbers.
+        names: what the seed is made of where none is given.
+
+    Raises:
+        UserError: beam search is asked for.
+    """
+    left = dict(given)
     until = left.pop("until", None) or ()
     limits = [left.pop(name, None) for name in LIMIT_NAMES]
     limit = next((int(value) for value in limits if value is not None), DEFAULT_MAX_NEW_TOKENS)
     stop = (until,) if isinstance(until, str) else tuple(until)
     temperature = float(left.pop("temperature", 0.0) or 0.0)
     sampled = bool(left.pop("do_sample", temperature > 0))
+    seed = left.pop("seed", None)
+    beams = int(left.pop("num_beams", 1) or 1)
+    if beams > 1:
+        raise UserError(
+            f"a task asks for beam search with num_beams {beams}; only greedy decoding and sampling are known"
+        )
+    job = Job(ids, limit, stop)
     if not sampled:
-        return Job(ids, limit, stop), None
-    return Job(ids, limit, stop), {**left, "do_sample": True, "temperature": temperature or 1.0}
+        return _Asked(job, None, None)
+    job = job._replace(seed=seed_for(0, *names) if seed is None else int(seed))
+    if set(left) <= {"top_k", "top_p"}:
+        top_k, top_p = int(left.get("top_k") or 0), float(left.get("top_p") or 1.0)
+        return _Asked(job, Sampler(temperature or 1.0, max(top_k, 0), top_p), None)
+    return _Asked(job, None, {**left, "do_sample": True, "temperature": temperature or 1.0})

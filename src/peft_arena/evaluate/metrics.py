@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from peft_arena.core.measure import Measure
 from peft_arena.store.records import ItemRecord
-from peft_arena.tasks.base import Metric
+from peft_arena.tasks.base import FRACTION, Kind, Metric, TaskCard
 
 
 class Mean(NamedTuple):
@@ -50,6 +50,15 @@ def weighted_mean(values: Sequence[float | None], weights: Sequence[float] | Non
         return Mean(mean, None, n, unscored)
     spread = math.fsum((w * (x - mean)) ** 2 for x, w in pairs)
     return Mean(mean, math.sqrt(n / (n - 1) * spread) / total, n, unscored)
+
+
+def sampling_refusal(card: TaskCard) -> str:
+    """Say why several sampled answers cannot be asked of a task; empty if they can."""
+    if card.kind is not Kind.GENERATE:
+        return "it compares likelihoods, and no answer is written"
+    if card.headline.unit != FRACTION or card.headline.better != "higher":
+        return f"pass@k needs full marks, and its {card.headline.name} is no fraction of them"
+    return ""
 
 
 def measures(metrics: Iterable[Metric], items: Sequence[ItemRecord], how: str) -> tuple[Measure, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import OWN, PathSpec
-from peft_arena.evaluate.metrics import measures
+from peft_arena.evaluate.metrics import measures, sampling_refusal
 from peft_arena.store.records import EvaluationRecord, ItemRecord
 from peft_arena.tasks.base import Item, Kind, Score, Task
 from peft_arena.tasks.foreign import is_foreign
@@ -120,6 +120,9 @@ def evaluate_many(
         raise UserError("the same evaluation is asked for twice")
     ours = [spec for spec in specs if not is_foreign(spec.task.name)]
     theirs = [spec for spec in specs if is_foreign(spec.task.name)]
+    sampled = next((spec.task.name for spec in theirs if spec.sampling is not None), None)
+    if sampled is not None:
+        raise UserError(f"sampling cannot be asked of {sampled}: tasks of lm-eval say themselves how they are answered")
     found = _evaluate_ours(loaded, model, ours, batch_size, progress, make) if ours else {}
     if theirs:
         from peft_arena.evaluate.harness import evaluate_harness
@@ -150,17 +153,18 @@ def _evaluate_ours(
 ) -> dict[str, Outcome]:
     from lm_eval.evaluator import evaluate as lm_evaluate
 
-    from peft_arena.evaluate.adapter import SCORE, Adapter, Question, item_record, prepare
+    from peft_arena.evaluate.adapter import SCORE, Adapter, Question, prepare
+    from peft_arena.evaluate.samples import item_record, passk_metrics
     from peft_arena.evaluate.session import session
 
     chosen = [(spec, *_select(spec, make)) for spec in specs]
     with session(loaded, model, batch_size=batch_size, progress=progress) as engine:
         asked = [
-            (spec, task, items, [prepare(task, item, loaded.tokenizer) for item in items])
+            (spec, task, items, [prepare(task, item, loaded.tokenizer, spec.sampling) for item in items])
             for spec, task, items in chosen
         ]
         adapters = {
-            spec.id: Adapter(spec.id, task, questions, engine)
+            spec.id: Adapter(spec.id, task, questions, engine, spec.sampling)
             for spec, task, _, prepared in asked
             if (questions := [found for found in prepared if isinstance(found, Question)])
         }
@@ -176,18 +180,35 @@ def _evaluate_ours(
                     records.append(item_record(item, question))
                     continue
                 answer = next(answers)
-                said = str(answer["filtered_resps"][0]) if task.card.kind is Kind.GENERATE else ""
+                one = task.card.kind is Kind.GENERATE and spec.sampling is None
+                said = str(answer["filtered_resps"][0]) if one else ""
                 records.append(item_record(item, answer[SCORE], said))
-            how = f"lm-eval {engine.describe()['version']}, {HOW[task.card.kind]}"
-            numbers = measures(task.card.metrics, records, how)
+            how = f"lm-eval {engine.describe()['version']}, {_how(spec, task.card.kind)}"
+            metrics = (*task.card.metrics, *(passk_metrics(spec.sampling) if spec.sampling else ()))
+            numbers = measures(metrics, records, how)
             outcomes[spec.id] = Outcome(task.card.model_dump(mode="json"), numbers, tuple(records), engine.describe())
     return outcomes
+
+
+def _how(spec: EvalSpec, kind: Kind) -> str:
+    """Say how answers were obtained."""
+    sampling = spec.sampling
+    if sampling is None:
+        return HOW[kind]
+    cuts = f", top_k {sampling.top_k}" if sampling.top_k else ""
+    cuts += f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
+    return (
+        f"{sampling.samples} samples of each item at temperature {sampling.temperature:g}{cuts}, seed {sampling.seed}, "
+        "scored by the task"
+    )
 
 
 def _select(spec: EvalSpec, make: MakeTask | None) -> tuple[Task, list[Item]]:
     """Return the task of a spec and the items that are asked for."""
     task = (make or make_task)(spec.task.name, spec.task.config)
     check_version(task, spec.task)
+    if spec.sampling is not None and (why := sampling_refusal(task.card)):
+        raise UserError(f"sampling cannot be asked of task {task.card.name}: {why}")
     name = task.card.name
     items = task.items(spec.split)
     if not items:
