@@ -22,6 +22,9 @@ SFT = ["train", "sft", "--model", "micro", "--method", "lora", "--out", "unused"
         (["eval", "micro", "--tasks", "micro-srot"], "unknown task 'micro-srot'"),
         (["eval", "nothing", "--tasks", "micro-sort"], "no run 'nothing'"),
         (["eval", "./nothing", "--tasks", "micro-sort"], "unknown model './nothing'"),
+        (["eval", "micro", "--tasks", "micro-sort", "--k", "1,4"], "give --samples too"),
+        (["eval", "micro", "--tasks", "micro-sort", "--samples", "4", "--k", "1,8"], "k must increase and not exceed"),
+        (["eval", "micro", "--tasks", "micro-facts", "--samples", "4", "--k", "x"], "got 'x'"),
         (["eval", "micro@5", "--tasks", "micro-sort"], "a base model has none"),
         (["train", "sft", "--model", "micro", "--method", "none", "--task", "micro-reverse", "--out", "unused",
           "--set", "train.learning_rate=1"], "nothing can be run: none trains nothing"),
@@ -46,7 +49,7 @@ def test_wrong_options_exit_with_2():
     assert arena("frobnicate").returncode == 2
 
 
-@pytest.mark.parametrize("what", ["methods", "tasks", "studies", "models"])
+@pytest.mark.parametrize("what", ["methods", "tasks", "studies", "models", "rules", "rewards"])
 def test_lists(what):
     rows = json.loads(arena("ls", what, "--json").stdout)
     assert len(rows) >= 3

@@ -21,13 +21,14 @@ FREE_BYTES = 4 * 2**30
 
 
 def listing(what: str) -> list[Row]:
-    """Return the rows of ``methods``, ``tasks``, ``studies``, ``models`` or ``rules``."""
+    """Return the rows of ``methods``, ``tasks``, ``studies``, ``models``, ``rules`` or ``rewards``."""
     makers: dict[str, Callable[[], list[Row]]] = {
         "methods": _methods,
         "tasks": _tasks,
         "studies": _studies,
         "models": _models,
         "rules": _rules,
+        "rewards": _rewards,
     }
     return makers[what]()
 
@@ -48,7 +49,9 @@ def run_summary(run: RunDirectory) -> Row:
             "tokens": training.tokens,
             "examples": training.examples,
             "dropped": training.dropped,
-            "last_loss": next((entry.loss for entry in reversed(training.log) if entry.loss is not None), None),
+            "start": None if training.start is None else training.start.model_dump(),
+            "last_loss": next((e.loss for e in reversed(training.log) if e.loss is not None and not e.rollout), None),
+            "last_reward": next((e.rollout.reward for e in reversed(training.log) if e.rollout is not None), None),
         },
         "costs": [
             {"stage": cost.stage, **measure.model_dump(include={"metric", "value", "unit", "stderr", "how"})}
@@ -61,6 +64,7 @@ def run_summary(run: RunDirectory) -> Row:
                 "task": record.spec.task.name,
                 "split": record.spec.split,
             }
+            | ({"samples": record.spec.sampling.samples} if record.spec.sampling else {})
             | measure.model_dump(include={"metric", "value", "unit", "n", "stderr", "unscored"})
             for record in run.evaluations()
             for measure in record.metrics
@@ -261,6 +265,25 @@ def _rules() -> list[Row]:
         for name in RULES.names()
         for card in [RULES.get(name).card]
     ]
+
+
+def _rewards() -> list[Row]:
+    from peft_arena.tasks.rewards import REWARDS
+
+    rows = []
+    for name in REWARDS.names():
+        kind = REWARDS.get(name)
+        least, most = ("no bound" if bound is None else f"{bound:g}" for bound in kind.card.range)
+        row = {
+            "name": name,
+            "title": kind.card.title,
+            "from": least,
+            "to": most,
+            "settings": ", ".join(kind.Config.model_fields) or "none",
+            "description": kind.card.description,
+        }
+        rows.append(row)
+    return rows
 
 
 def _models() -> list[Row]:

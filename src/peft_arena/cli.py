@@ -58,6 +58,7 @@ class What(StrEnum):
     STUDIES = "studies"
     MODELS = "models"
     RULES = "rules"
+    REWARDS = "rewards"
 
 
 class Executor(StrEnum):
@@ -72,7 +73,7 @@ def list_command(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="All there is to say of one method.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List methods, tasks, studies, models, or rules of paths."""
+    """List methods, tasks, studies, models, rules of paths, or rewards."""
     from peft_arena import catalogue, console
 
     if name is not None:
@@ -251,7 +252,8 @@ def evaluate(
     from peft_arena.execute.single import evaluate_point
 
     names = [name.strip() for name in tasks.split(",") if name.strip()]
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "k": [one.strip() for one in k.split(",")]}
+    ks = [one.strip() for one in k.split(",")]
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "seed": seed, "k": ks}
     sampling = None if samples is None else {"samples": samples, **given}
     if sampling is None and given != {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "k": ["1"]}:
         raise UserError("--temperature, --top-p, --top-k, --seed and --k are of sampled answers: give --samples too")

@@ -228,7 +228,7 @@ def show_status(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"{study.file.name}: {_count(plans)}")
     for item in plans:
-        if item.state in {"failed", "refused", "running"}:
+        if item.state in {"failed", "refused", "running"} or item.reason:
             console.print(f"  {item.state} {item.label} {item.run.run_id}: {item.reason}", markup=False)
 
 

@@ -50,7 +50,7 @@ def copy_of_micro(directory, dtype="float32"):
 
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_run_is_merged_as_its_method_restores_it(runs, method, tmp_path):
-    from peft_arena.execute.geometry import tuned_run
+    from peft_arena.weights.start import tuned_run
 
     run = run_of(runs, method)
     merged = merge(f"{run.run_id}@2", tmp_path / "out", runs=runs)

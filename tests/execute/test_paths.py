@@ -186,9 +186,9 @@ def test_a_record_out_of_place_is_refused(finished, tmp_path):
 def test_rewinding_writes_what_was_evaluated(finished, tmp_path):
     import torch
 
-    from peft_arena.execute.geometry import tuned_run
     from peft_arena.weights.base import base_weights
     from peft_arena.weights.effective import effective_weights
+    from peft_arena.weights.start import tuned_run
 
     for method, file in (("lora", "adapter_model.safetensors"), ("full", "model.safetensors")):
         _, run = run_of(finished, method)

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from peft_arena.core.errors import UserError
+from peft_arena.execute.items import check_items
 from peft_arena.execute.plan import plan
-from peft_arena.execute.study import check_items, find_study, read_study, shipped_studies
+from peft_arena.execute.study import find_study, read_study, shipped_studies
 from peft_arena.execute.view import view_of
 from peft_arena.models.assets import SMOLLM2
 from peft_arena.store.store import Store
@@ -194,3 +195,51 @@ def test_finding_studies(tmp_path):
         find_study("mirco")
     with pytest.raises(UserError, match="no study file"):
         find_study("missing.yaml")
+
+
+SAMPLED = "    items: 20\n    sampling: {samples: 8, temperature: 0.8, k: [1, 4, 8]}\n"
+
+
+def test_sampling_adds_an_evaluation_and_changes_no_other(tmp_path):
+    plain, study = read_study(study_file(tmp_path)), read_study(study_file(tmp_path, ("    items: 20\n", SAMPLED)))
+    assert (study.targets, study.retention) == (plain.targets, plain.retention)
+    assert [run.id for run in study.runs()] == [run.id for run in plain.runs()]
+    for run in study.runs():
+        *greedy, sampled = study.evaluations(run)
+        assert greedy == plain.evaluations(run)
+        assert sampled.model_copy(update={"sampling": None}) == study.targets[0]
+        assert (sampled.sampling.samples, sampled.sampling.temperature, sampled.sampling.k) == (8, 0.8, (1, 4, 8))
+    view = view_of(study)
+    assert [arm.sampled for arm in view.arms] == [sampled, sampled] and view.targets == plain.targets
+    assert [arm.sampled for arm in view_of(plain).arms] == [None, None]
+    names = [stage.what for stage in plan(study, Store(tmp_path))[0].stages if "evaluate" in stage.what]
+    assert names[-1] == f"evaluate micro-reverse (8 samples) {sampled.id} at step 0" and len(set(names)) == 3
+
+
+def test_a_target_without_sampling_beside_one_with_it(tmp_path):
+    more = SAMPLED + "  - task: micro-cipher\n"
+    study = read_study(study_file(tmp_path, ("    items: 20\n", more)))
+    counts = {run.train.task.name: len(study.evaluations(run)) for run in study.runs() if run.train}
+    assert counts == {"micro-reverse": 3, "micro-cipher": 2} and len(study.evaluations(study.base)) == 4
+    assert [arm.sampled is None for arm in view_of(study).arms] == [False, False, True, True]
+
+
+def test_scans_do_not_pick_up_samples(tmp_path):
+    paths = ("seeds:", "paths: {grid: '0.5:1.0:0.5', items: 8}\nseeds:")
+    plain = read_study(study_file(tmp_path, paths))
+    study = read_study(study_file(tmp_path, ("    items: 20\n", SAMPLED), paths))
+    run = study.arms[0].runs[0]
+    assert study.scans(run) == plain.scans(run) != []
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ("{samples: 1}", r"samples: .*greater than or equal to 2, got 1 .*line 6"),
+        ("{samples: 4, k: [8]}", r"k must increase and not exceed samples 4, got \[8\]"),
+        ("{samples: 4, tmperature: 1}", r"unknown key 'targets.0.sampling.tmperature' .*Did you mean 'temperature'"),
+    ],
+)
+def test_wrong_sampling_is_refused(sampling, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        read_study(study_file(tmp_path, ("    items: 20\n", f"    sampling: {sampling}\n")))

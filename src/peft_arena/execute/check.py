@@ -21,6 +21,8 @@ from peft_arena.store.records import (
     RunRecord,
     TrainingRecord,
 )
+from peft_arena.store.store import RunDirectory
+from peft_arena.weights.start import init_of, name_of, source_of
 
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
@@ -50,7 +52,9 @@ def check_path(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot check {path}: give a study file, a record, a checkpoint, a run or a runs directory")
     if (path / HASHES).exists():
         verify_checkpoint(path)
-        return {"checked": str(path), "checkpoints": 1}
+        run = path.absolute().parents[1]
+        start = _start(run / "run.json") if (run / "run.json").is_file() else None
+        return {"checked": str(path), "checkpoints": 1} | ({} if start is None else {"begins_at": start})
     return _check_tree(path)
 
 
@@ -62,10 +66,24 @@ def _check_tree(path: Path) -> dict[str, Any]:
     jobs: list[Callable[[], object]] = [lambda file=file: _check_record(file) for file in records]  # type: ignore[misc]
     checkpoints = sorted({*checkpoints, *_promised(path)})
     jobs += [lambda folder=folder: verify_checkpoint(folder) for folder in checkpoints]  # type: ignore[misc]
+    jobs += [lambda file=file: _start(file) for file in records if file.name == "run.json"]  # type: ignore[misc]
     problems = [problem for job in jobs if (problem := _problem(job))]
     if problems:
         raise UserError(f"{len(problems)} of {len(jobs)} damaged: " + "; ".join(problems))
     return {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+
+
+def _start(file: Path) -> str | None:
+    """Return what a run begins at, if not at the pretrained model; without it no checkpoint of the run can be used.
+
+    Raises:
+        UserError: it is not there, or damaged.
+    """
+    run = RunDirectory(file.absolute().parent, read_record(RunRecord, file).spec)
+    if init_of(run.spec) is None or not run.steps():
+        return None
+    source = source_of(run)
+    return None if source is None else name_of(source)
 
 
 def _promised(path: Path) -> list[Path]:

@@ -38,6 +38,7 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
 
     directory = point.directory
     assert directory is not None
+    refuse_start(point)
     refuse_binaries(directory)
     lacking = [name for name in (SETTINGS, WEIGHTS) if not (directory / name).is_file()]
     if lacking:
@@ -55,6 +56,19 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
         done = Exported(str(out), to, "peft", files, tensors)
         write_record(part, done, point=point)
     return done
+
+
+def refuse_start(point: Tuned) -> None:
+    """Refuse the adapter of a run that began at another one: on the pretrained model it is another model.
+
+    Raises:
+        UserError: it is one.
+    """
+    if point.start is not None:
+        raise UserError(
+            f"run {point.subject} began at {point.start.subject}@{point.start.step}, and its adapter belongs to that "
+            f"model, not to {point.base.name}: peft-arena merge {point.subject} writes the whole"
+        )
 
 
 def prove_adapter(point: Tuned, directory: Path) -> int:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.execute.export_record import KINDS, SETTINGS, WEIGHTS, Exported
 from peft_arena.execute.export_shards import Shards, refuse_binaries, shards_in
-from peft_arena.execute.merge_command import RUNS, inside_run, quiet, subject_of
+from peft_arena.execute.merge_command import RUNS, quiet, subject_of
+from peft_arena.execute.points import inside_run
 
 if TYPE_CHECKING:
     from peft_arena.weights.merge import Progress

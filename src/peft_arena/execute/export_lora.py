@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError, first_line
-from peft_arena.execute.export_adapter import copy_adapter
+from peft_arena.execute.export_adapter import copy_adapter, refuse_start
 from peft_arena.execute.export_record import SETTINGS, WEIGHTS, Exported, write_record
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def to_lora(point: Tuned, out: Path, rank: int | float, progress: Progress) -> E
     from peft_arena.weights.forms import open_adapter
     from peft_arena.weights.writing import new_directory
 
+    refuse_start(point)
     directory = point.directory
     if directory is None or not (directory / SETTINGS).is_file() or not (directory / WEIGHTS).is_file():
         raise UserError(f"{point.subject} is no adapter of peft's ({SETTINGS}, {WEIGHTS}): only those become LoRA")

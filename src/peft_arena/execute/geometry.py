@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import DriftSpec, GeometrySpec, SpectraSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import Point
-from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import GeometryRecord
 from peft_arena.store.store import RunDirectory
+from peft_arena.weights.start import tuned_run
 
 if TYPE_CHECKING:
     from peft_arena.geometry.measured import Measured, Progress
@@ -81,21 +80,4 @@ def record_of(tuned: Tuned, spec: GeometrySpec, found: Measured) -> GeometryReco
         summary=found.summary,
         rows=found.rows,
         provenance=provenance(),
-    )
-
-
-def tuned_run(run: RunDirectory, step: int) -> Tuned:
-    """Return a point of a run, its checkpoint verified.
-
-    Raises:
-        UserError: the checkpoint is missing or damaged.
-    """
-    from peft_arena.weights.tuned import Tuned
-
-    if run.spec.is_base:
-        raise UserError(f"run {run.run_id} is the pretrained model: geometry compares a tuned model with it")
-    directory = run.checkpoint(step)
-    verify_checkpoint(directory)
-    return Tuned(
-        base=run.spec.model, directory=directory, method=run.spec.method, subject=run.run_id, step=step, factor=1.0
     )

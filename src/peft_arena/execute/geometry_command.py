@@ -20,15 +20,16 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import ActivationsSpec, DriftSpec, GeometrySpec, SpectraSpec, What
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
-from peft_arena.execute.geometry import measure, record_of, tuned_run
+from peft_arena.execute.geometry import measure, record_of
 from peft_arena.execute.geometry_entry import source_of
-from peft_arena.execute.points import find_point
+from peft_arena.execute.points import find_point, inside_run
 from peft_arena.execute.study import task_spec
 from peft_arena.execute.work import hush
 from peft_arena.models.load import pin
 from peft_arena.store.geometry import read_profiles, write_geometry
 from peft_arena.store.reading import read_record
-from peft_arena.store.records import GeometryRecord
+from peft_arena.store.records import GeometryRecord, RunRecord
+from peft_arena.weights.start import init_of, tuned_run
 
 if TYPE_CHECKING:
     import polars as pl
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 KINDS: Mapping[What, type[Any]] = {"spectra": SpectraSpec, "drift": DriftSpec, "activations": ActivationsSpec}
+BEGUN = r"[a-z0-9-]+-[0-9a-f]{12}@\d+"
+"""What an adapter calls its model if its training began at another run's weights."""
 Bar = Callable[[], AbstractContextManager["Progress"]]
 
 
@@ -170,15 +173,23 @@ def shortened(names: Sequence[str]) -> list[str]:
 
 
 def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> Tuned:
-    """Return the point that a name stands for: a directory with files of weights, or a run."""
+    """Return the point that a name stands for: a directory with files of weights, or a run.
+
+    A checkpoint that lies in its run and whose training began at another run is taken as the run's.
+    """
     from peft_arena.weights.tuned import Tuned
 
+    inside, home = inside_run(name, runs)
+    if inside != name:
+        record = read_record(RunRecord, home / inside.partition("@")[0] / "run.json")
+        if init_of(record.spec) is not None:
+            name, runs = inside, home
     directory = Path(name).expanduser()
     if any((directory / file).is_file() for file in ("adapter_config.json", "config.json")):
         if base is None:
             raise UserError(f"{name} is a directory: --base must name the pretrained model it belongs to")
         spec = pin(build(ModelSpec, {"name": base, "dtype": dtype or "float32"}, where="--base"))
-        _note_other_base(directory / "adapter_config.json", base)
+        _check_base(directory / "adapter_config.json", base)
         return Tuned(base=spec, directory=directory, method=None, subject=str(directory), step=None)
     try:
         run, step = find_point(name, runs)
@@ -195,13 +206,21 @@ def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> T
     return tuned_run(run, step)
 
 
-def _note_other_base(settings: Path, base: str) -> None:
-    """Say where an adapter names another model than it is put on: paths differ rightly, models do not."""
+def _check_base(settings: Path, base: str) -> None:
+    """Say where an adapter names another model than it is put on: paths differ rightly, models do not.
+
+    Raises:
+        UserError: it names another run, at whose weights its training began.
+    """
     try:
         named = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] or base
         other = Path(named).name.lower() != Path(base).name.lower()
     except (OSError, ValueError, KeyError, TypeError):
         return  # a model directory; or damaged settings, which reading the weights will name
+    if re.fullmatch(BEGUN, named):
+        raise UserError(
+            f"{settings.parent} holds an adapter on the weights of run {named}, not on {base}: name the run it is from"
+        )
     if other:
         logger.warning("%s says it was trained on %s, and is put on %s", settings, named, base)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import wait
@@ -21,8 +21,9 @@ from typing import Protocol
 
 from peft_arena.core.ending import ended_by_sigterm
 from peft_arena.core.errors import UserError
+from peft_arena.execute.plan import waits_for
 from peft_arena.execute.work import BusyError, Order, do, hush
-from peft_arena.store.store import Store
+from peft_arena.store.store import RunDirectory, Store
 
 POLL_S = 0.1
 BUSY_POLL_S = 2.0
@@ -64,7 +65,8 @@ class Outcome:
 def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     """Work on all orders, ``jobs`` at a time; a failing run does not stop the others.
 
-    Runs that another process holds are waited for and then checked again, so that two commands on one study share
+    A run that begins at another one is started when that is trained, and has failed when that has. Runs that another
+    process holds are waited for and then checked again, so that two commands on one study share
     the work. Interrupting ends the workers; every finished record stays and the runs can be resumed.
     """
     outcome = Outcome()
@@ -72,6 +74,7 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     later: list[tuple[float, Order]] = []
     running: list[_Running] = []
     said: dict[str, str] = {}
+    sources = _Sources(watcher)
     threads = orders[0].threads if orders else 1
     with ended_by_sigterm(), _fork_server(threads) as context:
         messages = context.SimpleQueue()
@@ -80,8 +83,10 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
                 now = time.monotonic()
                 waiting += [order for due, order in later if due <= now]
                 later = [(due, order) for due, order in later if due > now]
-                while waiting and len(running) < jobs:
-                    running.append(_start(context, waiting.pop(0), messages, watcher))
+                sources.drop_lost(waiting, {order.run.run_id for order in _all(waiting, later, running)}, outcome)
+                while len(running) < jobs and (ready := sources.first_ready(waiting)) is not None:
+                    waiting.remove(ready)
+                    running.append(_start(context, ready, messages, watcher))
                 _show(messages, watcher, said)
                 for worker in [worker for worker in running if not worker.process.is_alive()]:
                     running.remove(worker)
@@ -101,6 +106,65 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
             for worker in running:
                 worker.process.join(10)
     return outcome
+
+
+def _all(
+    waiting: Sequence[Order], later: Sequence[tuple[float, Order]], running: Sequence[_Running]
+) -> Iterator[Order]:
+    yield from waiting
+    yield from (order for _, order in later)
+    yield from (worker.order for worker in running)
+
+
+class _Sources:
+    """Keeps orders back until the run they begin at is trained, by what is on disk."""
+
+    def __init__(self, watcher: Watcher) -> None:
+        self.watcher = watcher
+        self.free: set[str] = set()
+        """Ids of runs that need not wait any more."""
+        self.told: set[str] = set()
+
+    def first_ready(self, waiting: Sequence[Order]) -> Order | None:
+        """Return the first order that need not wait for another run."""
+        for order in waiting:
+            source = self._source(order)
+            if source is None:
+                return order
+            if order.run.run_id not in self.told:
+                self.told.add(order.run.run_id)
+                self.watcher.progress(order.run.run_id, f"waits for {source.run_id}", 0.0, "")
+        return None
+
+    def drop_lost(self, waiting: list[Order], at_work: Collection[str], outcome: Outcome) -> None:
+        """Give up orders whose run to begin at has failed, or is nobody's work.
+
+        Args:
+            waiting: is shortened.
+            at_work: ids of the runs of all orders that are not done.
+            outcome: gets the reasons.
+        """
+        lost = True
+        while lost:  # one that is given up may be begun at itself
+            lost = False
+            for order in list(waiting):
+                source = self._source(order)
+                if source is None or (source.run_id in at_work and source.run_id not in outcome.failed):
+                    continue
+                said = outcome.failed.get(source.run_id)
+                problem = "is not trained, and nothing here trains it" if said is None else f"failed: {said}"
+                outcome.failed[order.run.run_id] = f"source run {source.run_id} {problem}"
+                self.watcher.ended(order.run.run_id, outcome.failed[order.run.run_id])
+                waiting.remove(order)
+                lost = True
+
+    def _source(self, order: Order) -> RunDirectory | None:
+        if order.run.id in self.free:
+            return None
+        source = waits_for(Store(order.root).run(order.run))
+        if source is None:
+            self.free.add(order.run.id)
+        return source
 
 
 EXIT_FAILED = 1

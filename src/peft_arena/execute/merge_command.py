@@ -13,6 +13,7 @@ from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.execute.export_record import SETTINGS, WEIGHTS
 from peft_arena.execute.geometry_command import point_named
+from peft_arena.execute.points import inside_run
 
 if TYPE_CHECKING:
     from torch import nn
@@ -124,17 +125,6 @@ def subject_of(subject: str, base: str | None, runs: Path) -> tuple[Tuned, Path]
     return point, source
 
 
-def inside_run(subject: str, runs: Path) -> tuple[str, Path]:
-    """Return ``RUN`` or ``RUN@STEP``, and the runs directory, for the directory of a run or of a checkpoint in one."""
-    directory = Path(subject).expanduser().absolute()
-    if (directory / "run.json").is_file():
-        return directory.name, directory.parent
-    run = directory.parent.parent
-    if directory.name.isdigit() and directory.parent.name == "steps" and (run / "run.json").is_file():
-        return f"{run.name}@{int(directory.name)}", run.parent
-    return subject, runs
-
-
 def settings_at(directory: Path) -> PreTrainedConfig:
     """Return the configuration of a model directory.
 
@@ -238,6 +228,8 @@ def facts_of(point: Tuned) -> dict[str, Any]:
         "base": point.base.model_dump(mode="json"),
         "method": None if point.method is None else point.method.model_dump(mode="json"),
     }
+    if point.start is not None:
+        found |= {"start": {"run": point.start.subject, "step": point.start.step, "sha256": point.start_sha256}}
     if point.directory is not None:
         kinds = {".safetensors", ".json"}
         files = sorted(file for file in point.directory.iterdir() if file.suffix in kinds and file.is_file())

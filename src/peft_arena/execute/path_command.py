@@ -20,10 +20,10 @@ from peft_arena.execute.path_entry import path_of, scan_spec
 from peft_arena.execute.paths import Progress, base_of, scan
 from peft_arena.execute.study import task_spec
 from peft_arena.execute.work import LOCK_WAIT_S, evaluate_run, evaluator, hush
-from peft_arena.methods.registry import method_of
 from peft_arena.paths.fit import path_refusal
 from peft_arena.store.records import PathRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.weights.start import path_card
 
 if TYPE_CHECKING:
     from peft_arena.weights.adapter_files import AdapterFiles
@@ -56,7 +56,7 @@ def path_for(run: RunDirectory, rule: str, settings: Sequence[str], way: str) ->
     path = path_of(rule, config, way, "--rule")
     if run.spec.is_base:
         raise UserError(f"run {run.run_id} is the pretrained model: a path leads from it to a tuned one")
-    reason = path_refusal(method_of(run.spec.method).card, path)
+    reason = path_refusal(path_card(run.spec), path)
     if reason:
         raise UserError(f"run {run.run_id} has no such path: {reason}")
     return path
@@ -133,7 +133,11 @@ def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -
     seen: dict[str, EvalSpec] = {}
     for record in run.evaluations():
         spec, known = record.spec, seen.get(record.spec.task.id)
-        if spec.split == "test" and run.point(record.step, record.factor, record.path) == final:
+        if (
+            spec.split == "test"
+            and spec.sampling is None
+            and run.point(record.step, record.factor, record.path) == final
+        ):
             seen[spec.task.id] = spec if known is None else max(known, spec, key=lambda one: one.items or math.inf)
 
     def asked(spec: EvalSpec | None, task: Any) -> EvalSpec:
@@ -212,12 +216,12 @@ def rewind(
     Raises:
         UserError: no such run or path, no scan to take the factor from, a directory that exists, a disk that refuses.
     """
-    from peft_arena.execute.geometry import tuned_run
     from peft_arena.execute.merge_command import facts_of, restored_from
     from peft_arena.models.load import weight_files
     from peft_arena.paths.placing import Placer
     from peft_arena.weights.adapter_files import write_adapter
     from peft_arena.weights.merge import merge_point
+    from peft_arena.weights.start import tuned_run
     from peft_arena.weights.writing import read_size
 
     hush()

@@ -11,11 +11,11 @@ from peft_arena.core.ids import canonical_json
 from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import EvalSpec, MethodSpec, Point, RunSpec
-from peft_arena.execute.geometry import tuned_run
 from peft_arena.methods.registry import BASE
 from peft_arena.store.records import EvaluationRecord, PathRecord, Strength
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.registry import make_task
+from peft_arena.weights.start import tuned_run
 
 if TYPE_CHECKING:
     from peft_arena.paths.placing import Placer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -13,9 +13,12 @@ from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
 from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.weights.start import init_of
 
 State = Literal["done", "missing", "failed", "running", "refused"]
 DESCRIBE, TRAIN, COST_INFERENCE = "describe", "train", "cost of inference"
+SOURCE = "source"
+"""Label of runs that are no arm's and that others begin at."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class RunPlan:
 def evaluation_name(spec: EvalSpec, step: int | None) -> str:
     """Return how a plan and the event log call an evaluation; the step is None while it is not known."""
     at = "" if step is None else f" at step {step}"
-    return f"evaluate {spec.task.name} {spec.id}{at}"
+    how = "" if spec.sampling is None else f" ({spec.sampling.samples} samples)"
+    return f"evaluate {spec.task.name}{how} {spec.id}{at}"
 
 
 def geometry_name(spec: GeometrySpec) -> str:
@@ -64,8 +68,9 @@ def path_name(spec: ScanSpec) -> str:
 
 
 def plan(study: Study, store: Store) -> list[RunPlan]:
-    """Return the plan of every run of a study, the base model first."""
+    """Return the plan of every run of a study, the base model first, then runs that only are begun at."""
     plans = [RunPlan("base", study.base, _stages(study, store.run(study.base)))]
+    plans += [RunPlan(SOURCE, run, _stages(study, store.run(run), train_only=True)) for run in study.sources()]
     for arm in study.arms:
         for run in arm.runs:
             if arm.refused:
@@ -86,10 +91,20 @@ def points_to_evaluate(study: Study, run: RunDirectory) -> list[Point]:
     return [final]
 
 
-def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
+def waits_for(run: RunDirectory) -> RunDirectory | None:
+    """Return the run that a run begins at, while that is not trained; None: there is nothing to wait for."""
+    init = init_of(run.spec)
+    if init is None:
+        return None
+    source = Store(run.path.parent).run(init.run)
+    try:
+        return None if source.training() is not None else source
+    except UserError:
+        return None  # damaged, which beginning at it will say
+
+
+def _stages(study: Study, run: RunDirectory, train_only: bool = False) -> tuple[Stage, ...]:
     """Compare what the study wants of a run with what is on disk."""
-    failures = _failures(run)
-    running = run.is_locked()
     wanted: list[tuple[str, bool, str]] = [(DESCRIBE, *_check(lambda: run.record() is not None))]
     try:
         trained = run.final_point() is not None
@@ -98,11 +113,13 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
         trained, problem = False, str(error)
     if not run.spec.is_base:
         wanted.append((TRAIN, trained, problem))
+    if train_only:
+        return _judged(wanted, run)
     points = [] if problem else points_to_evaluate(study, run)
     for spec in study.evaluations(run.spec):
         if not points:
             wanted.append((evaluation_name(spec, None), False, ""))
-        for point in points:
+        for point in points if spec.sampling is None else points[-1:]:
             wanted.append((evaluation_name(spec, point.step), *_check(partial(_evaluated, run, point, spec))))
     wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
     final = None if problem else run.final_point()
@@ -112,11 +129,26 @@ def _stages(study: Study, run: RunDirectory) -> tuple[Stage, ...]:
     for scan in study.scans(run.spec):
         found = (False, "") if final is None else _check(partial(_scanned, run, final, scan))
         wanted.append((path_name(scan), *found))
+    return _judged(wanted, run)
+
+
+def _judged(wanted: Sequence[tuple[str, bool, str]], run: RunDirectory) -> tuple[Stage, ...]:
+    """Return the state of every stage.
+
+    Args:
+        wanted: what, whether it is done, and what is wrong with it on disk.
+        run: whose stages.
+    """
+    failures = _failures(run)
+    running = run.is_locked()
+    source = waits_for(run)
     stages = []
     for what, done, problem in wanted:
         state: State = "done" if done else "failed" if problem else "running" if running else "missing"
         if state == "missing" and what in failures:
             state, problem = "failed", failures[what]
+        elif state == "missing" and what == TRAIN and source is not None:
+            problem = f"waits for {source.run_id}"
         stages.append(Stage(what, state, problem))
     return tuple(stages)
 

@@ -12,6 +12,17 @@ from peft_arena.models.load import PACKAGED, pin
 from peft_arena.store.store import RunDirectory, Store
 
 
+def inside_run(subject: str, runs: Path) -> tuple[str, Path]:
+    """Return ``RUN`` or ``RUN@STEP``, and the runs directory, for the directory of a run or of a checkpoint in one."""
+    directory = Path(subject).expanduser().absolute()
+    if (directory / "run.json").is_file():
+        return directory.name, directory.parent
+    run = directory.parent.parent
+    if directory.name.isdigit() and directory.parent.name == "steps" and (run / "run.json").is_file():
+        return f"{run.name}@{int(directory.name)}", run.parent
+    return subject, runs
+
+
 def find_point(point: str, runs: Path, dtype: str = "float32") -> tuple[RunDirectory, int]:
     """Return the run and the step that a name stands for.
 

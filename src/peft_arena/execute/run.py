@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peft_arena.core.errors import UserError
+from peft_arena.execute.items import check_items
 from peft_arena.execute.plan import RunPlan, plan
-from peft_arena.execute.study import Execution, Study, check_items
+from peft_arena.execute.study import Execution, Study
 from peft_arena.execute.work import Order
 from peft_arena.store.store import Store
 
@@ -33,22 +34,25 @@ class StudyOutcome:
 def orders_for(study: Study, store: Store, execution: Execution) -> list[Order]:
     """Return an order for every run with something missing, the base model first."""
     threads = execution.threads or max(1, (os.cpu_count() or 1) // execution.jobs)
+    sources = {run.id for run in study.sources()}
     orders = []
     for item in plan(study, store):
         if item.state in {"done", "refused"}:
             continue
+        train_only = item.run.id in sources
         orders.append(
             Order(
                 root=store.root.resolve(),
                 run=item.run,
-                evaluations=tuple(study.evaluations(item.run)),
-                geometry=tuple(study.geometry(item.run)),
-                scans=tuple(study.scans(item.run)),
+                evaluations=() if train_only else tuple(study.evaluations(item.run)),
+                geometry=() if train_only else tuple(study.geometry(item.run)),
+                scans=() if train_only else tuple(study.scans(item.run)),
                 at_save_points=study.file.evaluate_at == "save_points",
                 eval_batch_size=execution.eval_batch_size,
                 resume_every=execution.resume_every,
                 latency_repeats=execution.latency_repeats,
                 threads=threads,
+                train_only=train_only,
             )
         )
     return orders

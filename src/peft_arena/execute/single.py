@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from peft_arena.execute.study import Study, study_from, task_spec
 from peft_arena.store.store import Store
 
 SECTIONS = ("config", "train", "task", "model", "seed")
+RUN = "train.init_from.run"
+"""The setting that names a run of the runs directory; a name may look like a number."""
 
 
 def train_one(
@@ -47,7 +49,7 @@ def train_one(
         if section == "seed":
             tables["seed"] = parse_scalar(value)
         else:
-            tables[section][rest] = parse_scalar(value)
+            tables[section][rest] = value if key == RUN else parse_scalar(value)
     train = _nested(tables["train"])
     train.setdefault("schedule", {"epochs": 1})
     data = {
@@ -59,7 +61,7 @@ def train_one(
         "arms": [{"method": method, "config": _nested(tables["config"])}],
         "seeds": [tables["seed"]],
     }
-    study = study_from(data)
+    study = study_from(data, find_run=lambda name: Store(out).find(name).spec)
     return run_study(study, out, quiet=quiet), study
 
 
@@ -97,6 +99,7 @@ def evaluate_point(
     split: str,
     dtype: str,
     batch_size: int | None,
+    sampling: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a checkpoint or a base model; what is already on disk is read, not done again.
 
@@ -108,6 +111,7 @@ def evaluate_point(
         split: ``validation`` or ``test``.
         dtype: type of a base model's weights.
         batch_size: items at once; changes no result.
+        sampling: ask for several sampled answers to each item: fields of ``Sampling``.
 
     Returns:
         One row per task and metric.
@@ -117,10 +121,8 @@ def evaluate_point(
     """
     if not tasks:
         raise UserError("--tasks names no task")
-    specs = [
-        build(EvalSpec, {"task": task_spec(name, {}, "--tasks"), "items": items, "split": split}, where="eval")
-        for name in tasks
-    ]
+    asked = {"items": items, "split": split, "sampling": sampling}
+    specs = [build(EvalSpec, {"task": task_spec(name, {}, "--tasks"), **asked}, where="eval") for name in tasks]
     run, step = find_point(point, runs, dtype)
     from peft_arena.execute.work import evaluate_run
 

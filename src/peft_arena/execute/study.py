@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,18 +13,32 @@ from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.paths import ScanSpec
-from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, Name, RunSpec, Spec, Table, TaskSpec, TrainSpec
-from peft_arena.core.yamlfile import KeyPath, YamlFile, parse_scalar
+from peft_arena.core.specs import (
+    EvalSpec,
+    InitFrom,
+    MethodSpec,
+    ModelSpec,
+    Name,
+    RunSpec,
+    Sampling,
+    Spec,
+    Table,
+    TaskSpec,
+)
+from peft_arena.core.yamlfile import YamlFile
+from peft_arena.evaluate.metrics import sampling_refusal
 from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.execute.geometry_entry import GeometryEntry, GeometryPlan
+from peft_arena.execute.overrides import override
 from peft_arena.execute.path_entry import PathsEntry, PathsPlan
+from peft_arena.execute.train_entry import SFT, Layer, Settings, gather, objective_refusal, start_at, train_spec
 from peft_arena.methods.base import Capability, Method, has_weights
 from peft_arena.methods.registry import BASE, METHODS, make_method, method_of
-from peft_arena.models.load import PACKAGED as PACKAGED_MODELS
 from peft_arena.models.load import pin
-from peft_arena.tasks.base import Role, Task
+from peft_arena.tasks.base import Role
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
 from peft_arena.tasks.registry import TASKS, make_task, task_of
+from peft_arena.weights.start import init_of, path_card
 
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
 """Where shipped studies are: beside the installed package, or in the source tree it runs from."""
@@ -37,7 +51,11 @@ class TargetEntry(Spec):
     config: Table = Field(default_factory=dict)
     train: Table = Field(default_factory=dict)
     """Training settings for this target, over those of the study."""
+    rl: Table = Field(default_factory=dict)
+    """Those of reinforcement learning alone, over the study's ``rl``."""
     items: int | None = Field(default=None, ge=1)
+    sampling: Sampling | None = None
+    """Also ask the pretrained and the final models for several sampled answers to each item."""
 
 
 class RetentionEntry(Spec):
@@ -56,7 +74,7 @@ class ArmEntry(Spec):
     """Name in tables and figures; the method's name unless given."""
     config: Table = Field(default_factory=dict)
     train: Table = Field(default_factory=dict)
-    """Training settings of this arm, over those of the study and the target."""
+    """Training settings of this arm, over those of the study and the target; ``objective`` and ``init_from`` too."""
     budget: Budget | None = None
     """Parameters to train, over what the study says; null for none."""
 
@@ -84,6 +102,8 @@ class StudyFile(Spec):
     targets: tuple[TargetEntry, ...] = Field(min_length=1)
     retention: tuple[RetentionEntry, ...] = ()
     train: Table
+    rl: Table = Field(default_factory=dict)
+    """Training settings that only arms of reinforcement learning get, over those of ``train``."""
     budget: Budget | None = None
     """Parameters that every arm trains, by choosing each method's size; an arm may say otherwise."""
     arms: tuple[ArmEntry, ...] = Field(min_length=1)
@@ -121,20 +141,42 @@ class Study:
     retention: tuple[EvalSpec, ...]
     geometry_plan: GeometryPlan | None = None
     paths_plan: PathsPlan | None = None
+    sampled: Mapping[str, EvalSpec] = field(default_factory=dict)
+    """Id of a target's evaluation to the same with sampled answers; only targets with ``sampling``."""
 
     def runs(self) -> list[RunSpec]:
         """Return every run, the base model first, refused arms left out."""
         return [self.base, *(run for arm in self.arms if not arm.refused for run in arm.runs)]
 
-    def evaluations(self, run: RunSpec) -> list[EvalSpec]:
-        """Return what is evaluated at a run's points: its own target, then retention.
+    def sources(self) -> list[RunSpec]:
+        """Return the runs that others begin at and that are none of the study's own, in the order of training."""
+        own = {run.id for run in self.runs()}
+        found: dict[str, RunSpec] = {}
+        for run in self.runs():
+            chain = []
+            init = init_of(run)
+            while init is not None:
+                chain.append(init.run)
+                init = init_of(init.run)
+            found |= {source.id: source for source in reversed(chain) if source.id not in own}
+        return list(found.values())
 
-        For the base all targets, and also the validation items of every path: it is where all of them begin.
+    def evaluations(self, run: RunSpec) -> list[EvalSpec]:
+        """Return what is evaluated at a run's points: its own target, then retention, then what is sampled.
+
+        For the base all targets, and also the validation items of every path: it is where all of them begin. What is
+        sampled is asked at the final point only.
         """
+        greedy = self._greedy(run)
+        sampled = [self.sampled[spec.id] for spec in greedy if spec.id in self.sampled]
         if run.train is None:
             paths = [spec for arm in self.arms for scan in self.scans(arm.runs[0]) for spec in scan.choose_on]
-            return list({spec.id: spec for spec in (*self.targets, *self.retention, *paths)}.values())
-        own = [spec for spec in self.targets if spec.task == run.train.task]
+            return list({spec.id: spec for spec in (*greedy, *paths, *sampled)}.values())
+        return [*greedy, *sampled]
+
+    def _greedy(self, run: RunSpec) -> list[EvalSpec]:
+        """Return what a run is judged by: its own target (the base: all), then retention."""
+        own = [spec for spec in self.targets if run.train is None or spec.task == run.train.task]
         return [*own, *self.retention]
 
     def geometry(self, run: RunSpec) -> list[GeometrySpec]:
@@ -151,7 +193,7 @@ class Study:
         """Return the paths of a run's final weights that are walked; none for the base, and for methods without."""
         if run.train is None or self.paths_plan is None:
             return []
-        return list(self.paths_plan.scans(self.evaluations(run), method_of(run.method).card))
+        return list(self.paths_plan.scans(self._greedy(run), path_card(run)))
 
 
 def find_study(name: str) -> Path:
@@ -191,23 +233,29 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """
     yaml_file = YamlFile(path)
     for text in overrides:
-        _override(yaml_file.data, text)
+        override(yaml_file.data, text)
     return study_from(yaml_file.data, path, yaml_file.locate)
 
 
-def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate | None = None) -> Study:
+def study_from(
+    data: Mapping[str, Any],
+    path: Path | None = None,
+    locate: Locate | None = None,
+    find_run: Callable[[str], RunSpec] | None = None,
+) -> Study:
     """Expand the content of a study file into runs.
 
     Args:
         data: what a study file holds.
         path: the file, where there is one.
         locate: gives the place of a key in the file.
+        find_run: finds runs that training may begin at by their names; None: only arms can be begun at.
 
     Raises:
         UserError: anything unknown, missing or contradictory.
     """
     file = build(StudyFile, data, where="study", locate=locate)
-    reader = _Reader(file, locate or (lambda keys: "study"))
+    reader = _Reader(file, locate or (lambda keys: "study"), find_run)
     model = pin(file.model)
     reader.sizer = Sizer(model)
     base = RunSpec(model=model, method=MethodSpec(name=BASE))
@@ -219,6 +267,7 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
         for arm in range(len(file.arms))
     )
     _refuse_twins(arms, str(path or "study"))
+    reader.check_rl(arms)
     asked = [spec.task.id for spec in (*targets, *retention)]
     for spec in (*targets, *retention):
         if asked.count(spec.task.id) > 1:
@@ -231,7 +280,9 @@ def study_from(data: Mapping[str, Any], path: Path | None = None, locate: Locate
         for spec in targets:
             geometry.specs(spec.task)
     paths = None if file.paths is None else PathsPlan(file.paths, reader.locate)
-    study = Study(file, base, arms, targets, retention, geometry_plan=geometry, paths_plan=paths)
+    found = [(spec.id, reader.sampled(index, spec)) for index, spec in enumerate(targets)]
+    sampled = {key: spec for key, spec in found if spec is not None}
+    study = Study(file, base, arms, targets, retention, geometry_plan=geometry, paths_plan=paths, sampled=sampled)
     for arm in arms:
         study.scans(arm.runs[0])
     return study
@@ -278,10 +329,15 @@ def _check_known(spec: TaskSpec, where: str) -> None:
 class _Reader:
     """Turns entries of one study file into specs, keeping the file's lines for complaints."""
 
-    def __init__(self, file: StudyFile, locate: Locate) -> None:
+    def __init__(self, file: StudyFile, locate: Locate, find_run: Callable[[str], RunSpec] | None) -> None:
         self.file = file
         self.locate = locate
+        self.find_run = find_run
         self.sizer = Sizer(file.model)
+        self.made: dict[tuple[int, int], Arm] = {}
+        """Arms by target and place."""
+        self.making: list[int] = []
+        """Arms that are being made, each of which the next one begins at."""
 
     def target(self, index: int) -> EvalSpec:
         entry = self.file.targets[index]
@@ -296,17 +352,35 @@ class _Reader:
             raise UserError(f"task '{entry.task}' cannot be a target (in {where}): it has no training items")
         return EvalSpec(task=spec, items=entry.items)
 
+    def sampled(self, index: int, greedy: EvalSpec) -> EvalSpec | None:
+        """Return a target's evaluation with sampled answers, where the study asks for one."""
+        sampling = self.file.targets[index].sampling
+        if sampling is None:
+            return None
+        if why := sampling_refusal(task_of(greedy.task).card):
+            where = self.locate(("targets", index, "sampling"))
+            raise UserError(f"sampling cannot be asked of target '{greedy.task.name}' (in {where}): {why}")
+        return greedy.model_copy(update={"sampling": sampling})
+
     def retention(self, index: int) -> EvalSpec:
         entry = self.file.retention[index]
         where = self.locate(("retention", index, "task"))
         return EvalSpec(task=task_spec(entry.task, entry.config, where), items=entry.items)
 
     def arm(self, model: ModelSpec, index: int, target: int, evaluation: EvalSpec) -> Arm:
+        if (target, index) not in self.made:
+            self.making.append(index)
+            self.made[target, index] = self._arm(model, index, target, evaluation)
+            self.making.pop()
+        return self.made[target, index]
+
+    def _arm(self, model: ModelSpec, index: int, target: int, evaluation: EvalSpec) -> Arm:
         entry = self.file.arms[index]
         where = self.locate(("arms", index, "method"))
         METHODS.get(entry.method, where)
         method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
-        refused, spent = _refusal(method), None
+        settings = self._settings(index, target)
+        refused, spent = _refusal(method) or objective_refusal(method, settings.objective), None
         budget = entry.budget if "budget" in entry.model_fields_set else self.file.budget
         if budget is not None and not refused:
             try:
@@ -314,82 +388,70 @@ class _Reader:
             except UserError as error:
                 refused = str(error)
         spec = _method_spec(entry.method, method)
-        label = entry.label or entry.method
-        train = self._train(index, target, evaluation.task, method)
-        runs = tuple(RunSpec(model=model, method=spec, train=train, seed=seed) for seed in self.file.seeds)
-        return Arm(label=label, method=entry.method, target=evaluation, runs=runs, refused=refused, spent=spent)
+        runs = []
+        for seed, start in zip(self.file.seeds, self._starts(settings, model, target, evaluation), strict=True):
+            train = train_spec(settings, evaluation.task, method, self.file.model, start)
+            runs.append(RunSpec(model=model, method=spec, train=train, seed=seed))
+        return Arm(self.label(index), entry.method, evaluation, tuple(runs), refused, spent)
 
-    def _train(self, arm: int, target: int, task: TaskSpec, method: Method) -> TrainSpec:
-        layers: list[tuple[KeyPath, Mapping[str, Any]]] = [
+    def label(self, index: int) -> str:
+        return self.file.arms[index].label or self.file.arms[index].method
+
+    def _settings(self, index: int, target: int) -> Settings:
+        """Return the training settings of an arm from all places that state them."""
+        of, arm = self.file.targets[target], self.file.arms[index]
+        layers: list[Layer] = [
             (("train",), self.file.train),
-            (("targets", target, "train"), self.file.targets[target].train),
-            (("arms", arm, "train"), self.file.arms[arm].train),
+            (("targets", target, "train"), of.train),
+            (("arms", index, "train"), arm.train),
         ]
-        merged: dict[str, Any] = {}
-        origin: dict[str, KeyPath] = {}
-        for path, table in layers:
-            for key, value in table.items():
-                if key == "task":
-                    raise UserError(f"'task' is set by targets, not by train (in {self.locate((*path, key))})")
-                merged[key] = value
-                origin[key] = path
-        if "learning_rate" not in merged:
+        rl: list[Layer] = [(("rl",), self.file.rl), (("targets", target, "rl"), of.rl)]
+        return gather(layers, rl, ("arms", index), self.label(index), self.locate)
+
+    def _starts(
+        self, settings: Settings, model: ModelSpec, target: int, evaluation: EvalSpec
+    ) -> tuple[InitFrom | None, ...]:
+        """Return where each run of an arm begins."""
+        entry = settings.start
+        if entry is None:
+            return tuple(None for _ in self.file.seeds)
+        where = settings.locate(("init_from",))
+        if entry.run is not None:
+            if self.find_run is None:
+                raise UserError(
+                    f"init_from.run is for a single run (train grpo --set train.init_from.run=RUN --out DIR); in a "
+                    f"study, init_from names an arm: {{arm: LABEL}} (in {where})"
+                )
+            found = self.find_run(entry.run)
+            start = start_at(settings, entry, found, model, f"run {found.run_id}")
+            return tuple(start for _ in self.file.seeds)
+        assert entry.arm is not None, "exactly one is given"
+        labels = [self.label(index) for index in range(len(self.file.arms))]
+        if entry.arm not in labels:
+            raise unknown("arm", entry.arm, labels, where)
+        index = labels.index(entry.arm)
+        if index == self.making[-1]:
+            raise UserError(f"arm '{settings.label}' cannot begin at itself (in {where})")
+        if index in self.making:
+            circle = [*self.making[self.making.index(index) :], index]
+            raise UserError(f"arms begin at each other: {' at '.join(labels[one] for one in circle)} (in {where})")
+        source = self.arm(model, index, target, evaluation)
+        if source.refused:
             raise UserError(
-                f"train.learning_rate is required (in {self.locate(('arms', arm))}); "
-                f"'documented' stands for that of {method.card.name}, {documented_rate(method, self.file.model)}"
+                f"arm '{settings.label}' cannot begin at arm '{entry.arm}' (in {where}), which is refused: "
+                f"{source.refused}"
             )
-        if merged["learning_rate"] == "documented":
-            merged["learning_rate"] = documented_rate(method, self.file.model)
+        return tuple(start_at(settings, entry, run, model, f"arm '{entry.arm}'") for run in source.runs)
 
-        def locate(path: KeyPath) -> str:
-            head = origin.get(str(path[0]), ("train",)) if path else ("train",)
-            return self.locate((*head, *path))
-
-        return build(TrainSpec, {**merged, "task": task.model_dump()}, where="train", locate=locate)
-
-
-def documented_rate(method: Method, model: ModelSpec) -> float | None:
-    """Return the learning rate that a method's card documents for a model: its own for the packaged micro model."""
-    rate = method.card.micro_learning_rate if model.name in PACKAGED_MODELS else None
-    return rate or method.card.learning_rate
-
-
-def check_items(study: Study) -> None:
-    """Check that every task has the items that the study and its methods ask for; reads or makes them for all tasks.
-
-    Raises:
-        UserError: a task has fewer items, or lacks a split.
-    """
-    wanted: dict[tuple[str, str], list[tuple[str, int, TaskSpec]]] = {}
-    for evaluation in (*study.targets, *study.retention):
-        if not is_foreign(evaluation.task.name):
-            entry = ("items", evaluation.items or 1, evaluation.task)
-            wanted.setdefault((evaluation.task.id, evaluation.split), []).append(entry)
-    for arm in study.arms:
-        train = arm.runs[0].train
-        if train is not None and not arm.refused:
-            wanted.setdefault((train.task.id, "train"), []).append(("train.examples", train.examples or 1, train.task))
-            if train.validation_items:
-                entry = ("train.validation_items", train.validation_items, train.task)
-                wanted.setdefault((train.task.id, "validation"), []).append(entry)
-            needed = method_of(arm.runs[0].method).calibration_examples
-            if train.examples is not None and needed > train.examples:
-                raise UserError(f"calibration_examples of {arm.label} is {needed}, and train.examples {train.examples}")
-            entry = (f"calibration_examples of {arm.label}", needed, train.task)
-            wanted[train.task.id, "train"].append(entry)
-    tasks: dict[str, Task] = {}
-    for (task_id, split), entries in wanted.items():
-        task = tasks.setdefault(task_id, task_of(entries[0][2]))
-        try:
-            found = len(task.items(split))  # type: ignore[arg-type]
-        except UserError as error:
-            if split != "validation":
-                raise
-            cure = "give the task one, or set train.validation_items to 0"
-            raise UserError(f"{error}; the held-out loss needs a validation split: {cure}") from None
-        for key, count, spec in entries:
-            if count > found:
-                raise UserError(f"{key} is {count}, and task {spec.name} has {found} items in its {split} split")
+    def check_rl(self, arms: Sequence[Arm]) -> None:
+        """Refuse settings of reinforcement learning where no arm is trained by it: they would do nothing."""
+        places: list[Layer] = [(("rl",), self.file.rl)]
+        places += [(("targets", index, "rl"), entry.rl) for index, entry in enumerate(self.file.targets)]
+        if any(run.train is not None and run.train.objective != SFT for arm in arms for run in arm.runs):
+            return
+        for path, table in places:
+            if table:
+                raise UserError(f"rl is given (in {self.locate(path)}), and no arm has objective grpo or rloo")
 
 
 def _refusal(method: Method) -> str:
@@ -411,31 +473,3 @@ def _refuse_twins(arms: Sequence[Arm], path: str) -> None:
             if run.id in seen:
                 raise UserError(f"arms '{seen[run.id]}' and '{arm.label}' are the same run {run.run_id} (in {path})")
             seen[run.id] = arm.label
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise UserError(f"--set takes key=value, got '{text}'")
-    current: Any = data
-    parts = key.split(".")
-    for part in parts[:-1]:
-        current = _inside(current, part, text, make=True)
-    last = parts[-1]
-    if isinstance(current, list):
-        _inside(current, last, text, make=False)
-        current[int(last)] = parse_scalar(value)
-    elif isinstance(current, dict):
-        current[last] = parse_scalar(value)
-    else:
-        raise UserError(f"--set {text}: '{'.'.join(parts[:-1])}' is a single value and has no keys")
-
-
-def _inside(current: Any, part: str, text: str, make: bool) -> Any:
-    if isinstance(current, list):
-        if not part.isdigit() or int(part) >= len(current):
-            raise UserError(f"--set {text}: '{part}' is no position in a list of {len(current)} (from 0)")
-        return current[int(part)]
-    if isinstance(current, dict):
-        return current.setdefault(part, {}) if make else current[part]
-    raise UserError(f"--set {text}: '{part}' is inside a single value")

@@ -65,6 +65,8 @@ class Order:
     resume_every: int | None
     latency_repeats: int
     threads: int
+    train_only: bool = False
+    """Leave everything after the training: only another run, which begins at this one, is asked for."""
 
 
 class BusyError(Exception):
@@ -150,15 +152,19 @@ class _Worker:
     def go(self) -> bool:
         if not self.order.run.is_base and self.run.training() is None:
             self._stage(TRAIN, self._train)
-            return True
+            return not self.order.train_only
+        if self.order.train_only:
+            return False
         from peft_arena.cost.memory import PeakMemory
 
         problems: list[UserError] = []
         evaluated: list[str] = []
         with PeakMemory("evaluation") as memory:
-            for step in self._steps():
+            steps = self._steps()
+            for step in steps:
                 point = _Point(self.run, step)
-                for spec in self.order.evaluations:
+                last = step == steps[-1]
+                for spec in (one for one in self.order.evaluations if last or one.sampling is None):
                     try:
                         if self._evaluate(point, spec):
                             evaluated.append(spec.task.name)
@@ -252,6 +258,7 @@ class _Worker:
                 real_tokens=record.tokens,
                 memory=[_of_steps(measure, record) for measure in memory.measures],
                 checkpoint=self.run.checkpoint(record.steps),
+                rollouts=record.rollouts,
             )
             self.run.write_cost(cost)
         finish(self.run, record)

@@ -58,7 +58,8 @@ def identity(tuned: Tuned) -> str:
     """
     files = _content(tuned.directory) if tuned.directory is not None else None
     method = None if tuned.method is None else tuned.method.canonical()
-    return canonical_json([tuned.base.canonical(), method, tuned.subject, tuned.step, tuned.factor, files])
+    start = [] if tuned.start is None else [identity(tuned.start)]
+    return canonical_json([tuned.base.canonical(), method, tuned.subject, tuned.step, tuned.factor, files, *start])
 
 
 def part_key(point: str, spec: PromptedSpec, which: str, prompts: PromptSet, module: str) -> str:

@@ -92,6 +92,10 @@ class MethodCard(BaseModel):
     """A rate from which a search may start on models of billions of parameters; None for the base model."""
     micro_learning_rate: float | None = None
     """A rate that learns on the packaged micro model, found by a search there; None: not yet known."""
+    rl_learning_rate: float | None = None
+    """The same as ``learning_rate`` for reinforcement learning; None: a twentieth of ``learning_rate``."""
+    micro_rl_learning_rate: float | None = None
+    """The same on the packaged micro model; None: a quarter of ``micro_learning_rate``."""
     random_init: bool = False
     """Whether the seed changes where training starts; if not, it only orders the data and draws dropout."""
     deviations: tuple[str, ...] = ()

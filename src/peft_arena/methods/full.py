@@ -134,6 +134,7 @@ class Full(Method):
         parameters="all parameters of the model, tied ones once",
         learning_rate=2e-5,
         micro_learning_rate=1e-3,
+        rl_learning_rate=1e-6,
         random_init=False,
         deviations=(
             "trains float32 weights on every base; a checkpoint is rounded to the base's type",

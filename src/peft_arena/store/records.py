@@ -40,14 +40,16 @@ class ItemRecord(BaseModel):
 
     id: str
     value: float | None
-    """Headline value; None: could not be scored, and ``reason`` says why."""
+    """Headline value, of several samples their mean; None: could not be scored, and ``reason`` says why."""
     weight: float = 1.0
     others: dict[str, tuple[float, float]] = Field(default_factory=dict)
     """Further metrics: name to (value, weight)."""
     extracted: str = ""
     reason: str = ""
     output: str = ""
-    """What the model wrote; empty for likelihood tasks."""
+    """What the model wrote; empty for likelihood tasks, and where it was asked for several answers."""
+    outputs: tuple[str, ...] = Field(default=(), exclude_if=lambda texts: not texts)
+    """Every sampled answer, in the order of the samples; empty, and then not written down, without sampling."""
 
 
 class EvaluationRecord(Record):
@@ -63,7 +65,7 @@ class EvaluationRecord(Record):
     card: dict[str, Any]
     """The task card (tasks of other sources: the same keys)."""
     metrics: tuple[Measure, ...]
-    """One per metric of the card, the headline first."""
+    """One per metric of the card, the headline first; then pass@k of sampled answers."""
     items: tuple[ItemRecord, ...]
     engine: dict[str, Any]
     """Engine, version, batch size, device, dtype: what must not change the result."""

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import polars as pl
 
+from peft_arena.core.ids import canonical_json
 from peft_arena.core.measure import Measure
-from peft_arena.core.specs import RunSpec
-from peft_arena.store.records import CostRecord, EvaluationRecord, RunRecord, TrainingRecord
+from peft_arena.core.specs import RLSpec, RunSpec
+from peft_arena.store.records import CostRecord, EvaluationRecord, LogEntry, RunRecord, TrainingRecord
 
 if TYPE_CHECKING:
     from polars.datatypes import DataTypeClass
@@ -25,6 +26,7 @@ RUNS: Schema = {
     "method": pl.String,
     "method_config": pl.String,
     "task": pl.String,
+    "objective": pl.String,
     "seed": pl.Int64,
     "learning_rate": pl.Float64,
     "batch_size": pl.Int64,
@@ -89,7 +91,34 @@ CURVES: Schema = {
     "learning_rate": pl.Float64,
     "grad_norm": pl.Float64,
 }
-"""One row per entry of a training log; losses in nats per answer token."""
+"""One row per entry of the log of a supervised fine-tuning; losses in nats per answer token."""
+
+RL: Schema = {
+    "run_id": pl.String,
+    "step": pl.Int64,
+    "tokens": pl.Int64,
+    "policy_loss": pl.Float64,
+    "learning_rate": pl.Float64,
+    "grad_norm": pl.Float64,
+    "validation_reward": pl.Float64,
+    "reward": pl.Float64,
+    "reward_std": pl.Float64,
+    "rewards": pl.String,
+    "unscored": pl.Float64,
+    "length": pl.Float64,
+    "ended": pl.Float64,
+    "zero_variance": pl.Float64,
+    "entropy": pl.Float64,
+    "clip_low": pl.Float64,
+    "clip_high": pl.Float64,
+    "kl": pl.Float64,
+    "completions": pl.Int64,
+    "generated_tokens": pl.Int64,
+    "rollout_seconds": pl.Float64,
+    "update_seconds": pl.Float64,
+}
+"""One row per entry of the log of a reinforcement learning; ``rewards`` is canonical JSON. Columns of the rollouts are
+null in an entry without one, and ``policy_loss`` is no cross-entropy: its level says nothing."""
 
 
 class RunRecords(NamedTuple):
@@ -135,18 +164,29 @@ def costs_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
 
 
 def curves_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
-    """Return one row per logged point of every finished training."""
+    """Return one row per logged point of every finished supervised fine-tuning."""
     rows = (
-        {"run_id": run.spec.run_id, **entry.model_dump()}
+        {"run_id": run.spec.run_id, **{name: getattr(entry, name) for name in CURVES if name != "run_id"}}
         for run in runs
-        if run.training is not None
+        if run.training is not None and not _is_rl(run.spec)
         for entry in run.training.log
     )
     return _frame(rows, CURVES)
 
 
+def rl_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
+    """Return one row per logged point of every finished reinforcement learning."""
+    rows = (
+        _rl_row(run.spec, entry)
+        for run in runs
+        if run.training is not None and _is_rl(run.spec)
+        for entry in run.training.log
+    )
+    return _frame(rows, RL)
+
+
 def all_tables(runs: Iterable[RunRecords]) -> dict[str, pl.DataFrame]:
-    """Return every table by name: runs, items, metrics, costs, curves."""
+    """Return every table by name: runs, items, metrics, costs, curves, rl."""
     listed = list(runs)
     return {
         "runs": runs_table(listed),
@@ -154,7 +194,19 @@ def all_tables(runs: Iterable[RunRecords]) -> dict[str, pl.DataFrame]:
         "metrics": metrics_table(listed),
         "costs": costs_table(listed),
         "curves": curves_table(listed),
+        "rl": rl_table(listed),
     }
+
+
+def _is_rl(spec: RunSpec) -> bool:
+    return isinstance(spec.train, RLSpec)
+
+
+def _rl_row(spec: RunSpec, entry: LogEntry) -> dict[str, Any]:
+    found = {} if entry.rollout is None else entry.rollout.model_dump(mode="json")
+    rewards = {"rewards": canonical_json(found["rewards"])} if found else {}
+    own = {name: getattr(entry, name) for name in ("step", "tokens", "learning_rate", "grad_norm", "validation_reward")}
+    return {"run_id": spec.run_id, **own, "policy_loss": entry.loss, **found, **rewards}
 
 
 def _frame(rows: Iterable[Mapping[str, Any]], schema: Schema) -> pl.DataFrame:
@@ -171,6 +223,7 @@ def _run_row(records: RunRecords) -> dict[str, Any]:
         "method": spec.method.name,
         "method_config": json.dumps(spec.method.config, sort_keys=True, separators=(",", ":")),
         "task": spec.train.task.name if spec.train else None,
+        "objective": spec.train.objective if spec.train else None,
         "seed": spec.seed if spec.train else None,
         "learning_rate": spec.train.learning_rate if spec.train else None,
         "batch_size": spec.train.batch_size if spec.train else None,

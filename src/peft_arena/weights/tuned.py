@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,15 +46,21 @@ class Tuned:
     step: int | None
     factor: float = 1.0
     """Where on the way from the pretrained model (0) to the tuned one (1)."""
+    start: Tuned | None = None
+    """What training began at: its weights are merged into the pretrained model, and the method is put on the result.
+    None: the pretrained model itself."""
+    start_sha256: str | None = None
+    """Hash of that model by the training record, see :mod:`peft_arena.weights.start`; None: not known."""
 
     def weights(self) -> EffectiveWeights:
-        """Return the weights of this point.
+        """Return the weights of this point, whose change is that from the pretrained model in any case.
 
         Raises:
             UserError: the method has no weights of its own, or the files are missing, damaged or do not fit.
         """
         from peft_arena.weights.base import base_weights
         from peft_arena.weights.effective import effective_weights, no_weights
+        from peft_arena.weights.start import weights_from
 
         method = self._method()
         if method is not None:
@@ -62,7 +69,12 @@ class Tuned:
                 raise UserError(f"method {method.card.name} has no weights to look at: {reason}")
         elif self.directory is not None and not self.has_weights():
             raise UserError(f"{self.directory} has no weights to look at: adapters of its type cannot be merged")
-        found = effective_weights(base_weights(self.base), self.directory, method)
+        base = base_weights(self.base)
+        if self.start is None:
+            found = effective_weights(base, self.directory, method)
+        else:
+            own = partial(effective_weights, directory=self.directory, method=method)
+            found = weights_from(base, self.start, self.start_sha256, own)
         return found if self.factor == 1.0 else found.interpolated(self.factor)
 
     def has_weights(self) -> bool:
@@ -88,6 +100,10 @@ class Tuned:
             return loaded.model.eval()
         method = self._method()
         if self.factor == 1.0 and method is not None:
+            if self.start is not None:
+                from peft_arena.weights.start import put_start
+
+                put_start(self.start, loaded.model, self.start_sha256)
             return method.restore(loaded.model, self.directory).model.eval()
         if self.factor == 1.0 and (self.directory / "adapter_config.json").exists():
             from peft_arena.weights.base import BaseWeights
