@@ -17,6 +17,7 @@ from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RunSpec, Schedule, TaskSpec, TrainSpec
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, LogEntry, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from tests.analyze.synthetic_rl import Learning, rl_costs, rl_spec, rl_training
 
 PROVENANCE = {
     "peft_arena": "0.1.0",
@@ -62,6 +63,10 @@ class Truth:
     """Of the evaluations."""
     resumed: tuple[int, ...] = ()
     """Seeds whose training was interrupted, so that their speed is unknown."""
+    setting: str = ""
+    """Part of the method's configuration, by default the label: arms with the same one have the same method."""
+    rl: Learning | None = None
+    """How reinforcement learning went; None: supervised fine-tuning."""
 
 
 @dataclass
@@ -120,12 +125,13 @@ def _target(name: str, items: int) -> EvalSpec:
 
 
 def _run(truth: Truth, seed: int) -> RunSpec:
+    task, schedule = TaskSpec(name=truth.target), Schedule(steps=200)
     return RunSpec(
         model=ModelSpec(name="micro"),
-        method=MethodSpec(name=truth.method, config={"rank": 8, "label": truth.label}),
-        train=TrainSpec(
-            task=TaskSpec(name=truth.target), schedule=Schedule(steps=200), learning_rate=truth.learning_rate
-        ),
+        method=MethodSpec(name=truth.method, config={"rank": 8, "label": truth.setting or truth.label}),
+        train=TrainSpec(task=task, schedule=schedule, learning_rate=truth.learning_rate)
+        if truth.rl is None
+        else rl_spec(truth.rl, task, schedule, truth.learning_rate, seed),
         seed=seed,
     )
 
@@ -226,24 +232,24 @@ def _write_run(
         )
         for step in range(5, steps + 1, 5)
     )
-    directory.write_training(
-        TrainingRecord(
-            run_id=run.run_id,
-            steps=steps,
-            tokens=60_000,
-            padded_tokens=64_000,
-            examples=1600,
-            dropped=0,
-            log=log,
-            save_points=(*truth.save_points, steps),
-            resumed_at=60 if run.seed in truth.resumed else None,
-            provenance=PROVENANCE,
-        )
+    record = TrainingRecord(
+        run_id=run.run_id,
+        steps=steps,
+        tokens=60_000,
+        padded_tokens=64_000,
+        examples=1600,
+        dropped=0,
+        log=log,
+        save_points=(*truth.save_points, steps),
+        resumed_at=60 if run.seed in truth.resumed else None,
+        provenance=PROVENANCE,
     )
+    directory.write_training(record if truth.rl is None else rl_training(truth.rl, record, run, world.rng))
     for step in (steps, *truth.save_points):
         _evaluate(directory, truth, step, step / steps, target, retention, world)
     costs = {"parameters": truth.parameters, "memory": truth.memory + 1e6 * run.seed}
-    directory.write_cost(_costs(run.run_id, "training", resumed=run.seed in truth.resumed, **costs))
+    trained = _costs(run.run_id, "training", resumed=run.seed in truth.resumed, **costs)
+    directory.write_cost(trained if truth.rl is None else rl_costs(trained))
     directory.write_cost(_costs(run.run_id, "inference", latency=1.05))
 
 

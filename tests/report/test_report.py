@@ -137,7 +137,18 @@ def test_the_summary_is_the_file_and_says_what_intervals_cover(full):
 def test_the_tables_parse_back(full):
     out, summary, study = full
     frames = {path.stem: pl.read_csv(path) for path in (out / "tables").glob("*.csv")}
-    assert set(frames) == {"runs", "items", "metrics", "costs", "curves", "effects", "comparisons", "gaps", "along"}
+    assert set(frames) == {
+        "runs",
+        "items",
+        "metrics",
+        "costs",
+        "curves",
+        "rl",
+        "effects",
+        "comparisons",
+        "gaps",
+        "along",
+    }
     effects = frames["effects"].filter((pl.col("arm") == "lora") & (pl.col("role") == "mean retention"))
     assert effects["value"][0] == pytest.approx(summary["targets"][0]["arms"][0]["retention_mean"]["value"])
     assert frames["comparisons"].height == 2 * 6

@@ -121,7 +121,7 @@ class TradeOff:
         how = "at a significantly higher gain" if self.gain.verdict == "better" else "at no lower gain within the error"
         return (
             f"{self.keeps} forgets {_amount(kept)} less than {self.forgets} {how} "
-            f"(difference of the gains {_signed(gained)})."
+            f"(difference of the gains {told(gained)})."
         )
 
 
@@ -212,9 +212,17 @@ def _amount(found: Estimate) -> str:
     return _minus(f"{found.value:.1f} {found.unit} [{found.low:.1f}, {found.high:.1f}]")
 
 
-def _signed(found: Estimate) -> str:
+def told(found: Estimate) -> str:
+    """Render a difference that has an interval, for example ``+3.1 points [+1.0, +5.2]``."""
     digits = 1 if found.unit == "points" else 3
-    return _minus(f"{found.value:+.{digits}f} {found.unit} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]")
+    value, *ends = (_signed(number, digits) for number in (found.value, found.low, found.high))
+    return f"{value} {found.unit} [{', '.join(ends)}]"
+
+
+def _signed(number: float | None, digits: int) -> str:
+    """Render a number with its sign; a rounded zero has none."""
+    text = f"{number:+.{digits}f}"
+    return text.lstrip("+-") if float(text) == 0 else _minus(text)
 
 
 def _minus(text: str) -> str:

@@ -17,6 +17,8 @@ class CostColumn(NamedTuple):
     metric: str
     """Name of the measure in the cost records."""
     title: str
+    always: bool = True
+    """Whether every training has it; if not, nothing is missing where no arm does."""
 
 
 TRAINABLE = "trained_parameters"
@@ -28,6 +30,7 @@ MAIN_COSTS: tuple[CostColumn, ...] = (
     CostColumn(PEAK_MEMORY, "peak training memory"),
     CostColumn("training_speed", "training speed"),
     CostColumn("training_flops", "training FLOPs"),
+    CostColumn("rollout_flops", "rollout FLOPs", always=False),
     CostColumn(LATENCY, "time per token ÷ base"),
     CostColumn("checkpoint_bytes", "adapter size"),
 )

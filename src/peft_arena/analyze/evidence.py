@@ -136,7 +136,7 @@ class Evidence:
     base_scores: Mapping[str, Scores]
     arms: tuple[ArmEvidence, ...]
     tasks: Mapping[str, TaskInfo]
-    """By evaluation id; no entry for an evaluation that no run has."""
+    """By evaluation id, greedy ones only; no entry for an evaluation that no run has."""
     labels: Mapping[str, str]
     """What a reader calls each evaluation of the study, by its id; unique."""
     gaps: tuple[Gap, ...]
@@ -150,9 +150,10 @@ class Evidence:
 def read_evidence(store: Store, view: StudyView) -> Evidence:
     """Read every record of a study from the store; records of other studies in the same runs are not touched."""
     targets, retention = _by_id(view.targets), _by_id(view.retention)
-    base = _Reader(store.run(view.base), {**targets, **retention})
+    sampled = _by_id([arm.sampled for arm in view.arms if arm.sampled])
+    base = _Reader(store.run(view.base), {**targets, **retention, **sampled})
     arms = [
-        (arm, [_Reader(store.run(run), {**_by_id([arm.target]), **retention}) for run in arm.runs]) for arm in view.arms
+        (arm, [_Reader(store.run(run), {**_by_id(_asked(arm)), **retention}) for run in arm.runs]) for arm in view.arms
     ]
     records: dict[str, list[EvaluationRecord]] = {}
     for reader in (base, *(reader for _, readers in arms for reader in readers)):
@@ -160,6 +161,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
             for key, record in found.items():
                 records.setdefault(key, []).append(record)
     labels = _labels({**targets, **retention}, records)
+    labels |= {arm.sampled.id: f"{labels[arm.target.id]}, sampled" for arm in view.arms if arm.sampled}
     gaps = [Gap(refusal.label, "run", "refused", refusal.reason) for refusal in view.refused]
     read_base = base.finish("base", view, labels, gaps)
     read_arms = []
@@ -198,6 +200,11 @@ def _labels(specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[Evalua
     }
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key[:4]})" for key, name in names.items()}
+
+
+def _asked(arm: Arm) -> list[EvalSpec]:
+    """Return what an arm is asked of its target."""
+    return [arm.target, *([arm.sampled] if arm.sampled else [])]
 
 
 def _by_id(specs: Iterable[EvalSpec]) -> dict[str, EvalSpec]:
@@ -256,7 +263,7 @@ class _Reader:
         for key, spec in self.wanted.items():
             for step in self.steps:
                 what = labels[key] if step == self.final else f"{labels[key]} at step {step}"
-                asked = step == self.final or view.every_save_point
+                asked = step == self.final or (view.every_save_point and spec.sampling is None)
                 gaps += self._why_unknown(events, spec, step, who, what, asked=asked)
         return RunEvidence(
             who=who,
@@ -350,14 +357,23 @@ def columns_of(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], int
     return columns
 
 
-def scores_of(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Mapping[tuple[str, int], int]) -> Scores:
-    """Return the scores of some evaluations of one task by seed; None stands for the base model's one run."""
+def scores_of(
+    records: Sequence[tuple[int | None, EvaluationRecord]], columns: Mapping[tuple[str, int], int], metric: str = ""
+) -> Scores:
+    """Return the scores of some evaluations of one task by seed; None stands for the base model's one run.
+
+    Args:
+        records: seed and evaluation.
+        columns: place of each item.
+        metric: one of the items' further metrics; empty: the headline.
+    """
     values = np.full((len(records), len(columns)), np.nan)
     weights = np.zeros((len(records), len(columns)))
     for row, (_, record) in enumerate(records):
         places = [columns[key] for key in _keys(record.items)]
-        values[row, places] = [np.nan if item.value is None else item.value for item in record.items]
-        weights[row, places] = [item.weight for item in record.items]
+        parts = [item.others.get(metric, (None, 1.0)) if metric else (item.value, item.weight) for item in record.items]
+        values[row, places] = [np.nan if value is None else value for value, _ in parts]
+        weights[row, places] = [weight for _, weight in parts]
     return Scores(tuple(seed for seed, _ in records), values, weights)
 
 

@@ -16,7 +16,10 @@ from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
 from peft_arena.analyze.geometry import TargetGeometry, read_geometry
 from peft_arena.analyze.paired import LEVEL, Resamples
 from peft_arena.analyze.pareto import ParetoStatus, pareto
+from peft_arena.analyze.passk import TargetPassK, read_passk
 from peft_arena.analyze.path_study import TargetPaths, read_paths
+from peft_arena.analyze.rl import TargetRL, read_rl
+from peft_arena.analyze.rl_pairs import objective_pairs
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.specs import EvalSpec
 from peft_arena.store.store import Store
@@ -45,6 +48,10 @@ class TargetResult:
     """None where the study measures none, or nothing is there yet."""
     paths: TargetPaths | None = None
     """None where the study scans none."""
+    rl: TargetRL | None = None
+    """None where no arm is trained by reinforcement learning."""
+    passk: TargetPassK | None = None
+    """None where the study samples no answers, or none are there yet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,8 @@ def _target(evidence: Evidence, spec: EvalSpec, resamples: Resamples) -> TargetR
         pareto=pareto(arms, comparisons),
         trade_offs=trade_offs(comparisons),
         along={arm.label: points for arm in arms if (points := along_training(evidence, arm, resamples))},
+        rl=read_rl(arms, objective_pairs(arms, comparisons)),
+        passk=read_passk(evidence, [arm.evidence for arm in arms], resamples),
     )
 
 
@@ -133,6 +142,8 @@ def _target_summary(target: TargetResult) -> dict[str, Any]:
         "trade_offs": [pair.sentence for pair in target.trade_offs],
         **({} if target.geometry is None else {"geometry": target.geometry.summary()}),
         **({} if target.paths is None else {"paths": target.paths.summary()}),
+        **({} if target.rl is None else {"rl": target.rl.summary()}),
+        **({} if target.passk is None else {"passk": target.passk.summary()}),
     }
 
 
@@ -141,6 +152,7 @@ def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
     return {
         "label": arm.label,
         "method": arm.evidence.arm.method,
+        "objective": arm.evidence.arm.objective,
         "learning_rate": arm.evidence.arm.learning_rate,
         "runs": [run.spec.run_id for run in arm.evidence.runs],
         "seeds_planned": len(arm.evidence.runs),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec
-from peft_arena.core.specs import EvalSpec, RunSpec
+from peft_arena.core.specs import EvalSpec, RLSpec, RunSpec
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,11 @@ class Arm:
     """The task the arm was trained on, on its test items."""
     budget: str = ""
     """What became of the arm's parameter budget, in one line; empty without one."""
+    sampled: EvalSpec | None = None
+    """The target with several sampled answers to each item; None where the study asks for none."""
 
     def __post_init__(self) -> None:
-        """Require at least one run, no seed twice, and the same method in all runs."""
+        """Require at least one run, no seed twice, and the same method and objective in all runs."""
         if not self.runs:
             raise UserError(f"arm '{self.label}' has no runs")
         twice = [str(seed) for seed, count in Counter(self.seeds).items() if count > 1]
@@ -34,11 +36,25 @@ class Arm:
         methods = sorted({run.method.name for run in self.runs})
         if len(methods) > 1:
             raise UserError(f"arm '{self.label}' mixes methods: {', '.join(methods)}")
+        ways = sorted({run.train.objective if run.train else "no training" for run in self.runs})
+        if len(ways) > 1:
+            raise UserError(f"arm '{self.label}' mixes objectives: {', '.join(ways)}")
 
     @property
     def method(self) -> str:
         """Name of the arm's method."""
         return self.runs[0].method.name
+
+    @property
+    def objective(self) -> str:
+        """How the arm was trained: ``sft`` or the algorithm of reinforcement learning; empty for the base model."""
+        train = self.runs[0].train
+        return "" if train is None else train.objective
+
+    @property
+    def is_rl(self) -> bool:
+        """Whether the arm was trained by reinforcement learning."""
+        return isinstance(self.runs[0].train, RLSpec)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -94,3 +110,8 @@ class StudyView:
     def targets(self) -> tuple[EvalSpec, ...]:
         """Every target evaluation once, in the order of the arms."""
         return tuple({arm.target.id: arm.target for arm in self.arms}.values())
+
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """Every way of training among the arms once, in their order."""
+        return tuple(dict.fromkeys(arm.objective for arm in self.arms))

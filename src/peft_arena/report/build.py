@@ -25,7 +25,8 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
     """Analyse a study and write its report; works with whatever part of the study is done.
 
     Writes ``index.html``, ``summary.json``, ``tables/*.csv`` and ``figures/*.{svg,png}``, and, if there is geometry,
-    ``geometry.html`` with its ``plotly.min.js``; files of an earlier report of the same names are replaced.
+    ``geometry.html``, or reinforcement learning, ``rl.html``, with their ``plotly.min.js``; files of an earlier report
+    of the same names are replaced.
 
     Args:
         store: where the records are.
@@ -56,6 +57,7 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
         for name, frame in report_tables(result).items():
             frame.write_csv(out / "tables" / f"{name}.csv")
         _write_geometry(result, out)
+        _write_rl(result, out)
         (out / "index.html").write_text(render_page(result, images), encoding="utf-8")
         text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
         (out / "summary.json").write_text(f"{text}\n", encoding="utf-8")
@@ -74,8 +76,11 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
     """Draw every figure there are numbers for, by target label; names are unique over targets."""
     from peft_arena.report.figures import cost_figure, curves_figure, prominent, style
     from peft_arena.report.geometry import geometry_figures
+    from peft_arena.report.passk import PASSK, passk_figure
     from peft_arena.report.paths import path_figures
     from peft_arena.report.plane import along_figure, trade_figure
+    from peft_arena.report.rl import RL
+    from peft_arena.report.rl_figures import rl_figure
 
     figures: dict[str, list[Drawn]] = {}
     with style():
@@ -85,8 +90,13 @@ def draw_figures(result: StudyResult) -> dict[str, list[Drawn]]:
                 along_figure(target, f"along-{number}"),
                 cost_figure(target, f"costs-{number}"),
                 curves_figure(target, f"curves-{number}"),
+                None if target.rl is None else rl_figure(target.rl, prominent(target), f"{RL}{number}"),
             )
             figures[target.label] = [figure for figure in drawn if figure is not None]
+            if target.passk is not None and (
+                sampled := passk_figure(target.passk, prominent(target), f"{PASSK}{number}")
+            ):
+                figures[target.label].append(sampled)
             if target.geometry is not None:
                 figures[target.label] += geometry_figures(target.geometry, prominent(target), f"-{number}")
             if target.paths is not None:
@@ -106,11 +116,25 @@ def _write_geometry(result: StudyResult, out: Path) -> None:
         write_interactive(found, out, title=title, named=named, home="index.html")
 
 
+def _write_rl(result: StudyResult, out: Path) -> None:
+    """Write the interactive page of reinforcement learning, if the study has any."""
+    found = {target.label: target.rl for target in result.targets if target.rl is not None}
+    if found:
+        from peft_arena.report.figures import prominent
+        from peft_arena.report.rl_figures import write_rl_page
+
+        named = {target.label: prominent(target) for target in result.targets}
+        write_rl_page(
+            found, out, title=f"Reinforcement learning of {result.view.title or result.view.name}", named=named
+        )
+
+
 def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     """Return the tables of a report by name: the records' own, and effects, save points, comparisons and gaps."""
     import polars as pl
 
     from peft_arena.report.geometry import geometry_tables
+    from peft_arena.report.passk import passk_frame
     from peft_arena.report.paths import path_tables
     from peft_arena.store.tables import all_tables
 
@@ -127,6 +151,9 @@ def report_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
     gaps = [(gap.who, gap.what, gap.kind, gap.reason) for gap in result.evidence.gaps]
     columns = dict.fromkeys(("who", "what", "kind", "reason"), pl.String)
     tables["gaps"] = pl.DataFrame(gaps, schema=columns, orient="row")
+    sampled = {target.label: target.passk for target in result.targets if target.passk is not None}
+    if sampled:
+        tables["passk"] = passk_frame(sampled)
     paths = {target.label: target.paths for target in result.targets if target.paths is not None}
     return {**tables, **geometry_tables(result), **(path_tables(paths) if paths else {})}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -59,6 +59,18 @@ class Drawn:
     caption: str
     hovers: dict[str, str] = field(default_factory=dict)
     """Id of a drawn element to the text shown when the pointer is on it."""
+
+
+class Placed(Protocol):
+    """An arm at its position among the arms of a target, which gives it its colour and mark."""
+
+    @property
+    def label(self) -> str:
+        """Shown to the reader."""
+
+    @property
+    def place(self) -> int:
+        """Position."""
 
 
 MANY = 24
@@ -235,10 +247,14 @@ def _gain_by_size(
 
 
 def curves_figure(target: TargetResult, name: str) -> Drawn | None:
-    """Draw training and held-out loss, one panel per arm on common axes, one line per seed; None without a log."""
+    """Draw training and held-out loss, one panel per arm on common axes, one line per seed; None without a log.
+
+    Arms of reinforcement learning are not in it: their loss is no cross-entropy.
+    """
     arms = [
         (index, arm.label, [run.training for run in arm.evidence.runs if run.training and run.training.log])
         for index, arm in enumerate(target.arms)
+        if not arm.evidence.arm.is_rl
     ]
     arms = [entry for entry in arms if entry[2]]
     if not arms:
@@ -276,6 +292,8 @@ def curves_figure(target: TargetResult, name: str) -> Drawn | None:
     canvas.supylabel("loss (nats per answer token)", fontsize=10, color=INK)
     settle(canvas)
     cut = " Lines that leave a panel go on above it." if max(tops) > top else ""
+    if any(arm.evidence.arm.is_rl for arm in target.arms):
+        cut += " Arms of reinforcement learning have no such loss; their curves are in their own section."
     ends = "; ".join(f"{label}: {_ending(records)}" for _, label, records in arms)
     return Drawn(
         name=name,

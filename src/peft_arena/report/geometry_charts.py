@@ -14,7 +14,7 @@ import numpy as np
 from peft_arena.analyze.geometry import MAIN, ArmGeometry, TargetGeometry, metric_name
 from peft_arena.analyze.profiles import MISALIGNMENT, Profile, window_of
 from peft_arena.core.quantities import QUANTITIES
-from peft_arena.report.figures import look
+from peft_arena.report.figures import Placed, look
 from peft_arena.report.geometry_points import coefficient_text, mean_text
 
 SYMBOLS = {
@@ -81,7 +81,7 @@ def packed(values: Sequence[float] | np.ndarray, kind: str = "f4") -> dict[str, 
     return {"dtype": kind, "bdata": base64.b64encode(np.asarray(values, dtype=f"<{kind}").tobytes()).decode()}
 
 
-def _style(arm: ArmGeometry, named: set[str], *, lines: bool, hover: str, legend: bool = True) -> dict[str, Any]:
+def arm_style(arm: Placed, named: set[str], *, lines: bool, hover: str, legend: bool = True) -> dict[str, Any]:
     """Return what all traces of an arm in a chart have in common."""
     colour, marker = look(arm.place)
     found: dict[str, Any] = {
@@ -99,7 +99,8 @@ def _style(arm: ArmGeometry, named: set[str], *, lines: bool, hover: str, legend
     return found
 
 
-def _layout(height: int, **axes: Any) -> dict[str, Any]:
+def chart_layout(height: int, **axes: Any) -> dict[str, Any]:
+    """Return what the layouts of all charts have in common, with some axes."""
     return {
         "height": height,
         "margin": {"l": 80, "r": 20, "t": 40, "b": 60},
@@ -112,7 +113,8 @@ def _layout(height: int, **axes: Any) -> dict[str, Any]:
     }
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
+def chart_axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return an axis with a title."""
     return {**_AXIS, "title": {"text": html.escape(title)}, **more}
 
 
@@ -126,9 +128,9 @@ def _scale(values: Sequence[float]) -> dict[str, Any]:
     return {"type": "log", "exponentformat": "power", **steps}
 
 
-def _above(text: str, x: float = 0.0) -> dict[str, Any]:
-    """Return a line of text above a panel that begins at a share of the width."""
-    place = {"x": x, "y": 1.0, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
+def text_above(text: str, x: float = 0.0, y: float = 1.0) -> dict[str, Any]:
+    """Return a line of text above a panel that begins at a share of the width and ends at one of the height."""
+    place = {"x": x, "y": y, "xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "bottom"}
     return {"text": html.escape(text), "showarrow": False, **place}
 
 
@@ -150,16 +152,16 @@ def profile_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
         shown = [None if profile is None else profile.thinned(most) for profile in own]
         choices.append(_profile_choice(module, shown, panels))
     widths = sorted({window_of(one.directions) for run in geometry.runs for one in run.kinds.values()})
-    layout = _layout(440, annotations=[])
+    layout = chart_layout(440, annotations=[])
     for number, name in enumerate(panels):
         end, share = str(number + 1) if number else "", 1 / len(panels)
         room = {"domain": [number * share + 0.06 * (number > 0), (number + 1) * share - 0.01], "anchor": f"y{end}"}
-        layout[f"xaxis{end}"] = _axis("singular direction", **room)
+        layout[f"xaxis{end}"] = chart_axis("singular direction", **room)
         found = [run.kinds[kind].values.get(name) for run in geometry.runs for kind in run.kinds]
         every = np.concatenate([values for values in found if values is not None])
         scale = _scale(every[every > 0].tolist() or [1.0])
         layout[f"yaxis{end}"] = {**_AXIS, **scale, "anchor": f"x{end}", "tickfont": {"size": 10}}
-        layout["annotations"].append(_above(_TITLES[name], number * share + 0.06 * (number > 0)))
+        layout["annotations"].append(text_above(_TITLES[name], number * share + 0.06 * (number > 0)))
     text = (
         "What the change does in each singular direction of the pretrained weight, 0 the one of its largest singular "
         f"value. Moving averages over {' or '.join(map(str, widths))} directions, mean over runs, at most {most} "
@@ -208,7 +210,7 @@ def _profile_styles(arms: Sequence[ArmGeometry], panels: Sequence[str], named: s
     for number, _ in enumerate(panels):
         end = str(number + 1) if number else ""
         for arm in arms:
-            own = _style(arm, named, lines=True, hover="direction %{x}<br>%{y:.3g}", legend=number == 0)
+            own = arm_style(arm, named, lines=True, hover="direction %{x}<br>%{y:.3g}", legend=number == 0)
             styles.append({**own, "mode": "lines", "xaxis": f"x{end}", "yaxis": f"y{end}"})
     return styles
 
@@ -255,14 +257,16 @@ def depth_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart | 
                         places.append(place)
                     y = packed(list(depth[kind].values()))
                     data.append({"style": arm.place, "x": places.index(place), "y": y})
-            choices.append(Choice(f"{title}: {kind}", data, {"yaxis": _axis(title, exponentformat="power")}, places))
+            choices.append(
+                Choice(f"{title}: {kind}", data, {"yaxis": chart_axis(title, exponentformat="power")}, places)
+            )
     if not choices:
         return None
-    styles = [_style(arm, named, lines=True, hover="block %{x}<br>%{y:.4g}") for arm in geometry.arms]
+    styles = [arm_style(arm, named, lines=True, hover="block %{x}<br>%{y:.4g}") for arm in geometry.arms]
     text = "Mean over the runs of an arm, for one kind of module in each transformer block."
     deepest = max(row.block or 0 for run in geometry.runs for record in run.records.values() for row in record.rows)
     steps = {"tick0": 0, "dtick": max(1, deepest // 12)}
-    layout = _layout(420, xaxis=_axis("transformer block", **steps))
+    layout = chart_layout(420, xaxis=chart_axis("transformer block", **steps))
     return Chart(
         key, "Quantities over the depth of the model", text, choices, layout, styles, "quantity and kind of module"
     )
@@ -289,15 +293,15 @@ def plane_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart | 
         title = metric_name(stem).title
         scale = _scale(values)
         axes = {
-            "xaxis": _axis(f"{title}, target prompts", **scale),
-            "yaxis": _axis(f"{title}, general prompts", **scale),
+            "xaxis": chart_axis(f"{title}, target prompts", **scale),
+            "yaxis": chart_axis(f"{title}, general prompts", **scale),
         }
         choices.append(Choice(title, data, axes))
     if not choices:
         return None
-    styles = [_style(arm, named, lines=False, hover="%{text}<extra></extra>") for arm in geometry.arms]
+    styles = [arm_style(arm, named, lines=False, hover="%{text}<extra></extra>") for arm in geometry.arms]
     text = "Means over modules and runs. On the dashed line a quantity is the same on both sets of prompts."
-    return Chart(key, "General against target prompts", text, choices, _layout(480), styles, "quantity")
+    return Chart(key, "General against target prompts", text, choices, chart_layout(480), styles, "quantity")
 
 
 def _escaped_lines(text: str) -> str:
@@ -326,12 +330,12 @@ def against_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
         told = (
             f"Pearson {coefficient_text(found.pearson)}, Spearman {coefficient_text(found.spearman)}, {found.runs} runs"
         )
-        axes = {"xaxis": _axis(title, exponentformat="power"), "yaxis": _axis(f"{found.outcome} ({unit})")}
-        choices.append(Choice(f"{found.outcome} against {title}", data, {**axes, "annotations": [_above(told)]}))
+        axes = {"xaxis": chart_axis(title, exponentformat="power"), "yaxis": chart_axis(f"{found.outcome} ({unit})")}
+        choices.append(Choice(f"{found.outcome} against {title}", data, {**axes, "annotations": [text_above(told)]}))
     if not choices:
         return None
     styles = [
-        {**_style(arm, named, lines=False, hover="%{text}<br>%{x:.4g}<br>%{y:.1f}"), "visible": True}
+        {**arm_style(arm, named, lines=False, hover="%{text}<br>%{x:.4g}<br>%{y:.1f}"), "visible": True}
         for arm in geometry.arms
     ]
     text = (
@@ -339,4 +343,4 @@ def against_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
         f"arms. {geometry.looked_at} quantities were looked at: some look related by chance, and none of this is a "
         "cause."
     )
-    return Chart(key, "Geometry against what was forgotten", text, choices, _layout(460), styles, "quantity")
+    return Chart(key, "Geometry against what was forgotten", text, choices, chart_layout(460), styles, "quantity")

@@ -35,8 +35,6 @@ def write_interactive(
     Returns:
         The two files.
     """
-    from plotly.offline import get_plotlyjs
-
     parts: list[Markup] = []
     charts: list[Chart] = []
     for number, (name, geometry) in enumerate(targets.items(), start=1):
@@ -44,15 +42,24 @@ def write_interactive(
         charts += found
         if name and len(targets) > 1:
             parts.append(tag("h2", f"On {name}"))
-        parts += [_place(chart) for chart in found]
-    script = out / PLOTLY
-    script.write_text(get_plotlyjs(), encoding="utf-8")
+        parts += [chart_place(chart) for chart in found]
+    script = write_plotly(out)
     page = out / PAGE
-    page.write_text(_page(title, parts, charts, home), encoding="utf-8")
+    page.write_text(charts_page(title, parts, charts, home), encoding="utf-8")
     return [page, script]
 
 
-def _place(chart: Chart) -> Markup:
+def write_plotly(out: Path) -> Path:
+    """Write the ``plotly.min.js`` that interactive pages in a directory read."""
+    from plotly.offline import get_plotlyjs
+
+    script = out / PLOTLY
+    script.write_text(get_plotlyjs(), encoding="utf-8")
+    return script
+
+
+def chart_place(chart: Chart) -> Markup:
+    """Return where a chart is drawn, with its title, its menu and how to read it."""
     menu = Markup("")
     if len(chart.choices) > 1:
         options = [tag("option", choice.name, value=str(place)) for place, choice in enumerate(chart.choices)]
@@ -61,7 +68,8 @@ def _place(chart: Chart) -> Markup:
     return tag("section", tag("h3", chart.title), menu, tag("div", class_="plot"), text, id=chart.id, class_="chart")
 
 
-def _page(title: str, parts: Sequence[Markup], charts: Sequence[Chart], home: str) -> str:
+def charts_page(title: str, parts: Sequence[Markup], charts: Sequence[Chart], home: str) -> str:
+    """Return a page of charts that reads plotly.js from the file beside it."""
     files = resources.files("peft_arena.report")
     css, code = (files.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "geometry.js"))
     text = json.dumps([asdict(chart) for chart in charts], separators=(",", ":"), ensure_ascii=False, allow_nan=False)

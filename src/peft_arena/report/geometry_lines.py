@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from peft_arena.analyze.geometry import ArmGeometry, TargetGeometry, metric_name
 from peft_arena.analyze.profiles import MISALIGNMENT, Profile, short_names, window_of
-from peft_arena.report.figures import FAINT, INK, Drawn, look, settle, shorten, text_sizes
+from peft_arena.report.figures import FAINT, INK, Drawn, Placed, look, settle, shorten, text_sizes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -208,7 +208,7 @@ def _middle(group: Sequence[float]) -> float:
     return group[0] / group[1]
 
 
-def legend_above(canvas: Canvas, arms: Sequence[ArmGeometry], lines: bool = True) -> None:
+def legend_above(canvas: Canvas, arms: Sequence[Placed], lines: bool = True) -> None:
     """Put the names of arms above all panels of a figure, each with its mark and, if there are lines, its line."""
     if not arms:
         return

@@ -8,7 +8,9 @@ from peft_arena.analyze.effects import ArmEffects
 from peft_arena.analyze.paired import Estimate
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.numbers import estimate_text, listed, quantity, signed
+from peft_arena.report.passk import passk_sentences
 from peft_arena.report.paths_text import overshoot_sentence
+from peft_arena.report.rl_text import rl_caveat, rl_sentence
 
 
 def headline(result: StudyResult) -> list[str]:
@@ -28,6 +30,8 @@ def target_headline(target: TargetResult) -> list[str]:
         return [f"No arm can be compared yet: none of {len(target.arms)} has been trained and evaluated."]
     best = standing({label: found.value for label, found in gains.items()}, target.comparisons, "gain")
     found = [_gain(target, gains, best), _retention(target), _better_trade(target, best)]
+    found.append("" if target.rl is None else rl_sentence(target.rl))
+    found.append("" if target.passk is None else passk_sentences(target.passk))
     found += ["" if target.paths is None else overshoot_sentence(target.paths, target.label), _cheapest(target, best)]
     return [sentence for sentence in found if sentence]
 
@@ -151,7 +155,7 @@ def caveats(result: StudyResult) -> list[str]:
         )
     if any(_single(arm) for target in result.targets for arm in target.arms):
         found.append("Arms with one seed: their intervals cover items only, not the spread between training runs.")
-    return found
+    return [*found, *(text for target in result.targets if target.rl is not None and (text := rl_caveat(target.rl)))]
 
 
 def _single(arm: ArmEffects) -> bool:

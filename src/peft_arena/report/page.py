@@ -24,7 +24,9 @@ from peft_arena.report.page_tables import (
     pairs_table,
     tasks_table,
 )
+from peft_arena.report.passk import PASSK, passk_section
 from peft_arena.report.paths import PATHS, paths_section
+from peft_arena.report.rl import RL, rl_section
 from peft_arena.report.svg import captioned
 
 _MOST_TRADES = 8
@@ -152,6 +154,12 @@ def _target_sections(
     sections = [(f"arms-{number}", f"Gain and retention{suffix}", arms)]
     if any(arm.retention for arm in target.arms):
         sections.append((f"tasks-{number}", f"Retention per task{suffix}", heat_table(result.evidence, target)))
+    if target.rl is not None:
+        images = [(figure, image) for figure, image in drawn if figure.name.startswith(RL)]
+        sections.append((f"rl-{number}", f"Reinforcement learning{suffix}", rl_section(target, images)))
+    if target.passk is not None:
+        images = [(figure, image) for figure, image in drawn if figure.name.startswith(PASSK)]
+        sections.append((f"passk-{number}", f"Sampled answers: pass@k{suffix}", passk_section(target.passk, images)))
     if target.along:
         content = along_table(target)
         if "along" in shown:

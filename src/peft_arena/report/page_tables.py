@@ -39,14 +39,15 @@ def main_table(target: TargetResult) -> Markup:
         for column in MAIN_COSTS
         if any((cost := costs.get(column.metric)) and cost.value is not None for costs in target.costs.values())
     ]
-    hidden = [column.title for column in MAIN_COSTS if column not in shown]
+    hidden = [column.title for column in MAIN_COSTS if column.always and column not in shown]
     unit = unit_of(target.task) if target.task else "points"
     scale = "%" if target.task is None or target.task.unit == "fraction" else target.task.unit
     metric = target.task.metric if target.task else "score"
     head: list[object] = ["arm", f"{metric}, base → tuned ({scale})", f"gain ({unit})", "gain rank"]
     head += ["mean retention (points)", "ret. rank", "worst task (points)", "Pareto front"]
     head += [column.title for column in shown]
-    rows = [_main_row(target, arm, [column.metric for column in shown]) for arm in _ordered(target)]
+    several = len({arm.evidence.arm.objective for arm in target.arms}) > 1
+    rows = [_main_row(target, arm, [column.metric for column in shown], several) for arm in _ordered(target)]
     note = (
         "Square brackets: 95 % intervals. Ranks are the places an arm may hold: arms with overlapping ranks may be "
         "tied; the comparisons below say which. Pareto front: share of bootstrap draws in which no other arm is at "
@@ -62,12 +63,13 @@ def _ordered(target: TargetResult) -> list[ArmEffects]:
     return sorted(target.arms, key=lambda arm: -arm.gain.delta.value if arm.gain and arm.gain.delta else float("inf"))
 
 
-def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str]) -> list[Markup]:
+def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str], several: bool) -> list[Markup]:
     source = arm.evidence.arm
     trained, planned = len(arm.evidence.trained_seeds), len(arm.evidence.runs)
     count = f"{planned}" if trained == planned else f"{trained} of {planned}"
     seeds = f"{count} seed{'s' if planned > 1 else ''}".replace(" ", "\N{NO-BREAK SPACE}")
-    first = join([arm.label, tag("small", f"{source.method}, lr {rate(source.learning_rate)}, {seeds}")])
+    way = f", {source.objective}" if several else ""
+    first = join([arm.label, tag("small", f"{source.method}{way}, lr {rate(source.learning_rate)}, {seeds}")])
     gain = arm.gain
     scores = NONE
     if gain is not None and (gain.base is not None or gain.tuned is not None):
@@ -83,7 +85,7 @@ def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str]) -> 
         cell(target.ranks["retention"].get(arm.label, NONE)),
         _worst_cell(worst),
         _pareto_cell(target, arm.label),
-        *(_cost_cell(costs.get(metric)) for metric in metrics),
+        *(cost_cell(costs.get(metric)) for metric in metrics),
     ]
 
 
@@ -121,7 +123,8 @@ def _pareto_cell(target: TargetResult, label: str) -> Markup:
     return cell(join([share, tag("small", "on the front" if standing.on_front else "not dominated")]))
 
 
-def _cost_cell(cost: Cost | None) -> Markup:
+def cost_cell(cost: Cost | None) -> Markup:
+    """Return a cell with a cost, its range over runs on hover."""
     if cost is None or cost.value is None:
         return cell(tag("span", NONE, class_="none"), title=cost.how if cost else "not measured")
     span = f"{quantity(cost.low, cost.unit)} to {quantity(cost.high, cost.unit)}"
@@ -196,7 +199,8 @@ def pairs_table(target: TargetResult) -> Markup:
     head += ["retention, difference (points)", "p (Holm)", "retention"]
     order = sorted(target.comparisons, key=_surprise)
     rows = [
-        [_pair_name(pair), *_versus(pair.gain, pair), *_versus(pair.retention, pair)] for pair in order[:_MOST_PAIRS]
+        [_pair_name(pair), *versus_cells(pair.gain, pair), *versus_cells(pair.retention, pair)]
+        for pair in order[:_MOST_PAIRS]
     ]
     note = (
         "Pairs are matched by seed and item; brackets are uncorrected 95 % intervals, p-values are Holm-corrected "
@@ -215,7 +219,8 @@ def _pair_name(pair: Comparison) -> Markup:
     return join([pair.left, Markup(' <span class="none">against</span> '), pair.right])
 
 
-def _versus(versus: Versus, pair: Comparison) -> list[Markup]:
+def versus_cells(versus: Versus, pair: Comparison) -> list[Markup]:
+    """Return the difference of a pair on one axis, its p-value and what they say."""
     if versus.estimate is None:
         return [cell(NONE), cell(NONE), cell("not comparable", "txt none")]
     words = {"better": f"{pair.left} better", "worse": f"{pair.right} better", "tied": "tied", "unknown": "no interval"}
@@ -257,7 +262,7 @@ def cost_table(target: TargetResult) -> Markup | None:
         found = [target.costs[arm.label].get(name) for arm in target.arms]
         known = sorted((cost for cost in found if cost is not None), key=lambda cost: cost.value is None)
         how = known[0].how if known else ""
-        rows.append([join([name.replace("_", " ")]), *(_cost_cell(cost) for cost in found), cell(how, "txt")])
+        rows.append([join([name.replace("_", " ")]), *(cost_cell(cost) for cost in found), cell(how, "txt")])
     return table(
         "All costs, mean over seeds",
         head,

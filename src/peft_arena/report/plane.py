@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
 
 from peft_arena.analyze.effects import POINTS
 from peft_arena.analyze.paired import Estimate
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
 _MARK, _SMALLEST = 8.5, 3.5
 """Sizes of the mark of an arm and of that of its first save point."""
+OBJECTIVE_MARKERS = {"sft": "o", "grpo": "^", "rloo": "s"}
+"""Mark of a way of training, where a figure has several."""
+_OTHER = "D"
+_TWINS: dict[str, Any] = {"color": FAINT, "linestyle": (0, (1, 1.5)), "linewidth": 1.6, "zorder": 2.2}
 
 
 class _Step(NamedTuple):
@@ -46,6 +51,13 @@ class _Point(NamedTuple):
     """Whether the arm's name and intervals are drawn; otherwise it is a dot."""
     path: tuple[_Step, ...] = ()
     """Earlier save points; where there are some, they are drawn instead of the intervals."""
+    objective: str = ""
+    """How the arm was trained; empty where all arms were trained in the same way."""
+
+    @property
+    def marker(self) -> str:
+        """The arm's own mark, or that of how it was trained."""
+        return OBJECTIVE_MARKERS.get(self.objective, _OTHER) if self.objective else look(self.place)[1]
 
     @property
     def way(self) -> list[tuple[float, float]]:
@@ -72,14 +84,17 @@ class _Point(NamedTuple):
 def trade_figure(target: TargetResult, name: str) -> Drawn | None:
     """Draw what is gained against what is kept, with both intervals; None without an arm that has both."""
     named = prominent(target)
+    ways = _objectives(target)
     points = [
-        _Point(arm.label, index, arm.gain.delta, arm.mean, arm.label in named)
+        _Point(arm.label, index, arm.gain.delta, arm.mean, arm.label in named, objective=ways[index])
         for index, arm in enumerate(target.arms)
         if arm.gain and arm.gain.delta and arm.mean
     ]
     if not points:
         return None
-    canvas, hovers = _plane(target, points, name)
+    pairs = () if target.rl is None else target.rl.pairs
+    twins = [(pair.comparison.left, pair.comparison.right) for pair in pairs]
+    canvas, hovers = _plane(target, points, name, twins)
     listed = "; ".join(f"{p.label}: gain {estimate_text(p.gain)}, retention {estimate_text(p.kept)}" for p in points)
     return Drawn(
         name=name,
@@ -93,6 +108,8 @@ def trade_figure(target: TargetResult, name: str) -> Drawn | None:
                 if all(p.named for p in points)
                 else " Dots are arms unlikely to be on it; point at one for its name."
             )
+            + _marks_text(points)
+            + (" Dotted lines join arms of the same method and settings." if twins else "")
         ),
         hovers=hovers,
     )
@@ -102,6 +119,7 @@ def along_figure(target: TargetResult, name: str) -> Drawn | None:
     """Draw the way of every arm from the base model through its save points; None without one."""
     points = []
     named = prominent(target)
+    trained = _objectives(target)
     for index, arm in enumerate(target.arms):
         if arm.label not in named:
             continue
@@ -111,7 +129,7 @@ def along_figure(target: TargetResult, name: str) -> Drawn | None:
             if (gain := point.effects.gain) and gain.delta and point.effects.mean and point.effects is not arm
         )
         if path and arm.gain and arm.gain.delta and arm.mean:
-            points.append(_Point(arm.label, index, arm.gain.delta, arm.mean, path=path))
+            points.append(_Point(arm.label, index, arm.gain.delta, arm.mean, path=path, objective=trained[index]))
     if not points:
         return None
     canvas, hovers = _plane(target, points, name)
@@ -129,9 +147,43 @@ def along_figure(target: TargetResult, name: str) -> Drawn | None:
             "One line per arm from the base model, the cross at (0, 0), through its save points to the end of its "
             "training; marks grow with the step, and the last is the arm's mark in the first figure. Means over seeds."
             + (f" {left_out} of {len(target.arms)} arms {_why(target)}." if left_out else "")
+            + _marks_text(points)
         ),
         hovers=hovers,
     )
+
+
+def _objectives(target: TargetResult) -> list[str]:
+    """Return how each arm was trained; nothing of any arm where that is the same for all."""
+    found = [arm.evidence.arm.objective for arm in target.arms]
+    return found if len(set(found)) > 1 else [""] * len(found)
+
+
+def _marks_text(points: Sequence[_Point]) -> str:
+    shown = dict.fromkeys(point.objective for point in points if point.objective)
+    return f" The shape of a mark says how an arm was trained ({', '.join(shown)})." if shown else ""
+
+
+def _legend(canvas: Canvas, points: Sequence[_Point], twins: bool) -> None:
+    """Say above the panels which mark stands for which way of training, where there are several."""
+    shown = {point.objective: point.marker for point in points if point.objective}
+    if not shown:
+        return
+    marks = [Line2D([], [], linestyle="none", marker=mark, color=INK, markersize=7) for mark in shown.values()]
+    names = list(shown)
+    if twins:
+        marks.append(Line2D([], [], **_TWINS))
+        names.append("same method and settings")
+    canvas.legend(marks, names, loc="outside upper left", ncols=len(names), frameon=False, fontsize=9.5)
+
+
+def _draw_twins(axis: Axes, points: Sequence[_Point], twins: Sequence[tuple[str, str]]) -> bool:
+    """Join arms that differ only in how they were trained; return whether there were any."""
+    at = {point.label: (point.gain.value, point.kept.value) for point in points if point.named}
+    lines = [(at[left], at[right]) for left, right in twins if left in at and right in at]
+    for line in lines:
+        axis.plot(*zip(*line, strict=True), **_TWINS)
+    return bool(lines)
 
 
 def _why(target: TargetResult) -> str:
@@ -139,7 +191,9 @@ def _why(target: TargetResult) -> str:
     return "have nothing to draw here" if few else "have nothing to draw or are unlikely to be on the Pareto front"
 
 
-def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[Canvas, dict[str, str]]:
+def _plane(
+    target: TargetResult, points: Sequence[_Point], name: str, twins: Sequence[tuple[str, str]] = ()
+) -> tuple[Canvas, dict[str, str]]:
     """Draw the points; return the figure and its hover texts.
 
     Where a few arms lie so far off that the others crowd together, a second panel enlarges the others.
@@ -154,16 +208,19 @@ def _plane(target: TargetResult, points: Sequence[_Point], name: str) -> tuple[C
     hovers: dict[str, str] = {}
     front = {label for label, standing in target.pareto.items() if standing.on_front}
     unit = points[0].gain.unit
+    joined = False
     for panel, axis in enumerate(axes):
         shown = near if panel else points
         _limits(axis, shown, base=panel == 0 or ways)
         _draw_points(axis, shown, points, front, f"{name}-p{panel}", hovers)
+        joined |= _draw_twins(axis, shown, twins)
         axis.set_xlabel(f"gain on {target.label} over the base model ({unit})")
     axes[0].set_ylabel("mean retention, change from the base model (points)")
     if zoomed:
         low, high = axes[1].get_xlim(), axes[1].get_ylim()
         axes[0].add_patch(_rectangle(low, high))
         axes[1].set_title("enlarged: the box on the left", fontsize=10, color=INK, loc="left")
+    _legend(canvas, points, joined)
     canvas.draw_without_rendering()
     hidden = {point.label for point in near} if zoomed else set()
     named = [point for point in points if point.named]
@@ -185,7 +242,7 @@ def _draw_points(
         axis.plot(*zip(*line, strict=True), linestyle=(0, (4, 3)), color=INK, linewidth=1.0, zorder=2)
     axis.plot(0, 0, marker="+", markersize=12, markeredgewidth=1.8, color=INK, zorder=4)
     for point in shown:
-        colour, marker = look(point.place)
+        colour, marker = look(point.place)[0], point.marker
         key = f"{prefix}-{point.place}"
         hovers[key] = f"{point.label}: gain {estimate_text(point.gain)}; mean retention {estimate_text(point.kept)}"
         if not point.named:
@@ -214,7 +271,7 @@ def _draw_points(
 
 def _draw_way(axis: Axes, point: _Point, prefix: str, hovers: dict[str, str]) -> None:
     """Draw the line from the base model to the arm, with a mark for each earlier save point."""
-    colour, marker = look(point.place)
+    colour, marker = look(point.place)[0], point.marker
     axis.plot(*zip(*point.way, strict=True), color=colour, linewidth=1.4, alpha=0.75, zorder=3)
     for place, step in enumerate(point.path):
         size = _SMALLEST + (_MARK - _SMALLEST) * place / len(point.path)
