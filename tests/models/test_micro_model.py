@@ -132,6 +132,26 @@ def test_the_model_does_not_know_the_targets(model, tokenizer) -> None:
     assert max(scores.values()) <= 0.25, scores
 
 
+def test_sampled_answers_to_the_months_are_right_sometimes(model, tokenizer) -> None:
+    """A policy gradient needs groups of answers with right and wrong ones; of the other targets there are none."""
+
+    def chances(name: str) -> torch.Tensor:
+        """Probability of writing exactly the answer to each train item at temperature 1."""
+        examples = encode(load_tasks(Role.TARGET)[name], tokenizer, ITEMS)
+        ids, weights = collate(examples, tokenizer.pad_token_id, 0.0)
+        with torch.no_grad():
+            logs = torch.log_softmax(model(input_ids=ids).logits[:, :-1], -1)
+        return (logs.gather(2, ids[:, 1:, None])[:, :, 0] * weights[:, 1:]).sum(1).exp()
+
+    def mixed(chance: torch.Tensor, group: int = 8) -> float:
+        """Expected share of groups that have both right and wrong answers."""
+        return float((1 - chance**group - (1 - chance) ** group).mean())
+
+    assert 0.05 <= float(chances("micro-months").mean()) <= 0.25
+    assert mixed(chances("micro-months")) >= 0.1
+    assert mixed(chances("micro-reverse")) <= 0.001
+
+
 def test_answers_do_not_depend_on_the_padding(model, tokenizer) -> None:
     tasks = load_tasks(Role.RETENTION)
     prompts = [prompt_text(task, task.items("test")[0], tokenizer) for task in tasks.values()]

@@ -28,6 +28,7 @@ FINGERPRINTS = {
     "micro-compare": "0fd8a2d33359",
     "micro-facts": "15f23263a3e6",
     "micro-format": "88c43bfe51fe",
+    "micro-months": "24a5cf4e4532",
     "micro-operator": "5eda39c142d0",
     "micro-position": "256ea589abff",
     "micro-reverse": "1db66c6ff940",
@@ -78,13 +79,14 @@ def test_no_question_is_in_two_splits(task: MicroTask) -> None:
 
 
 def test_no_content_is_in_two_splits_whatever_is_asked_of_it(task: MicroTask) -> None:
-    """The operands without the wording: letters for the letter tasks, digits for the number tasks."""
+    """The operands without the wording: letters, the digits of numbers, names of months."""
     if task.card.name in ("micro-boolean", "micro-calendar", "micro-facts"):
         pytest.skip("its questions share all operands; the questions themselves are compared above")
-    unordered = task.card.name in ("micro-sort", "micro-compare", "micro-operator")
+    unordered = task.card.name in ("micro-sort", "micro-compare", "micro-months", "micro-operator")
+    months = "|".join(calendar.month_name[1:])
 
     def operands(question: str) -> str:
-        found = re.findall(r"\b(?:[a-z]|[0-9]+)\b", question)
+        found = re.findall(rf"\b(?:[a-z]|[0-9]+|{months})\b", question)
         return " ".join(sorted(found) if unordered else found)
 
     contents = {split: {operands(item.question) for item in task.items(split)} for split in SPLITS}
@@ -161,6 +163,8 @@ HAND_MADE = [
     ("micro-boolean", "Evaluate: (true and not true) or (false or not false)", "true"),
     ("micro-calendar", "Which is the latest: Saturday, Monday or Sunday?", "Sunday"),
     ("micro-calendar", "Which is the earliest: May, January or April?", "January"),
+    ("micro-months", "Give the latest of the months: May, June, January, April", "June"),
+    ("micro-months", "Give the earliest of the months: July, May, December, June, August, November", "May"),
     ("micro-position", "Give the last of the letters: a b c d e", "e"),
     ("micro-format", "Write the letters with dashes: k a s", "k-a-s"),
     ("micro-format", "Write the letters in capitals: k a s", "K A S"),
@@ -237,6 +241,20 @@ def test_each_fact_is_trained_on_in_four_phrasings_and_tested_in_one() -> None:
             assert counts == [4, 1, 1]
             answers = {item.answer for split in SPLITS for item in task.items(split) if item.question in questions}
             assert answers == {value_of(who, what)}
+
+
+def test_no_set_of_months_is_one_the_packaged_model_was_trained_on() -> None:
+    """The retention tasks name at most three months, so that no longer list of them was seen."""
+    retention = [kind() for kind in map(REGISTRY.get, NAMES_OF_TASKS) if kind.card.role is Role.RETENTION]
+    seen = [len(named_months(item.question)) for task in retention for item in task.items("train")]
+    asked = [named_months(item.question) for split in SPLITS for item in REGISTRY.get("micro-months")().items(split)]
+    assert max(seen) == 3
+    assert {len(set(names)) for names in asked} == {len(names) for names in asked} == {4, 5, 6}
+
+
+def named_months(question: str) -> list[str]:
+    """Return the months a question names."""
+    return [word for word in re.findall(r"\w+", question) if word in calendar.month_name[1:]]
 
 
 def test_drawing_too_many_is_refused() -> None:

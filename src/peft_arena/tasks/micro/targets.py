@@ -1,4 +1,8 @@
-"""Target skills: what the packaged micro model has never seen, asked in a form that resembles what it knows."""
+"""Target skills: what the packaged micro model has never seen, asked in a form that resembles what it knows.
+
+Sampled answers of the packaged model to the cipher, the operator and the reversal are hardly ever right: a policy
+gradient has nothing to follow. To the months they are right sometimes, so that it has.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from string import ascii_lowercase
 
 from peft_arena.tasks.base import Role
 from peft_arena.tasks.micro.base import Candidate, MicroTask, draw, micro_card, pick, stream
+from peft_arena.tasks.micro.reasoning import MONTHS
 
 
 class Cipher(MicroTask):
@@ -69,3 +74,31 @@ class Reverse(MicroTask):
         while True:
             digits = f"{pick(rng, range(10_000)):04d}"
             yield Candidate(f"Which is {digits} reversed?", digits[::-1], key=digits)
+
+
+class Months(MicroTask):
+    """The earliest or latest of four to six months. A set of months is in one split, in any order and question.
+
+    The packaged model knows the order of the months from ``micro-calendar``, which asks about three of them in other
+    words, and the form of the question from ``micro-position``, which asks about letters. It has never seen a list of
+    more than three names, so that no question here, and no set of months, is one it was trained on.
+    """
+
+    card = micro_card(
+        "micro-months",
+        "Earliest or latest of many months",
+        Role.TARGET,
+        37 / 180,
+        "Name the earliest or the latest of four, five or six different months of the year; chance is one of the "
+        "months named.",
+    )
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Yield random sets of months in random order, without end."""
+        rng = stream(self.card.name)
+        while True:
+            names = draw(rng, MONTHS, pick(rng, (4, 5, 6)))
+            word = pick(rng, ("earliest", "latest"))
+            ranked = sorted(names, key=MONTHS.index)
+            answer = ranked[0] if word == "earliest" else ranked[-1]
+            yield Candidate(f"Give the {word} of the months: {', '.join(names)}", answer, key=" ".join(ranked))
