@@ -14,10 +14,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached
+from peft_arena.methods.state import swapped
 from peft_arena.train.batch import IGNORED, Batch
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.quiet import model_kept
+
+MOVED = 0.02
+"""Standard deviation of how far weights are moved to see what they could do."""
 
 
 class Scores(NamedTuple):
@@ -95,6 +100,38 @@ def pretrained(attached: Attached, autocast: bool) -> Iterator[TokenLoss]:
         model.eval()
         with TokenLoss(model, autocast) as loss:
             yield loss
+
+
+def check_rows(loss: TokenLoss, attached: Attached) -> None:
+    """Check on two rows that the first is not influenced by the second, as completions of a rollout must not be.
+
+    The trained weights are moved for this, and put back: many methods change nothing before they are trained.
+
+    Args:
+        loss: of the attached model, entered.
+        attached: what is to be trained.
+
+    Raises:
+        UserError: what a row says depends on the other rows of its batch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    trained = attached.trained()
+    moved = {name: p.detach() + MOVED * torch.randn(p.shape, generator=generator).to(p) for name, p in trained.items()}
+    with model_kept(loss.model), swapped(trained, moved), torch.no_grad():
+        loss.model.eval()
+        gap = float((_first_row(loss, 9) - _first_row(loss, 17)).abs().max())
+    if gap > 1e-4:
+        raise UserError(
+            "reinforcement learning cannot be used with this method and its settings: what it says of a completion "
+            f"depends on the other completions of its batch (logits differ by {gap:.2g})"
+        )
+
+
+def _first_row(loss: TokenLoss, start: int) -> Tensor:
+    """Return the logits of a row beside one that begins with token ``start``, shape (8, vocabulary)."""
+    ids = torch.stack([torch.arange(1, 9), torch.arange(start, start + 8)])
+    batch = Batch(ids, torch.full_like(ids, IGNORED), None, torch.arange(8), ids[0], ids.numel())
+    return loss.logits(batch)[0]
 
 
 def _of_graph(loss: TokenLoss) -> Tensor:

@@ -75,7 +75,7 @@ def train_rl(
         raise UserError(f"run {run.run_id} begins {'at' if spec.init_from else 'not at'} another run, unlike its spec")
     for reward in spec.rewards:
         if problem := refusal(reward_of(reward), task):
-            raise UserError(f"reward {reward.name} cannot be used with task {task.card.name}: {problem}")
+            raise UserError(problem)
     data = _read(spec, run, loaded, attached, task)
 
     def record(session: RLSession, resumed_at: int | None) -> TrainingRecord:

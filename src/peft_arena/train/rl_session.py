@@ -18,7 +18,7 @@ from peft_arena.tasks.judge import Judge
 from peft_arena.tasks.rewards import Answer, Judged
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import StepInfo
-from peft_arena.train.policy import pretrained
+from peft_arena.train.policy import check_rows, pretrained
 from peft_arena.train.rl_trainer import TRAINERS, Made, RolloutTrainer, Work
 from peft_arena.train.rollouts import Rollouts, Written
 from peft_arena.train.session import Follower, Session
@@ -103,6 +103,10 @@ class RLSession(Session[RLCounters]):
         with self._judge:
             super().train(watchers, resume_every)
 
+    def check(self) -> None:
+        """Check that completions of a batch do not see each other; see :meth:`Session.check`."""
+        check_rows(self.loss, self.attached)
+
     def trainer(self, follower: Follower) -> RolloutTrainer:
         """Return TRL's trainer for the steps that are left."""
         first = self.counters.step
@@ -137,7 +141,7 @@ class RLSession(Session[RLCounters]):
         kept = self.data.train.kept
         return self._judge.judge(
             [
-                Answer(kept[prompt].item, one.text, len(one.ids), one.ended)
+                Answer(kept[prompt].item, one.text, len(one.ids), one.ended, self.data.limit)
                 for prompt, one in zip(prompts, written, strict=True)
             ]
         )
@@ -214,7 +218,10 @@ class RLSession(Session[RLCounters]):
         prompts = self.data.validation
         said = self.rollouts.greedy([prompt.ids for prompt in prompts])
         judged = self._judge.judge(
-            [Answer(prompt.item, text or "", 1, True) for prompt, text in zip(prompts, said, strict=True)]
+            [
+                Answer(prompt.item, text or "", 1, True, self.data.limit)
+                for prompt, text in zip(prompts, said, strict=True)
+            ]
         )
         values = [
             one.score.value

@@ -324,6 +324,8 @@ class RolloutTrainer:
         if self.spec.truncated == "mask":
             kept = torch.tensor([one.ended for one in self.made.written], device=mask.device)
             output["completion_mask"] = mask * kept[:, None].to(mask.dtype)
+            if "old_logps" in output:  # of whole completions (RLOO): those left out say nothing, before and after
+                output["old_logps"] = output["old_logps"] * kept
             if "num_items_in_batch" in output:
                 output["num_items_in_batch"] = output["completion_mask"].sum()
         self.rollout_seconds += time.perf_counter() - began
@@ -465,4 +467,9 @@ def arguments(spec: RLSpec, work: Work, directory: Path) -> GRPOConfig | RLOOCon
         warnings.simplefilter("ignore", FutureWarning)  # TRL sets gradient_checkpointing by its old name
         if spec.objective == "rloo":
             return RLOOConfig(**common)
-        return GRPOConfig(**common, loss_type=spec.loss, scale_rewards=spec.advantage_scale)
+        return GRPOConfig(
+            **common,
+            loss_type=spec.loss,
+            scale_rewards=spec.advantage_scale,
+            use_bias_correction_kl=True,  # the divergence times the ratio, so that its gradient is that of the KL
+        )
