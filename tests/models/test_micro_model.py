@@ -147,8 +147,9 @@ def test_sampled_answers_to_the_months_are_right_sometimes(model, tokenizer) -> 
         """Expected share of groups that have both right and wrong answers."""
         return float((1 - chance**group - (1 - chance) ** group).mean())
 
-    assert 0.05 <= float(chances("micro-months").mean()) <= 0.25
-    assert mixed(chances("micro-months")) >= 0.1
+    months = chances("micro-months")
+    assert 0.05 <= float(months.mean()) <= 0.25
+    assert mixed(months) >= 0.1
     assert mixed(chances("micro-reverse")) <= 0.001
 
 

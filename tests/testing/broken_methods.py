@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +13,7 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, PeftAttached, tuner_layers
 from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig, PathKind
+from peft_arena.methods.lily import Lily
 from peft_arena.methods.lora import Lora, LoraConfig
 from peft_arena.methods.miss import Miss
 from peft_arena.methods.oft import Oft
@@ -341,8 +343,6 @@ class TakesAnyState(Lora):
 
 class StaysOn(Lora):
     def hold(self, model: Any, base: str) -> PeftAttached:
-        from contextlib import nullcontext
-
         attached = super().hold(model, base)
         attached.disabled = lambda: nullcontext(model)  # type: ignore[method-assign,return-value]
         return attached
@@ -382,6 +382,77 @@ class GeneratesAnything(Lora):
     def hold(self, model: Any, base: str) -> PeftAttached:
         model.generate = lambda input_ids, **_: torch.nn.functional.pad(input_ids, (0, 3), value=199)
         return super().hold(model, base)
+
+
+class MixesRows(Lily):
+    """With routing 'batch', a token's mixture is averaged over all tokens of the batch."""
+
+
+class WornBySampling(Lora):
+    """Each forward pass in evaluation mode moves a buffer that it works with."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        model.register_buffer("worn", torch.zeros(()))
+
+        def wear(module: Any, _: object) -> None:
+            module.worn += 0.0 if module.training else 1.0
+
+        model.register_forward_pre_hook(wear)
+        return super().hold(model, base)
+
+
+class DrawsFromOthers(Lora):
+    """Its logits after the first token of a completion are others than those of the whole row."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        def shift(module: Any, given: Any, output: Any) -> Any:
+            return output.flip(-1) if output.shape[1] == 1 and not module.training else output
+
+        model.get_base_model().lm_head.register_forward_hook(shift)
+        return super().hold(model, base)
+
+
+class RemembersReference(Lora):
+    """Switched off while it is trained it is still itself; before and after training it is the pretrained model."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        attached: Any = super().hold(model, base)
+        attached.total, off = 0, attached.disabled
+
+        def begin(total: int) -> None:
+            attached.disabled = lambda: nullcontext(model)
+
+        attached.begin, attached.disabled = begin, off
+        return attached
+
+
+class LearnsLongRowsFaster(Lora):
+    """Its gradients are larger in batches of more than one row."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        def grow(module: Any, given: Any, output: Any) -> Any:
+            if len(given[0]) > 1 and output.requires_grad:
+                output.register_hook(lambda gradient: gradient * 1.5)
+            return output
+
+        for layer in tuner_layers(model).values():
+            layer.register_forward_hook(grow)
+        return super().hold(model, base)
+
+
+class FreezesByStep(Lora):
+    """Its optimizer leaves out what it promised to train."""
+
+    def hold(self, model: Any, base: str) -> PeftAttached:
+        attached: Any = super().hold(model, base)
+
+        def optimizer(learning_rate: float, weight_decay: float) -> Any:
+            found = torch.optim.AdamW(attached.parameter_groups(learning_rate, 0.0), lr=learning_rate)
+            found.param_groups[0]["params"] = found.param_groups[0]["params"][1:]
+            return found
+
+        attached.optimizer = optimizer
+        return attached
 
 
 class SaysRotation(Lora):

@@ -31,7 +31,7 @@ from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.execute.geometry_entry import GeometryEntry, GeometryPlan
 from peft_arena.execute.overrides import override
 from peft_arena.execute.path_entry import PathsEntry, PathsPlan
-from peft_arena.execute.train_entry import SFT, Layer, Settings, gather, objective_refusal, start_at, train_spec
+from peft_arena.execute.train_entry import SFT, Layer, Settings, gather, start_at, train_spec, training_refusal
 from peft_arena.methods.base import Capability, Method, has_weights
 from peft_arena.methods.registry import BASE, METHODS, make_method, method_of
 from peft_arena.models.load import pin
@@ -380,7 +380,7 @@ class _Reader:
         METHODS.get(entry.method, where)
         method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
         settings = self._settings(index, target)
-        refused, spent = _refusal(method) or objective_refusal(method, settings.objective), None
+        refused, spent = _refusal(method) or training_refusal(method, settings), None
         budget = entry.budget if "budget" in entry.model_fields_set else self.file.budget
         if budget is not None and not refused:
             try:

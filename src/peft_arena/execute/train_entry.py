@@ -18,6 +18,7 @@ from peft_arena.models.load import PACKAGED
 from peft_arena.tasks.registry import task_of
 from peft_arena.tasks.rewards import refusal, reward_of, reward_spec
 from peft_arena.train.schedule import save_steps
+from peft_arena.train.vllm import vllm_refusal
 
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 SFT = "sft"
@@ -218,11 +219,13 @@ def documented_rate(method: Method, model: ModelSpec, objective: str = SFT) -> f
     return own if own is not None else float(f"{usual * ratio:.6g}")
 
 
-def objective_refusal(method: Method, objective: str) -> str:
-    """Return why a method cannot be trained by an objective, by its capabilities; empty if it can."""
-    if objective == SFT or Capability.ONLINE_RL in method.card.capabilities:
+def training_refusal(method: Method, settings: Settings) -> str:
+    """Return why a method cannot be trained as asked, by its capabilities; empty if it can."""
+    if settings.objective == SFT:
         return ""
-    return f"{method.card.name} cannot be trained by {objective}: its card does not declare online_rl"
+    if Capability.ONLINE_RL not in method.card.capabilities:
+        return f"{method.card.name} cannot be trained by {settings.objective}: its card does not declare online_rl"
+    return vllm_refusal(method.card) if str(settings.table.get("rollouts", "")).startswith("vllm") else ""
 
 
 def start_at(settings: Settings, entry: StartEntry, source: RunSpec, model: ModelSpec, named: str) -> InitFrom:

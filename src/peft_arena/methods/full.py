@@ -134,6 +134,7 @@ class Full(Method):
         parameters="all parameters of the model, tied ones once",
         learning_rate=2e-5,
         micro_learning_rate=1e-3,
+        micro_rl_learning_rate=1e-4,
         rl_learning_rate=1e-6,
         random_init=False,
         deviations=(

@@ -73,7 +73,7 @@ class Lily(PeftMethod):
         family="mixture",
         paper="Zhong et al., 2024, Low-Rank Interconnected Adaptation across Layers",
         url="https://arxiv.org/abs/2407.09946",
-        capabilities=frozenset({Capability.TRAINS, Capability.IDENTITY_AT_INIT}),
+        capabilities=frozenset({Capability.TRAINS, Capability.IDENTITY_AT_INIT, Capability.ONLINE_RL}),
         parameters=(
             "sum over kinds of layer of rank * (ceil(layers / stride) * in + experts * out + layers * experts)"
         ),
@@ -82,7 +82,8 @@ class Lily(PeftMethod):
         random_init=True,
         deviations=(
             "each token has its own mixture, where peft and the authors' code average it over a batch; that form, "
-            "routing = 'batch', lets an output depend on later tokens and on other rows, and is refused with packing",
+            "routing = 'batch', lets an output depend on later tokens and on other rows; it is refused with packing "
+            "and in reinforcement learning",
             "a checkpoint is a plain peft adapter with routing 'batch' only; peft refuses that of 'token'",
             "layers are of a kind if they have the same last name and shape, whatever the settings name",
         ),

@@ -71,6 +71,7 @@ class Lora(PeftMethod):
         parameters="rank * sum over targets of (in + out)",
         learning_rate=2e-4,
         micro_learning_rate=3e-3,
+        micro_rl_learning_rate=1e-3,
         random_init=True,
         deviations=("A starts Kaiming-uniform (a = sqrt 5) instead of Gaussian unless init is 'gaussian'",),
         description="Adds alpha / rank * B A to each target weight; only A and B train, and B starts at zero.",
@@ -133,6 +134,7 @@ class Dora(Lora):
         parameters="sum over targets of (rank * (in + out) + out)",
         learning_rate=2e-4,
         micro_learning_rate=3e-3,
+        micro_rl_learning_rate=1e-3,
         random_init=True,
         deviations=(
             "the norm of the changed weight is treated as a constant in the gradient (section 4.3 of the paper)",

@@ -88,6 +88,7 @@ class Oft(PeftMethod):
         parameters="sum over targets of in * (block_size - 1) / 2",
         learning_rate=5e-4,
         micro_learning_rate=3e-3,
+        micro_rl_learning_rate=1e-3,
         random_init=False,
         deviations=(
             "rotates the input side (OFTv2, arXiv 2506.19847), where the 2023 paper rotates the output side",

@@ -84,7 +84,8 @@ class Shadow(PeftMethod):
         deviations=(
             "the networks T and G of the last block are frozen: the state they make is not used",
             "the shadow starts at random and is as wide as the model; pretrained and narrower shadows are not offered",
-            "the shadow's own loss is the mean over the labels of one forward pass, whatever its share of the batch",
+            "the shadow's own loss is the mean over the labels of one forward pass, whatever its share of the batch; "
+            "in reinforcement learning the labels are the sampled completions, whatever their reward",
         ),
         description="Runs a small trained decoder beside the model and lets its state correct each block's input.",
     )

@@ -66,6 +66,7 @@ class Vera(PeftMethod):
         parameters="sum over targets of (out + rank)",
         learning_rate=5e-3,
         micro_learning_rate=0.1,
+        micro_rl_learning_rate=3e-2,
         random_init=True,
         deviations=(
             "layers of different shapes share one pair of matrices, as large as the largest; each takes a corner",

@@ -17,7 +17,7 @@ from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Method
-from peft_arena.testing import card_checks, file_checks, life_checks, precision_checks, weight_checks
+from peft_arena.testing import card_checks, file_checks, life_checks, precision_checks, rl_checks, weight_checks
 from peft_arena.testing.fresh import reader
 from peft_arena.testing.subject import (
     EXACT,
@@ -85,6 +85,7 @@ CHECKS: Mapping[str, Callable[[Trial], None]] = {
     "weights": weight_checks.check_weights,
     "path": weight_checks.check_path,
     "generation": life_checks.check_generation,
+    "online_rl": rl_checks.check_online_rl,
     "calibration": card_checks.check_calibration,
     "sizes": card_checks.check_sizes,
     "seeds": card_checks.check_seeds,

@@ -90,7 +90,7 @@ class Months(MicroTask):
         Role.TARGET,
         37 / 180,
         "Name the earliest or the latest of four, five or six different months of the year; chance is one of the "
-        "months named.",
+        "months named. Always January and always December are right in 42 % of questions.",
     )
 
     def candidates(self) -> Iterator[Candidate]:
