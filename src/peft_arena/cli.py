@@ -222,6 +222,9 @@ def _train(
     from peft_arena import console
     from peft_arena.execute.single import scores, train_one
 
+    for text in settings or []:
+        if text.partition("=")[0] == "train.objective":
+            raise UserError(f"--set {text}: the objective is {objective}, the name of the command (train {objective})")
     given = [f"train.objective={objective}", *(settings or [])]
     outcome, study = train_one(model, method, task, given, out, quiet=as_json)
     rows = scores(study, out)

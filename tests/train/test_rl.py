@@ -170,14 +170,77 @@ def test_the_reference_is_the_pretrained_model_not_what_the_method_starts_as(tmp
     assert record.log[1].rollout.kl > 1e-3  # vectors before the prompt change the output before training
 
 
+@pytest.mark.parametrize("objective", ["grpo", "rloo"])
+@pytest.mark.parametrize("method", ["lora", "adalora", "prompt_tuning", "adapter_houlsby", "full"])
+def test_the_model_gets_no_part_that_the_method_has_not(tmp_path, objective, method):
+    spec = run_spec(method, objective=objective, schedule={"steps": 1}, validation_items=0)
+    run = Store(tmp_path).run(spec)
+    run.create()
+    loaded = load(spec.model)
+    attached = make_method(method, {}, "test").attach(loaded.model, seed=0)
+    before = [name for name, _ in attached.model.named_parameters()], list(attached.trained())
+    train_run(run, loaded, attached, task_of(TASK), progress=False)
+    assert ([name for name, _ in attached.model.named_parameters()], list(attached.trained())) == before
+
+
+@pytest.mark.parametrize(("objective", "group"), [("grpo", 8), ("rloo", 8), ("rloo", 6)])
+def test_groups_of_one_reward_move_nothing_whatever_the_reward(tmp_path, objective, group):
+    changes = {"objective": objective, "group_size": group, "batch_size": 2 * group, "schedule": {"steps": 2}}
+    always = {"name": "format", "weight": 0.7, "config": {"pattern": "(?s).*"}}
+    run, record = once(tmp_path, run_spec("full", rewards=[always], learning_rate=1e-2, **changes))
+    assert [entry.rollout.zero_variance for entry in record.log if entry.rollout] == [1.0, 1.0]
+    assert all(one.advantage == 0 for made in record.rollouts.samples for one in made.completions)
+    assert [entry.grad_norm for entry in record.log[1:]] == [0.0, 0.0]
+    trained = make_method("full", {}, "t").restore(load(MODEL).model, run.checkpoint(2)).model
+    for (name, now), pretrained in zip(trained.named_parameters(), load(MODEL).model.parameters(), strict=True):
+        assert torch.equal(now, pretrained), name
+
+
+def test_a_step_without_a_label_has_gradients_of_zero_for_every_parameter(tmp_path):
+    changes = {"truncated": "mask", "max_new_tokens": 1, "top_k": 1, "schedule": {"steps": 3}, "validation_items": 0}
+    _, record = once(tmp_path, run_spec("adalora", **changes))
+    for entry in record.log:
+        assert (entry.rollout.entropy, entry.rollout.clip_low, entry.rollout.kl) == (None, None, None)
+        assert entry.rollout.ended == 0
+
+
+def test_time_of_rollouts_is_that_of_generating_and_scoring(tmp_path, monkeypatch):
+    import time
+
+    scored = rl_session.RLSession.reference
+
+    def slow(self):
+        time.sleep(1)
+        return scored(self)
+
+    monkeypatch.setattr(rl_session.RLSession, "reference", slow)
+    _, record = once(tmp_path, run_spec(schedule={"steps": 1}, validation_items=0))
+    assert record.rollouts.update_seconds > 1
+    assert record.rollouts.rollout_seconds < record.rollouts.update_seconds
+
+
+def test_the_divergence_is_measured_about_twenty_times_where_the_loss_does_not_need_it(tmp_path):
+    changes = {"schedule": {"steps": 30}, "validation_items": 0, "batch_size": 4, "max_new_tokens": 2}
+    _, free = once(tmp_path / "free", run_spec(**changes))
+    assert [entry.step for entry in free.log if entry.rollout.kl is not None] == list(range(2, 31, 2))
+    _, held = once(tmp_path / "held", run_spec(kl=0.01, **changes))
+    assert all(entry.rollout.kl is not None for entry in held.log)
+
+
 def test_what_cannot_be_done_is_refused(tmp_path):
     def refused(spec, message, **more):
         with pytest.raises(UserError, match=message):
             once(tmp_path, spec, **more)
 
-    refused(run_spec(max_length=12), "no train prompt of task micro-operator is left")
+    refused(run_spec(max_length=20), "no train prompt of task micro-operator is left")
     refused(run_spec(rollouts="vllm_colocate", method="pissa"), "rollouts vllm_colocate cannot be used with method")
     refused(run_spec(rewards=[{"name": "nothing"}]), "nothing")
+    refused(run_spec(rollouts="vllm_colocate"), "needs vLLM")
+    refused(run_spec(max_new_tokens=5000), "max_new_tokens 5000 leaves no room for a prompt")
+    with pytest.raises(ValueError, match="weight 0"):
+        run_spec(rewards=[{"name": "task", "weight": 0.0}])
+    with pytest.raises(ValueError, match="rloo has its own loss and advantages"):
+        run_spec(objective="rloo", advantage_scale="none")
     with pytest.raises(ValueError, match="group_size 4 does not divide batch_size 18"):
         run_spec(batch_size=18)
     with pytest.raises(ValueError, match=r"tokens cannot be used"):

@@ -154,7 +154,7 @@ def test_a_model_that_never_ends_is_left_alone_if_truncated_completions_are_mask
         assert entry.rollout.length == LIMIT
         assert entry.rollout.reward_std > 0
         assert entry.grad_norm == 0
-        assert (entry.rollout.entropy, entry.rollout.clip_low, entry.rollout.clip_high) == (0, 0, 0)
+        assert (entry.rollout.entropy, entry.rollout.clip_low, entry.rollout.clip_high) == (None, None, None)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -250,10 +250,9 @@ def test_weights_of_rewards(run_rl):
         record, moved = run_rl(length_reward, name=str(weight), rewards=[{"name": "task", "weight": weight}])
         return record.log[1].rollout, record.rollouts.samples[0], moved
 
-    (plain, group, moved), (none, _, still), (turned, opposite, back) = weighed(1.0), weighed(0.0), weighed(-2.0)
-    assert moved > 0 and back > 0 and still == 0
-    assert (none.reward, none.zero_variance) == (0, 1)
-    assert none.rewards == plain.rewards == turned.rewards
+    (plain, group, moved), (turned, opposite, back) = weighed(1.0), weighed(-2.0)
+    assert moved > 0 and back > 0
+    assert plain.rewards == turned.rewards
     assert turned.reward == -2 * plain.reward
     found = [(one.reward, one.advantage) for one in opposite.completions]
     wanted = [(-2 * one.reward, pytest.approx(-one.advantage, rel=1e-2)) for one in group.completions]

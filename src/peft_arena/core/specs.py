@@ -244,10 +244,12 @@ class RLSpec(TrainBase):
             )
         if self.schedule.tokens is not None:
             raise ValueError("schedule.tokens cannot be used: how many tokens are generated is not known before")
-        if self.objective == "rloo" and (self.loss != "grpo" or self.advantage_scale not in ("group", "none")):
+        if self.objective == "rloo" and (self.loss != "grpo" or self.advantage_scale != "group"):
             raise ValueError("rloo has its own loss and advantages: leave loss and advantage_scale out")
         if len({reward.name for reward in self.rewards}) < len(self.rewards):
             raise ValueError(f"a reward is named twice: {[reward.name for reward in self.rewards]}")
+        if not any(reward.weight for reward in self.rewards):
+            raise ValueError("every reward has weight 0: there is nothing to learn from")
         if self.kl_reference == "start" and self.init_from is None:
             raise ValueError("kl_reference 'start' needs init_from; without it training starts at the pretrained model")
         return self

@@ -17,6 +17,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.models.load import PACKAGED
 from peft_arena.tasks.registry import task_of
 from peft_arena.tasks.rewards import refusal, reward_of, reward_spec
+from peft_arena.train.prompts import answer_limit
 from peft_arena.train.schedule import save_steps
 from peft_arena.train.vllm import vllm_refusal
 
@@ -176,7 +177,7 @@ def train_spec(
     found = build(RLSpec, {**table, "task": task.model_dump()}, where="train", locate=settings.locate)
     judged = task_of(task)
     for reward in found.rewards:
-        reason = refusal(reward_of(reward), judged)
+        reason = refusal(reward_of(reward), judged, answer_limit(found, judged))
         if reason:
             raise UserError(f"arm '{settings.label}' cannot be trained by {settings.objective}: {reason}")
     return found

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import file_hash
 
 DONE = "DONE"
@@ -42,6 +42,10 @@ def write_checkpoint(path: Path, save: Callable[[Path], None]) -> None:
         part.rename(path)
     except OSError as error:
         raise UserError(f"cannot write checkpoint {path}: {error.strerror or error}; nothing was written") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":  # how safetensors, not imported here, reports a full disk
+            raise
+        raise UserError(f"cannot write checkpoint {path}: {first_line(error)}; nothing was written") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

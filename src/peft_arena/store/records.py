@@ -73,7 +73,10 @@ class EvaluationRecord(Record):
 
 
 class RolloutEntry(BaseModel):
-    """What reinforcement learning did since the last log entry; means are over completions unless said otherwise."""
+    """What reinforcement learning did since the last log entry; means are over completions unless said otherwise.
+
+    Where ``completions`` is 0 there was no new rollout: what is said of completions is then that of the one trained on.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,11 +94,11 @@ class RolloutEntry(BaseModel):
     """Fraction of completions that ended before the limit of new tokens."""
     zero_variance: float
     """Fraction of groups whose completions all had the same reward, and so taught nothing."""
-    entropy: float
-    """Nats per token, of the policy that was updated."""
-    clip_low: float
+    entropy: float | None
+    """Nats per token, of the policy that was updated; None where no token was trained on."""
+    clip_low: float | None
     """Fraction of tokens (rloo: completions) whose ratio met the lower bound with a negative advantage."""
-    clip_high: float
+    clip_high: float | None
     """The same for the upper bound with a positive advantage."""
     kl: float | None
     """Nats per token from the reference, by the estimate r - log r - 1 (Schulman 2020), r the reference's probability
@@ -105,7 +108,7 @@ class RolloutEntry(BaseModel):
     rollout_seconds: float
     """Wall time of generating and scoring."""
     update_seconds: float
-    """Wall time of everything else in the optimizer steps."""
+    """Wall time of everything else in the optimizer steps, the reference's passes among it."""
 
 
 class LogEntry(BaseModel):

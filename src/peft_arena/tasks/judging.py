@@ -80,7 +80,7 @@ def _prepare(first: dict[str, Any]) -> tuple[Task, list[Reward]]:
         raise UserError(f"the scoring process is of another version of peft-arena, at {sys.executable}")
     task = task_of(TaskSpec.model_validate(first["task"]))
     rewards = [reward_of(RewardSpec.model_validate(spec)) for spec in first["rewards"]]
-    for problem in filter(None, (refusal(reward, task) for reward in rewards)):
+    for problem in filter(None, (refusal(reward, task, sys.maxsize) for reward in rewards)):
         raise UserError(problem)
     return task, rewards
 

@@ -81,8 +81,13 @@ class Reward(ABC):
         """Create the reward with its settings; the defaults where none are given."""
         self.config = config if config is not None else self.Config()
 
-    def refuses(self, task: Task) -> str:
-        """Return in one line why the reward cannot judge answers to this task; empty if it can."""
+    def refuses(self, task: Task, limit: int) -> str:
+        """Return in one line why the reward cannot judge answers to this task; empty if it can.
+
+        Args:
+            task: that asks.
+            limit: most tokens of an answer.
+        """
         return ""
 
     @abstractmethod
@@ -185,9 +190,9 @@ class LengthReward(Reward):
     )
     Config = LengthConfig
 
-    def refuses(self, task: Task) -> str:
+    def refuses(self, task: Task, limit: int) -> str:
         """Refuse a buffer longer than the limit: every completion would be punished."""
-        buffer, limit = self._settings.buffer, self._limit(task, None)
+        buffer, limit = self._settings.buffer, self._limit(task, limit)
         return "" if buffer <= limit else f"buffer {buffer} is longer than the limit of {limit} tokens"
 
     def value(self, task: Task, answer: Answer, score: Score) -> float:
@@ -258,14 +263,14 @@ def reward_of(spec: RewardSpec) -> Reward:
     return _make(spec.name, spec.config, "")
 
 
-def refusal(reward: Reward, task: Task) -> str:
-    """Return in one line why answers to a task cannot be rewarded so; empty if they can."""
+def refusal(reward: Reward, task: Task, limit: int) -> str:
+    """Return in one line why answers to a task of at most ``limit`` tokens cannot be rewarded so; empty if they can."""
     if task.card.kind is not Kind.GENERATE:
         return (
             f"task {task.card.name} is of kind {task.card.kind}: only what a model writes can be rewarded, "
             f"tasks of kind {Kind.GENERATE}"
         )
-    problem = reward.refuses(task)
+    problem = reward.refuses(task, limit)
     return f"reward {reward.card.name} cannot judge task {task.card.name}: {problem}" if problem else ""
 
 

@@ -220,7 +220,7 @@ def practise(attached: Attached, optimizer: Optimizer, spec: RLSpec, dtype: str,
             rollouts=rollouts,
             judge=judge,
             reference=lambda: _reference(attached, dtype),
-            logged=lambda _: True,
+            measured=lambda _: True,
             loss=loss,
             attached=attached,
         )

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached
@@ -24,6 +25,9 @@ from peft_arena.train.quiet import model_kept
 MOVED = 0.02
 """Standard deviation of how far weights are moved to see what they could do."""
 
+ENTROPY_ROWS = 1024
+"""Tokens whose entropy is computed at once, so that not all probabilities are in memory a second time."""
+
 
 class Scores(NamedTuple):
     """What a model says of given completions."""
@@ -34,6 +38,8 @@ class Scores(NamedTuple):
     """Shape (rows, completion tokens), nats, without gradient; 0 at masked places."""
     extra: Tensor | None
     """What the model or method adds to its loss, a scalar."""
+    padded_tokens: int
+    """Tokens that went through the model, padding included."""
 
 
 def to_batch(ids: Tensor, mask: Tensor, width: int) -> Batch:
@@ -78,15 +84,21 @@ def scores(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: 
     target = mask[:, -width:].bool()
     if not len(batch.targets):
         nothing = torch.zeros(target.shape, device=ids.device)
-        return Scores(nothing + _of_graph(loss), nothing, None)
+        return Scores(nothing + _of_graph(loss), nothing, None, batch.padded_tokens)
     logits, extra = loss.logits(batch)
-    logits = (logits if logits.dtype == torch.float64 else logits.float()) / temperature
-    normalised = logits.log_softmax(-1)
-    found = normalised.gather(1, batch.targets.to(logits.device)[:, None]).squeeze(1)
-    with torch.no_grad():
-        spread = -(normalised.exp() * normalised.nan_to_num(neginf=0.0)).sum(-1)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    found = -functional.cross_entropy(logits, batch.targets.to(logits.device), reduction="none")
+    spread = torch.cat([_entropy(part) for part in logits.detach().split(ENTROPY_ROWS)])
     empty = torch.zeros(target.shape, dtype=logits.dtype, device=ids.device)
-    return Scores(empty.masked_scatter(target, found), empty.masked_scatter(target, spread), extra)
+    return Scores(empty.masked_scatter(target, found), empty.masked_scatter(target, spread), extra, batch.padded_tokens)
+
+
+def _entropy(logits: Tensor) -> Tensor:
+    """Return the entropy of each row, nats."""
+    normalised = logits.log_softmax(-1)
+    return -(normalised.exp() * normalised.nan_to_num(neginf=0.0)).sum(-1)
 
 
 @contextmanager
@@ -136,4 +148,4 @@ def _first_row(loss: TokenLoss, start: int) -> Tensor:
 
 def _of_graph(loss: TokenLoss) -> Tensor:
     """Return a zero that depends on the trained parameters, so that a batch without labels has zero gradients."""
-    return torch.stack([p.sum() * 0.0 for p in loss.model.parameters() if p.requires_grad][:1]).sum()
+    return torch.stack([p.sum() * 0.0 for p in loss.model.parameters() if p.requires_grad] or [torch.zeros(())]).sum()

@@ -71,6 +71,11 @@ def read_prompts(
         setting = "examples" if split == "train" else "validation_items"
         raise UserError(f"train.{setting} is {count}, and task {name} has {len(items)} {split} items")
     limit = room - answer_limit(spec, task)
+    if limit < 1:
+        raise UserError(
+            f"max_new_tokens {room - limit} leaves no room for a prompt: prompt and answer of task {name} may have "
+            f"{room} tokens together, by max_length or the model's context"
+        )
     kept: list[Prompt] = []
     shortest = math.inf
     for number, item in enumerate(items[:count]):

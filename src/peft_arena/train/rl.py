@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -71,10 +72,12 @@ def train_rl(
         raise UserError(f"method {name} cannot be trained by {spec.objective}: its card does not declare online_rl")
     if spec.rollouts != "transformers" and (problem := vllm_refusal(card)):
         raise UserError(f"rollouts {spec.rollouts} cannot be used with method {name}: {problem}")
+    if spec.rollouts != "transformers" and importlib.util.find_spec("vllm") is None:
+        raise UserError(f"rollouts {spec.rollouts} needs vLLM: pip install vllm; or use rollouts: transformers")
     if (start is None) != (spec.init_from is None):
         raise UserError(f"run {run.run_id} begins {'at' if spec.init_from else 'not at'} another run, unlike its spec")
     for reward in spec.rewards:
-        if problem := refusal(reward_of(reward), task):
+        if problem := refusal(reward_of(reward), task, answer_limit(spec, task)):
             raise UserError(problem)
     data = _read(spec, run, loaded, attached, task)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
@@ -10,6 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from peft_arena.core.ids import seed_for
+from peft_arena.evaluate.metrics import weighted_mean
 from peft_arena.methods.base import Attached
 from peft_arena.models.load import Loaded
 from peft_arena.store.records import RolloutEntry, SampledCompletion, SampledGroup
@@ -19,7 +21,7 @@ from peft_arena.tasks.rewards import Answer, Judged
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import StepInfo
 from peft_arena.train.policy import check_rows, pretrained
-from peft_arena.train.rl_trainer import TRAINERS, Made, RolloutTrainer, Work
+from peft_arena.train.rl_trainer import TRAINERS, Made, RolloutTrainer, Work, reward_totals
 from peft_arena.train.rollouts import Rollouts, Written
 from peft_arena.train.session import Follower, Session
 from peft_arena.train.state import Counters
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 SAMPLED_GROUPS = 2
 """Groups kept of each rollout that is sampled for the record."""
+KL_TIMES = 20
+"""So often is the divergence measured where the loss does not have it: each time costs a pass of the reference."""
 SAMPLED_CHARACTERS = 4000
 """Of a completion in the record."""
 
@@ -119,7 +123,7 @@ class RLSession(Session[RLCounters]):
             rollouts=self.rollouts,
             judge=self.judge,
             reference=self.reference,
-            logged=self.is_logged,
+            measured=self.measures_kl,
             loss=self.loss,
             attached=self.attached,
         )
@@ -135,6 +139,11 @@ class RLSession(Session[RLCounters]):
         )
         trainer.restore(self.buffer)
         return trainer
+
+    def measures_kl(self, step: int) -> bool:
+        """Say whether the divergence is measured at a step: at every one where the loss has it, else about 20 times."""
+        every = 1 if self.spec.kl else math.ceil(self.total / KL_TIMES)
+        return step in self.validate_at or step == self.total or step % every == 0
 
     def judge(self, prompts: Sequence[int], written: Sequence[Written]) -> list[Judged]:
         """Score completions of prompts, given by number."""
@@ -186,9 +195,9 @@ class RLSession(Session[RLCounters]):
         mean = window.reward / made if made else 0.0
         spread = max(window.squares / made - mean**2, 0.0) ** 0.5 if made else 0.0
         found: dict[str, Any] = {
-            "entropy": window.entropy / max(window.tokens, 1.0),
-            "clip_low": window.clip_low / max(window.clip_weight, 1.0),
-            "clip_high": window.clip_high / max(window.clip_weight, 1.0),
+            "entropy": window.entropy / window.tokens if window.tokens else None,
+            "clip_low": window.clip_low / window.clip_weight if window.clip_weight else None,
+            "clip_high": window.clip_high / window.clip_weight if window.clip_weight else None,
             "kl": window.kl / window.kl_tokens if window.kl_tokens else None,
             "completions": made,
             "generated_tokens": window.generated_tokens,
@@ -223,12 +232,10 @@ class RLSession(Session[RLCounters]):
                 for prompt, text in zip(prompts, said, strict=True)
             ]
         )
-        values = [
-            one.score.value
-            for one, text in zip(judged, said, strict=True)
-            if one.score.value is not None and text is not None
-        ]
-        return {"validation_reward": sum(values) / len(values) if values else None}
+        scores = [one.score if text is not None else None for one, text in zip(judged, said, strict=True)]
+        values = [None if score is None else score.value for score in scores]
+        weights = [1.0 if score is None else score.weight for score in scores]
+        return {"validation_reward": weighted_mean(values, weights).value}
 
     def kept(self, trainer: RolloutTrainer) -> dict[str, Tensor]:
         """Return the completions that are still to be trained on."""
@@ -239,7 +246,7 @@ class RLSession(Session[RLCounters]):
 
     def _count_rollout(self, made: Made) -> None:
         counters, window, size = self.counters, self.counters.window, self.spec.group_size
-        totals = self._totals(made)
+        totals = reward_totals(self.spec, made.judged)
         tokens = sum(len(one.ids) for one in made.written)
         unscored = sum(one.score.value is None for one in made.judged)
         groups = [totals[start : start + size] for start in range(0, len(totals), size)]
@@ -264,10 +271,6 @@ class RLSession(Session[RLCounters]):
         if number in {0, count // 2, count - 1}:
             counters.samples += self._samples(made, totals, groups)
 
-    def _totals(self, made: Made) -> list[float]:
-        weights = {reward.name: reward.weight for reward in self.spec.rewards}
-        return [sum(weights[name] * value for name, value in one.rewards.items()) for one in made.judged]
-
     def _samples(self, made: Made, totals: Sequence[float], groups: Sequence[Sequence[float]]) -> list[SampledGroup]:
         """Return the first groups whose rewards differ, or else the first."""
         size = self.spec.group_size
@@ -278,13 +281,13 @@ class RLSession(Session[RLCounters]):
             prompt = self.data.train.kept[made.prompts[places[0]]]
             completions = [
                 SampledCompletion(
-                    text=made.written[place].text[:SAMPLED_CHARACTERS],
+                    text=_cut(made.written[place].text),
                     tokens=len(made.written[place].ids),
                     ended=made.written[place].ended,
                     reward=totals[place],
                     rewards=made.judged[place].rewards,
                     advantage=made.advantages[place],
-                    extracted=made.judged[place].score.extracted[:SAMPLED_CHARACTERS],
+                    extracted=_cut(made.judged[place].score.extracted),
                     reason=made.judged[place].score.reason,
                 )
                 for place in places
@@ -299,3 +302,9 @@ class RLSession(Session[RLCounters]):
                 )
             )
         return found
+
+
+def _cut(text: str) -> str:
+    """Return a text for the record, which says how much of it was left out."""
+    left = len(text) - SAMPLED_CHARACTERS
+    return text if left <= 0 else f"{text[:SAMPLED_CHARACTERS]} […{left} more characters]"

@@ -15,6 +15,7 @@ completions are divided among optimizer steps, the loop, vLLM. What is changed, 
 from __future__ import annotations
 
 import math
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +31,6 @@ from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from peft_arena.core.specs import RLSpec
-from peft_arena.models.modes import base_of
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.policy import Scores, scores
@@ -99,8 +99,8 @@ class Work(NamedTuple):
     """Scores completions of prompts."""
     reference: Callable[[], AbstractContextManager[TokenLoss]]
     """Gives the reference model's loss inside the block."""
-    logged: Callable[[int], bool]
-    """Says whether the log has an entry after a step, counted from 1."""
+    measured: Callable[[int], bool]
+    """Says whether the divergence from the reference is wanted at a step, counted from 1."""
     loss: TokenLoss
     attached: Attached
 
@@ -162,7 +162,8 @@ class RolloutTrainer:
         self.scoring_seconds = 0.0
         self._seen: Scores | None = None
         self._reference: Tensor | None = None
-        with surface_kept(model), random_kept(), _plain_head(model):
+        self._asked: list[int] = []
+        with surface_kept(model), random_kept(), _untouched(type(self)):
             super().__init__(  # type: ignore[call-arg]
                 model=model,
                 reward_funcs=[self._reward(reward.name) for reward in spec.rewards],
@@ -183,13 +184,8 @@ class RolloutTrainer:
 
     def get_train_dataloader(self) -> DataLoader[list[Row]]:
         """Return, for every forward pass that is left, the prompts of the rollout it belongs to."""
-        passes = self.args.gradient_accumulation_steps
-        rows: list[list[Row]] = []
-        for step in range(self.work.first_step, self.work.first_step + self.work.steps):
-            prompts = self.work.plan[step // self.spec.steps_per_rollout]
-            one = [{"prompt": str(prompt)} for prompt in prompts for _ in range(self.spec.group_size)]
-            rows += [one] * passes
-        return DataLoader(rows, batch_size=None, collate_fn=as_it_is)  # type: ignore[arg-type]
+        passes = _Passes(self.work, self.spec, self.args.gradient_accumulation_steps)
+        return DataLoader(passes, batch_size=None, collate_fn=as_it_is)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[Row]], num_batches: int, device: torch.device
@@ -230,10 +226,10 @@ class RolloutTrainer:
         updates = self.updates
         updates.tokens += tokens
         updates.entropy += float((seen.entropy * mask).sum())
-        weight = float(len(mask)) if self.scale_by_passes else tokens
-        updates.clip_weight += weight
-        updates.clip_low += weight * float(self._metrics["train"]["clip_ratio/low_mean"][-1])
-        updates.clip_high += weight * float(self._metrics["train"]["clip_ratio/high_mean"][-1])
+        seen_by_trl = float(len(mask)) if self.scale_by_passes else tokens  # its means are over these
+        updates.clip_weight += float(mask.any(1).sum()) if self.scale_by_passes else tokens
+        updates.clip_low += seen_by_trl * float(self._metrics["train"]["clip_ratio/low_mean"][-1])
+        updates.clip_high += seen_by_trl * float(self._metrics["train"]["clip_ratio/high_mean"][-1])
         if KL_LOG_PROBS in inputs:
             ratio = inputs[KL_LOG_PROBS] - seen.log_probs.detach()
             updates.kl += float(((ratio.exp() - ratio - 1) * mask).sum())
@@ -259,7 +255,7 @@ class RolloutTrainer:
             found = self._score(self.work.loss, input_ids, attention_mask, logits_to_keep)
             self._seen = found
             self.updates.input_tokens += int(attention_mask.sum())
-            self.updates.padded_tokens += attention_mask.numel()
+            self.updates.padded_tokens += found.padded_tokens
             self.updates.rows += len(attention_mask)
             return found.log_probs, found.entropy, None
         size = batch_size or len(input_ids)
@@ -274,18 +270,19 @@ class RolloutTrainer:
         return log_probs, torch.cat([one.entropy for one in scored]), None
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
-        return [self.work.prompts[int(prompt)] for prompt in prompts], None, {}
+        self._asked = [int(prompt) for prompt in prompts]
+        return [self.work.prompts[prompt] for prompt in self._asked], None, {}
 
     def _generate_single_turn(
         self, prompt_ids: list[list[int]], images: object, fields: dict[str, Any], *more: object, **settings: object
     ) -> Any:
         """Complete the prompts of a rollout and have the completions judged; return what TRL's own method does."""
+        started = time.perf_counter()
         step = self.work.first_step + self.state.global_step
-        number = step // self.spec.steps_per_rollout
-        prompts = [prompt for prompt in self.work.plan[number] for _ in range(self.spec.group_size)]
         log_probs: list[list[float]] | None = None
         if self.spec.rollouts == "transformers":
-            written = self.work.rollouts.sample(prompt_ids, self.work.seeds(number, len(prompts)), step)
+            seeds = self.work.seeds(step // self.spec.steps_per_rollout, len(prompt_ids))
+            written = self.work.rollouts.sample(prompt_ids, seeds, step)
         else:
             before = digest(self.model)
             found = super()._generate_single_turn(prompt_ids, images, fields, *more, **settings)  # type: ignore[misc]
@@ -298,18 +295,20 @@ class RolloutTrainer:
                     for row, one in zip(log_probs, written, strict=True)
                 ]
         began = time.perf_counter()
-        judged = self.work.judge(prompts, written)
-        self.scoring_seconds += time.perf_counter() - began
-        self.made = Made(prompts, written, judged, [])
+        judged = self.work.judge(self._asked, written)
+        now = time.perf_counter()
+        self.scoring_seconds += now - began
+        self.rollout_seconds += now - started
+        self.made = Made(self._asked, written, judged, [])
         made = [one.ids for one in written]
         return (made, log_probs) if self.gives_log_probs else made
 
     def _generate_and_score_completions(self, inputs: list[Row]) -> dict[str, Tensor]:
         """Make a rollout: completions, rewards, advantages, and what the divergence needs."""
-        began = time.perf_counter()
         self._reference = None
         output: dict[str, Tensor] = super()._generate_and_score_completions(inputs)  # type: ignore[misc]
         assert self.made is not None, "TRL made no rollout"
+        output["advantages"] = self._without_rounding(output["advantages"], self.made.judged)
         self.made = self.made._replace(advantages=output["advantages"].tolist())
         self.fresh = True
         mask = output["completion_mask"]
@@ -328,13 +327,24 @@ class RolloutTrainer:
                 output["old_logps"] = output["old_logps"] * kept
             if "num_items_in_batch" in output:
                 output["num_items_in_batch"] = output["completion_mask"].sum()
-        self.rollout_seconds += time.perf_counter() - began
         return output
 
     def measures_kl(self) -> bool:
-        """Say whether a step on the rollout that is being made is logged."""
+        """Say whether the divergence is wanted of a step on the rollout that is being made."""
         step = self.work.first_step + self.state.global_step
-        return any(map(self.work.logged, range(step + 1, step + 1 + self.spec.steps_per_rollout)))
+        return any(map(self.work.measured, range(step + 1, step + 1 + self.spec.steps_per_rollout)))
+
+    def _without_rounding(self, advantages: Tensor, judged: Sequence[Judged]) -> Tensor:
+        """Give completions of equal reward the advantage 0 that they have.
+
+        The mean of equal float32 numbers need not be the number itself, and what is left, divided by a standard
+        deviation of about 0, would move the weights.
+        """
+        if self.spec.objective == "rloo" and self.spec.kl:
+            return advantages  # the divergence is part of the reward there
+        totals, size = reward_totals(self.spec, judged), self.spec.group_size
+        alike = [max(group) == min(group) for start in range(0, len(totals), size) if (group := totals[start:][:size])]
+        return advantages.masked_fill(torch.tensor(alike, device=advantages.device).repeat_interleave(size), 0.0)
 
     def buffer(self) -> dict[str, Tensor]:
         """Return the rollout that is not yet used up, for a resume state; nothing if the next step makes one."""
@@ -414,17 +424,44 @@ class PlannedRLOO(RolloutTrainer, RLOOTrainer):  # type: ignore[misc]
 TRAINERS: dict[str, type[Any]] = {"grpo": PlannedGRPO, "rloo": PlannedRLOO}
 
 
+class _Passes(torch.utils.data.Dataset[list[Row]]):
+    """For every forward pass that is left, the prompts of the rollout it belongs to, each once per completion."""
+
+    def __init__(self, work: Work, spec: RLSpec, passes: int) -> None:
+        self.work = work
+        self.spec = spec
+        self.passes = passes
+
+    def __len__(self) -> int:
+        return self.work.steps * self.passes
+
+    def __getitem__(self, place: int) -> list[Row]:
+        if not 0 <= place < len(self):
+            raise IndexError(place)
+        step = self.work.first_step + place // self.passes
+        prompts = self.work.plan[step // self.spec.steps_per_rollout]
+        return [{"prompt": str(prompt)} for prompt in prompts for _ in range(self.spec.group_size)]
+
+
+def reward_totals(spec: RLSpec, judged: Sequence[Judged]) -> list[float]:
+    """Return the weighted sum of all rewards of each completion."""
+    return [sum(reward.weight * one.rewards[reward.name] for reward in spec.rewards) for one in judged]
+
+
 @contextmanager
-def _plain_head(model: nn.Module) -> Iterator[None]:
-    """Show TRL an output layer without adapter: it refuses one, because its own log-probabilities would not see it."""
-    models = [one for one in (model, base_of(model)) if hasattr(one, "get_output_embeddings")]
-    for one in models:
-        one.__dict__["get_output_embeddings"] = nn.Identity
+def _untouched(trainer: type) -> Iterator[None]:
+    """Keep the constructors of TRL's trainers from changing the model inside the block.
+
+    They give a PEFT model a second adapter (RLOO), refuse one on the output layer, and put an output layer of their own
+    over the model's. All of this serves reference and log-probabilities, which are ours.
+    """
+    module = sys.modules[next(kind for kind in trainer.__mro__ if kind in (GRPOTrainer, RLOOTrainer)).__module__]
+    kept = {name: getattr(module, name) for name in ("is_peft_model", "add_fused_lm_head")}
+    vars(module).update(is_peft_model=lambda model: False, add_fused_lm_head=lambda *model, **settings: None)
     try:
         yield
     finally:
-        for one in models:
-            one.__dict__.pop("get_output_embeddings", None)
+        vars(module).update(kept)
 
 
 def arguments(spec: RLSpec, work: Work, directory: Path) -> GRPOConfig | RLOOConfig:

@@ -1,7 +1,8 @@
 """What generates the completions of reinforcement learning: the model itself here, or vLLM through TRL.
 
 The model itself decodes as in evaluation (:mod:`peft_arena.evaluate.decode`): every method works, and a completion
-depends on its prompt, its seed and the weights, not on its batch.
+depends on its prompt, its seed and the weights; in bfloat16 also, by rounding, on the rows beside it, which are the
+same whenever a rollout is made again.
 """
 
 from __future__ import annotations
@@ -81,6 +82,7 @@ class Rollouts:
             "max_new_tokens": self.limit,
             "stop": list(self.stop),
             **self.sampler._asdict(),
+            "batch_size": self.rows,
             "device": str(device_of(self.model)),
             "dtype": self.dtype,
         }
