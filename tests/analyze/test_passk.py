@@ -97,6 +97,7 @@ def test_the_summary_has_every_number(result):
     assert found["evaluation"]["sampling"]["samples"] == 16
     assert set(found["base"]) == {"pass@1", "pass@4", "pass@16"}
     assert found["arms"][0]["pass@4"]["delta"]["unit"] == "points"
+    assert "p" not in found["base"]["pass@1"] | found["arms"][0]["pass@1"]["tuned"]
     assert found["arms"][0]["pass@1"]["p_corrected"] >= found["arms"][0]["pass@1"]["delta"]["p"]
 
 

@@ -9,7 +9,7 @@ from scipy import stats
 from peft_arena.analyze.compare import holm, told
 from peft_arena.analyze.paired import Estimate
 from peft_arena.analyze.rl import read_rl
-from peft_arena.analyze.rl_checks import CHECKS, warnings_of
+from peft_arena.analyze.rl_checks import CHECKS, _reward_error, warnings_of
 from peft_arena.analyze.rl_curves import RLArm, RLRun
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.specs import RLSpec, Schedule, TaskSpec
@@ -83,16 +83,16 @@ TROUBLE = {
     "no_signal": (Learning(zero_variance=(0.97, 0.95)), r"9\d\.\d % of the groups over 8 log entries"),
     "not_held_out": (
         Learning(validation=(0.3, 0.2)),
-        r"reward 0\.\d+ → 0\.7\d*, standard error .* → 0\.2\d* on 64 items",
+        r"task reward 0\.\d+ → 0\.7\d*, standard error .* → 0\.2\d* on 64 items",
     ),
     "entropy": (
         Learning(entropy=(1.0, 0.02)),
-        r"0\.9\d* at the first log entry → 0\.0\d+ nats per token, \d\.\d % of it",
+        r"0\.9\d* first logged → 0\.0\d+ nats per token, \d\.\d % of it",
     ),
     "truncated": (Learning(ended=(0.9, 0.3), length=(20, 60)), r"7\d\.\d % → 3\d\.\d % ended, mean length 2\d\.\d → "),
     "kl": (
         Learning(kl=(0.0, 2.5)),
-        r"2\.\d+ nats per token at step \d+, 0\.\d+ at the first log entry, 2\.\d+ at the last",
+        r"2\.\d+ nats per token at step \d+, 0\.\d+ first logged, 2\.\d+ last",
     ),
     "unscored": (Learning(unscored=0.05), r"640 of 12800 completions, 5\.0 %"),
 }
@@ -122,6 +122,8 @@ def test_a_warning_gives_the_numbers_of_the_runs_it_is_about(name):
         Learning(zero_variance=(0.85, 0.99)),
         Learning(reward=(0.3, 0.3), validation=(0.3, 0.2), noise=0.003),
         Learning(validation=None),
+        Learning(validation=(0.3, 0.3), noise=0.0),
+        Learning(validation=(1.0, 0.97), noise=0.0),
     ],
 )
 def test_on_the_right_side_of_a_threshold_nothing_is_said(learning):
@@ -133,6 +135,32 @@ def test_without_log_entries_everything_is_absent():
     assert arm.curve("reward") is None
     assert arm.change("reward") is None
     assert warnings_of(arm) == []
+
+
+def test_an_entry_without_a_new_rollout_says_nothing_of_completions():
+    log = arm_of(Learning(entries=2, validation=None)).runs[0].training.log
+    again = {"completions": 0, "entropy": None, "clip_low": None}
+    log = (log[0], log[1].model_copy(update={"rollout": log[1].rollout.model_copy(update=again)}))
+    run = RLRun(0, "r", SPEC, record(log))
+    for name in ("reward", "length", "ended", "zero_variance", "entropy", "clipped"):
+        assert list(run.series(name)) == [log[0].step], name
+    assert list(run.series("kl")) == [entry.step for entry in log]
+    assert run.rollouts() == [log[0].rollout]
+
+
+def test_the_completions_of_a_group_count_as_one():
+    entry = arm_of(Learning(entries=1)).runs[0].training.log[-1].rollout
+    one = entry.model_copy(update={"completions": 32, "reward_std": 0.4, "rewards": {"task": 0.5}})
+    assert _reward_error([one, one], 8, task=False) == pytest.approx((2 * 0.16 / 4) ** 0.5)
+    assert _reward_error([one, one], 8, task=True) == pytest.approx((2 * 0.25 / 4) ** 0.5)
+
+
+def test_an_arm_that_began_at_another_run_is_in_no_pair(tmp_path):
+    tuned = Truth("tuned", seeds=(0,), setting="x")
+    on_top = Truth("on", seeds=(0,), setting="x", rl=Learning(init_from=(_run(tuned, 0),)))
+    plain = Truth("plain", seeds=(0,), setting="x", rl=Learning())
+    (target,) = analyzed(tmp_path, [tuned, on_top, plain], items=20).targets
+    assert [(pair.comparison.left, pair.comparison.right) for pair in target.rl.pairs] == [("plain", "tuned")]
 
 
 def test_unscored_is_counted_over_all_rollouts_and_not_over_the_log():

@@ -164,5 +164,8 @@ def test_lm_evals_own_sampling_is_reproducible(loaded: Loaded) -> None:
         assert found[0] != found[1], "the same request, asked again, has a seed of its own"
         assert request(engine, {**hot, "seed": 5}) == request(engine, {"do_sample": False}, {**hot, "seed": 5})[1:]
         assert found[3] == request(engine, {"temperature": 0.0})[0]
+        assert found[3] == request(engine, {"do_sample": True, "temperature": 0})[0], "0 is greedy, not 1"
+        assert found[3] == request(engine, {"do_sample": True, "temperature": 0.0, "typical_p": 0.9})[0]
+        assert found[3] != request(engine, {"do_sample": True})[0], "without a temperature it is 1"
         with pytest.raises(UserError, match="num_beams 10"):
             request(engine, {"num_beams": 10})

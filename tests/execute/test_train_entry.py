@@ -103,7 +103,8 @@ def test_arms_may_stand_in_any_order_and_begin_in_a_chain(tmp_path):
         ("{arm: sft}", "{}", r"init_from names either an arm or a run, and exactly one of them \(in .*line 22\)"),
         ("{arm: sft}", "{arm: sft, run: a}", r"init_from names either an arm or a run, and exactly one"),
         ("{arm: sft}", "{amr: sft}", r"unknown key 'amr' \(in init_from .*line 22\). Did you mean 'arm'"),
-        ("{arm: sft}", "sft", r"init_from must be a table with arm: LABEL, got 'sft' \(in .*line 22\)"),
+        ("{arm: sft}", "sft", r"init_from must be a table with arm: LABEL in a study, or run: RUN for a single run, "
+         r"got 'sft' \(in .*line 22\)"),
         ("{arm: sft}", "{run: a}", r"init_from.run is for a single run .*a study, init_from names an arm"),
         ("{arm: sft}", "{arm: sft, step: 3}", r"arm 'rl' cannot begin at arm 'sft' .*it saves no step 3. Known: 4"),
         ("{arm: sft}", "{arm: sft, step: 0}", r"step: .*greater than or equal to 1, got 0"),
@@ -111,8 +112,9 @@ def test_arms_may_stand_in_any_order_and_begin_in_a_chain(tmp_path):
          r"arm 'rl' cannot begin at arm 'sft' \(in .*\): method prompt_tuning has no weights to merge: it puts"),
         ("method: lora\n    label: sft\n    train: {packing: true}", "method: xlora\n    label: sft",
          r"method xlora has no weights to merge"),
-        ("method: lora\n    label: sft\n    train: {packing: true}", "method: qalora\n    label: sft\n    "
-         "train: {learning_rate: 1e-3}", r"cannot begin at arm 'sft' \(in .*\), which is refused: qalora needs"),
+        ("label: plain", "label: rl (rloo)\n  - method: lora\n    label: rl (grpo)\n    train: {objective: grpo}\n"
+         "  - method: lora\n    label: other",
+         r"arms 'rl' and 'rl \(grpo\)' are both called 'rl \(grpo\)' in the report"),
         ("objective: grpo", "objective: gpro", r"unknown objective 'gpro' \(in .*line 22\). Did you mean 'grpo'. "
          "Known: grpo, rloo, sft"),
         ("objective: grpo, ", "", r"'init_from' is a setting of reinforcement learning \(objective grpo or rloo\), and "
@@ -158,8 +160,35 @@ def test_a_method_that_does_not_take_sampling_objectives_is_a_refused_arm(tmp_pa
     assert arms(study)["rl"].refused == "oft cannot be trained by grpo: its card does not declare online_rl"
     states = {item.label: item.state for item in plan(study, Store(tmp_path))}
     assert states == {"base": "missing", "sft": "missing", "rl": "refused", "plain": "missing"}
-    with pytest.raises(UserError, match="arm 'plain' cannot begin at arm 'rl' .*, which is refused: oft cannot be tr"):
-        read(tmp_path, ("objective: rloo,", "objective: rloo, init_from: {arm: rl},"))
+    chain = read(tmp_path, ("objective: rloo,", "objective: rloo, init_from: {arm: rl},"))
+    assert arms(chain)["plain"].refused == f"begins at arm 'rl', which is refused: {arms(study)['rl'].refused}"
+
+
+@pytest.mark.parametrize(
+    ("new", "reason"),
+    [
+        ("label: sft\n    budget: {parameters: 10}\n", "lora cannot come near 10 parameters"),
+        ("label: sft\n    budget: {parameters: 10}\n    config: {rank: 4}\n", "rank is set by the budget"),
+    ],
+)
+def test_an_arm_that_begins_at_a_refused_arm_is_refused_and_the_others_stay(tmp_path, new, reason):
+    study = read(tmp_path, ("label: sft\n", new), ("{arm: sft}", "{arm: sft, step: 3}"))
+    found = arms(study)
+    assert reason in found["sft"].refused
+    assert found["rl"].refused == f"begins at arm 'sft', which is refused: {found['sft'].refused}"
+    assert "\n" not in found["rl"].refused
+    assert [run.id for run in study.runs()] == [study.base.id, *(run.id for run in found["plain"].runs)]
+    assert study.sources() == []
+    states = {item.label: item.state for item in plan(study, Store(tmp_path))}
+    assert states == {"base": "missing", "sft": "refused", "rl": "refused", "plain": "missing"}
+    chain = arms(read(tmp_path, ("label: sft\n", new), ("objective: rloo,", "objective: rloo, init_from: {arm: rl},")))
+    assert chain["plain"].refused.startswith("begins at arm 'rl', which is refused: begins at arm 'sft', which is re")
+
+
+def test_a_method_that_cannot_be_trained_is_refused_with_what_begins_at_it(tmp_path):
+    old = "method: lora\n    label: sft\n    train: {packing: true}"
+    new = "method: qalora\n    label: sft\n    train: {learning_rate: 1e-3}"
+    assert arms(read(tmp_path, (old, new)))["rl"].refused.startswith("begins at arm 'sft', which is refused: qalora ne")
 
 
 def test_settings_of_reinforcement_learning_can_name_the_start_of_all(tmp_path):

@@ -14,7 +14,7 @@ from peft_arena.report.page_tables import main_table
 from peft_arena.report.plane import OBJECTIVE_MARKERS, trade_figure
 from peft_arena.report.rl import rl_section
 from peft_arena.report.rl_figures import rl_figure, write_rl_page
-from peft_arena.report.rl_samples import MOST_COMPLETION, cut, visible
+from peft_arena.report.rl_samples import MOST_COMPLETION, RECORDED, cut, visible
 from tests.analyze.synthetic import Truth, _run, build_synthetic
 from tests.analyze.synthetic_rl import Learning
 from tests.report.test_report import Page
@@ -109,6 +109,13 @@ def test_text_is_shown_with_its_lines_and_cut_in_the_middle():
     assert shown == '<pre class="text">aaaaaa<span class="cut"> … 90 characters left out … </span>bbbb</pre>'
 
 
+def test_a_text_whose_end_is_not_recorded_is_not_shown_with_an_end():
+    shown = cut("a" * RECORDED + " […25 more characters]", 10)
+    note = f'<span class="cut"> … {RECORDED - 10 + 25} characters left out, the end among them</span>'
+    assert shown == f'<pre class="text">{"a" * 10}{note}</pre>'
+    assert "the end among them" not in cut("a" * 20 + " […25 more characters]", 10)
+
+
 def test_every_log_entry_is_a_row_and_no_policy_loss_is_a_cross_entropy(mixed):
     out, study = mixed
     rl, curves = (pl.read_csv(out / "tables" / f"{name}.csv") for name in ("rl", "curves"))
@@ -190,7 +197,7 @@ def test_only_reinforcement_learning_with_one_seed(tmp_path):
     truths = (Truth("a", seeds=(0,), rl=Learning()), Truth("b", seeds=(0,), rl=Learning(objective="rloo")))
     (found,) = analyzed(tmp_path, *truths)[1].targets
     text = rl_section(found, ())
-    assert "1 seed: no interval" in text
+    assert re.search(r'title="change \S+, 1 seed: no interval"', text)
     assert "The same method trained in two ways" not in text
     assert "No warning" in text
     assert curves_figure(found, "curves-1") is None
@@ -217,12 +224,12 @@ def test_the_findings_say_what_pairs_and_checks_say(mixed):
     assert any(found.startswith(told) for found in caveats(result))
 
 
-def test_where_an_arm_began_is_on_the_page_and_one_pair_is_told_in_full(tmp_path):
+def test_where_an_arm_began_is_on_the_page_and_it_is_in_no_pair(tmp_path):
     tuned = Truth("tuned", seeds=(0,), setting="x")
     on_top = Truth("on", seeds=(0,), setting="x", rl=Learning(init_from=(_run(tuned, 0),)))
     _, result = analyzed(tmp_path, tuned, on_top)
     text = rl_section(result.targets[0], ())
     assert "on began at: tuned, the same seed, after 200 steps (merged in float32)." in text
     assert "Gain and retention are against the pretrained model in any case" in text
-    assert "grpo, lr 1e−3 against sft, lr 1e−3; on began at tuned, the same seed" in text
-    assert any(found.startswith("on against tuned: ") for found in headline(result))
+    assert "The same method trained in two ways" not in text
+    assert not any("on against tuned" in found or "fine-tuning of the same" in found for found in headline(result))

@@ -4,7 +4,17 @@ import polars as pl
 import pytest
 
 from peft_arena.core.measure import Measure
-from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RLSpec, RunSpec, Schedule, TaskSpec, TrainSpec
+from peft_arena.core.specs import (
+    EvalSpec,
+    MethodSpec,
+    ModelSpec,
+    RLSpec,
+    RunSpec,
+    Sampling,
+    Schedule,
+    TaskSpec,
+    TrainSpec,
+)
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import (
     CostRecord,
@@ -142,6 +152,24 @@ def test_a_log_of_reinforcement_learning_is_in_its_own_table(runs):
     assert set(tables["curves"]["run_id"]) == {run.spec.run_id for run in runs if run.spec.method.name == "some"}
     ways = dict(tables["runs"].select("method", "objective").iter_rows())
     assert ways == {"some": "sft", "online": "grpo", "none": None}
+
+
+def test_a_sampled_evaluation_is_told_from_a_greedy_one(runs):
+    run = next(run for run in runs if run.evaluations)
+    (greedy,) = run.evaluations
+    sampled = greedy.model_copy(update={"spec": greedy.spec.model_copy(update={"sampling": Sampling(samples=4)})})
+    found = all_tables([run._replace(evaluations=(greedy, sampled))])
+    assert found["metrics"]["samples"].to_list() == [None, 4]
+    assert found["items"]["samples"].to_list() == [None] * 3 + [4] * 3
+
+
+def test_an_entry_without_a_new_rollout_repeats_nothing(runs):
+    run = next(run for run in runs if run.training and run.spec.method.name == "online")
+    log = (LogEntry(step=3, tokens=1, rollout=ROLLOUT.model_copy(update={"completions": 0})),)
+    (row,) = all_tables([run._replace(training=run.training.model_copy(update={"log": log}))])["rl"].rows(named=True)
+    repeated = ("reward", "reward_std", "rewards", "unscored", "length", "ended", "zero_variance")
+    assert [row[name] for name in repeated] == [None] * 7
+    assert (row["entropy"], row["clip_low"], row["completions"]) == (0.7, 0.01, 0)
 
 
 def test_a_run_that_was_never_started_has_no_row(tmp_path):

@@ -153,11 +153,19 @@ def test_wrong_settings_are_refused_in_one_line(arguments: tuple[Any, ...], told
 
 
 def test_only_what_a_model_writes_is_rewarded() -> None:
-    assert "kind choice" in refusal(made("task"), make_task("piqa"))
-    assert "kind text" in refusal(made("task"), make_task("xsum-text"))
+    assert "kind choice" in refusal(made("task"), make_task("piqa"), 10)
+    assert "kind text" in refusal(made("task"), make_task("xsum-text"), 10)
     task = Scripted(lambda: Score(1.0))
-    assert [refusal(made(name, **SETTINGS.get(name, {})), task) for name in REWARDS.own()] == [""] * 4
-    assert "buffer 11 is longer than the limit of 10 tokens" in refusal(made("length", buffer=11), task)
+    assert [refusal(made(name, **SETTINGS.get(name, {})), task, 10) for name in REWARDS.own()] == [""] * 4
+
+
+def test_a_buffer_is_compared_with_the_limit_of_the_run_not_of_the_task() -> None:
+    task = Scripted(lambda: RIGHT)
+    assert task.generation.max_new_tokens == 10
+    told = "reward length cannot judge task micro-sort: buffer 6 is longer than the limit of 5 tokens"
+    assert refusal(made("length", buffer=6), task, 5) == told, "shorter than the task's"
+    assert refusal(made("length", buffer=11), task, 11) == "", "longer than the task's"
+    assert "limit of 7 tokens" in refusal(made("length", buffer=8, limit=7), task, 20), "its own goes first"
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,12 @@ from peft_arena.train.vllm import check_unchanged, digest, plain_weights, vllm_a
 from tests.methods.settings import SETTINGS
 
 pytestmark = pytest.mark.spread
-ABLE = [name for name in METHODS.own() if name != "none" and not vllm_refusal(METHODS.get(name).card)]
+MORE_THAN_LINEAR = {"lora_tokens"}
+ABLE = [
+    name
+    for name in METHODS.own()
+    if name != "none" and name not in MORE_THAN_LINEAR and not vllm_refusal(METHODS.get(name).card)
+]
 
 
 @pytest.mark.parametrize("name", ABLE)
@@ -29,7 +34,14 @@ def test_vllm_gets_the_merged_weights_and_the_live_ones_stay(name, tmp_path):
     assert set(found) == set(wanted)
     for key, weight in wanted.items():
         assert found[key].dtype == weight.dtype
-        assert float((found[key] - weight).abs().max()) <= 1e-6, key
+        assert float((found[key] - weight).detach().abs().max()) <= 1e-6, key
+
+
+@pytest.mark.parametrize("name", sorted(MORE_THAN_LINEAR))
+def test_what_is_not_a_linear_layer_is_refused_and_not_left_out(name, tmp_path):
+    life = Trial(name, directory=tmp_path, **SETTINGS[name]).life("untied")
+    with pytest.raises(UserError, match="is also changed"):
+        list(plain_weights(life.attached))
 
 
 def test_most_methods_can_and_the_others_say_why():

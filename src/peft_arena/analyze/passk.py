@@ -115,14 +115,14 @@ class TargetPassK:
         """Return the result as JSON values."""
         return {
             "evaluation": self.spec.model_dump(mode="json"),
-            "base": {metric_name(k): estimate_summary(found) for k, found in self.base},
+            "base": {metric_name(k): _level_summary(found) for k, found in self.base},
             "arms": [
                 {
                     "label": arm.label,
                     "sentence": arm.sentence,
                     **{
                         metric_name(point.k): {
-                            "tuned": estimate_summary(point.tuned),
+                            "tuned": _level_summary(point.tuned),
                             "delta": estimate_summary(point.delta),
                             "p_corrected": point.p_corrected,
                         }
@@ -186,6 +186,12 @@ def _level(scores: Scores, stream: str, resamples: Resamples) -> Estimate | None
         left_out=int((~used).sum()),
     )
     return estimate(contrast, resamples, FRACTION)
+
+
+def _level_summary(found: Estimate | None) -> dict[str, Any] | None:
+    """Return a level as JSON values, without its p-value: nobody asks whether it is 0."""
+    values = estimate_summary(found)
+    return None if values is None else {name: value for name, value in values.items() if name != "p"}
 
 
 def _corrected(arms: Sequence[ArmPassK]) -> tuple[ArmPassK, ...]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peft_arena.analyze.rl_curves import TENTH, RLArm, RLRun
+from peft_arena.analyze.rl_curves import TENTH, RLArm, RLRun, ends_of
 from peft_arena.store.records import RolloutEntry
 
 COLLAPSED = 0.1
@@ -21,7 +21,11 @@ COLLAPSED = 0.1
 NO_SIGNAL, EARLY = 0.9, 0.2
 """Share of groups without any difference in reward, over which share of the training, that a warning is given above."""
 ERRORS = 2.0
-"""Standard errors, over completions, that a reward must rise by to be called risen."""
+"""Standard errors, over groups, that a reward must rise by to be called risen."""
+CEILING = 0.95
+"""Validation reward at the end from which on a fall is not warned of."""
+_TASK = "task"
+"""The reward that is the task's own score, in [0, 1], as the validation reward is."""
 TRUNCATED = 0.5
 """Share of completions that end by themselves, below which a warning is given if it was higher at the start."""
 FAR = 1.0
@@ -73,7 +77,7 @@ def _entropy(run: RLRun) -> str:
     first, ends = next(iter(run.series("entropy").values()), 0.0), run.ends("entropy")
     if ends is None or first <= 0 or ends[1] >= COLLAPSED * first:
         return ""
-    return f"{first:.3g} at the first log entry → {ends[1]:.3g} nats per token, {100 * ends[1] / first:.1f} % of it"
+    return f"{first:.3g} first logged → {ends[1]:.3g} nats per token, {100 * ends[1] / first:.1f} % of it"
 
 
 def _no_signal(run: RLRun) -> str:
@@ -84,27 +88,43 @@ def _no_signal(run: RLRun) -> str:
 
 
 def _not_held_out(run: RLRun) -> str:
-    ends, held = run.ends("reward"), run.ends("validation_reward")
+    entries = run.rollouts()
+    task = all(_TASK in entry.rewards for entry in entries)
+    ends = ends_of([entry.rewards[_TASK] if task else entry.reward for entry in entries])
+    held = run.ends("validation_reward")
     if ends is None or held is None or len(run.series("validation_reward")) < 2:
         return ""
-    error = _reward_error(run.rollouts())
-    if ends[1] - ends[0] <= ERRORS * error or held[1] > held[0]:
+    error = _reward_error(entries, run.spec.group_size, task=task)
+    if ends[1] - ends[0] <= ERRORS * error or held[1] >= min(held[0], CEILING):
         return ""
     items = run.spec.validation_items
     return (
-        f"reward {ends[0]:.3g} → {ends[1]:.3g}, standard error of the rise {error:.2g}; "
+        f"{'task reward' if task else 'reward'} {ends[0]:.3g} → {ends[1]:.3g}, standard error of the rise {error:.2g}; "
         f"validation reward {held[0]:.3g} → {held[1]:.3g} on {items} items"
     )
 
 
-def _reward_error(entries: Sequence[RolloutEntry]) -> float:
-    """Return the standard error of the mean reward at the end minus that at the start, over completions."""
+def _reward_error(entries: Sequence[RolloutEntry], size: int, *, task: bool) -> float:
+    """Return a bound on the standard error of the mean reward at the end minus that at the start.
+
+    Completions of one prompt are alike, and how much is not in the log: a group counts as one observation.
+
+    Args:
+        entries: of new rollouts.
+        size: completions of a group.
+        task: bound that of the task's score, whose variance in [0, 1] is at most mean (1 - mean), and not of the sum.
+    """
     share = ceil(TENTH * len(entries))
     variance = 0.0
     for part in (entries[:share], entries[-share:]):
-        count = sum(entry.completions for entry in part)
-        variance += sum(entry.completions * entry.reward_std**2 for entry in part) / max(count, 1) ** 2
+        groups = sum(entry.completions for entry in part) / size
+        spread = sum(entry.completions / size * _variance(entry, task=task) for entry in part)
+        variance += spread / max(groups, 1.0) ** 2
     return sqrt(variance)
+
+
+def _variance(entry: RolloutEntry, *, task: bool) -> float:
+    return max(entry.rewards[_TASK] * (1 - entry.rewards[_TASK]), 0.0) if task else entry.reward_std**2
 
 
 def _truncated(run: RLRun) -> str:
@@ -123,8 +143,8 @@ def _far(run: RLRun) -> str:
     steps = list(series)
     most = max(steps, key=lambda step: series[step])
     return (
-        f"{series[most]:.3g} nats per token at step {most}, {series[steps[0]]:.3g} at the first log entry, "
-        f"{series[steps[-1]]:.3g} at the last"
+        f"{series[most]:.3g} nats per token at step {most}, {series[steps[0]]:.3g} first logged, "
+        f"{series[steps[-1]]:.3g} last"
     )
 
 
@@ -148,7 +168,7 @@ CHECKS = (
     ),
     Check(
         "not_held_out",
-        f"The reward rose by more than {ERRORS:g} standard errors and the validation reward did not rise",
+        f"The reward rose by more than {ERRORS:g} standard errors and the validation reward fell",
         "The training prompts may have been learned by heart, or the reward can be had without a right answer: read "
         "the sample rollouts. Few validation items make the held-out value uncertain.",
         _not_held_out,

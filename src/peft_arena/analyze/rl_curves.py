@@ -7,7 +7,7 @@ steps that every run of the arm has logged, with the range over runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, sqrt
 from typing import NamedTuple
@@ -35,18 +35,33 @@ def _of_rollout(read: Callable[[RolloutEntry], float | None]) -> Callable[[LogEn
     return lambda entry: None if entry.rollout is None else read(entry.rollout)
 
 
+def _of_new(read: Callable[[RolloutEntry], float]) -> Callable[[LogEntry], float | None]:
+    """Read what is said of completions: None where there was no new rollout, since the entry repeats the last one's."""
+    return _of_rollout(lambda found: read(found) if found.completions else None)
+
+
+def _clipped(found: RolloutEntry) -> float | None:
+    return None if found.clip_low is None or found.clip_high is None else found.clip_low + found.clip_high
+
+
 QUANTITIES = (
-    Quantity("reward", "reward", "weighted sum of the rewards", _of_rollout(lambda found: found.reward)),
+    Quantity("reward", "reward", "weighted sum of the rewards", _of_new(lambda found: found.reward)),
     Quantity("validation_reward", "validation reward", "mean task score", lambda entry: entry.validation_reward),
-    Quantity("length", "length", "tokens per completion", _of_rollout(lambda found: found.length)),
-    Quantity("ended", "ended before the limit", "fraction of completions", _of_rollout(lambda found: found.ended)),
+    Quantity("length", "length", "tokens per completion", _of_new(lambda found: found.length)),
+    Quantity("ended", "ended before the limit", "fraction of completions", _of_new(lambda found: found.ended)),
     Quantity("entropy", "entropy", "nats per token", _of_rollout(lambda found: found.entropy)),
-    Quantity("clipped", "clipped", "fraction", _of_rollout(lambda found: found.clip_low + found.clip_high)),
+    Quantity("clipped", "clipped", "fraction", _of_rollout(_clipped)),
     Quantity("kl", "KL from the reference", "nats per token", _of_rollout(lambda found: found.kl)),
-    Quantity("zero_variance", "groups of equal reward", "fraction of groups", _of_rollout(lambda f: f.zero_variance)),
+    Quantity("zero_variance", "groups of equal reward", "fraction of groups", _of_new(lambda f: f.zero_variance)),
 )
 """What is followed, in the order it is shown; ``clipped`` is the lower and the upper clip fraction together."""
 BY_NAME: Mapping[str, Quantity] = {quantity.name: quantity for quantity in QUANTITIES}
+
+
+def ends_of(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the means over the first and the last tenth of some values; None without any."""
+    share = ceil(TENTH * len(values))
+    return (float(np.mean(values[:share])), float(np.mean(values[-share:]))) if values else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +80,11 @@ class RLRun:
 
     def ends(self, name: str) -> tuple[float, float] | None:
         """Return the start and the end of a quantity; None where it was never logged."""
-        values = list(self.series(name).values())
-        share = ceil(TENTH * len(values))
-        return (float(np.mean(values[:share])), float(np.mean(values[-share:]))) if values else None
+        return ends_of(list(self.series(name).values()))
 
     def rollouts(self) -> list[RolloutEntry]:
-        """Return the log entries of the rollouts, in order."""
-        return [entry.rollout for entry in self.training.log if entry.rollout is not None]
+        """Return what was logged of new rollouts, in order."""
+        return [found for entry in self.training.log if (found := entry.rollout) is not None and found.completions]
 
 
 @dataclass(frozen=True)

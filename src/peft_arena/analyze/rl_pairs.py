@@ -1,7 +1,8 @@
 """One method with one configuration, trained in two ways: what supervised and reinforcement learning do apart.
 
 The differences are those of :mod:`peft_arena.analyze.compare`, paired by seed and item and both relative to the same
-pretrained model; the p-values are Holm-corrected over these pairs alone, on gain and on mean retention each.
+pretrained model. Arms that began at another run are in no pair: they were trained twice. The p-values are
+Holm-corrected over these pairs alone, on gain and on mean retention each.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from peft_arena.analyze.compare import Axis, Comparison, Versus, both_ways, holm, told
 from peft_arena.analyze.effects import ArmEffects, estimate_summary
+from peft_arena.core.specs import RLSpec
 
 _SFT = "sft"
 _WORDS: dict[Axis, tuple[str, str, str, str]] = {
@@ -69,6 +71,8 @@ class ObjectivePair:
 def objective_pairs(arms: Sequence[ArmEffects], comparisons: Sequence[Comparison]) -> tuple[ObjectivePair, ...]:
     """Return every pair of arms with the same method and configuration but another objective.
 
+    Arms that began at another run's weights are left out.
+
     Args:
         arms: of one target.
         comparisons: of every pair of them.
@@ -98,6 +102,8 @@ def _sides(one: ArmEffects, other: ArmEffects) -> tuple[ArmEffects, ArmEffects] 
     """Return two arms with supervised fine-tuning on the right; None if they do not belong together."""
     first, second = one.evidence.arm, other.evidence.arm
     if first.runs[0].method != second.runs[0].method or first.objective == second.objective:
+        return None
+    if any(isinstance(run.train, RLSpec) and run.train.init_from for run in (*first.runs, *second.runs)):
         return None
     return (other, one) if first.objective == _SFT else (one, other)
 

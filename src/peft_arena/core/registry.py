@@ -9,7 +9,7 @@ from functools import cached_property
 from importlib import metadata
 from typing import Any, Generic, TypeVar
 
-from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.errors import UserError, first_line, unknown
 
 T = TypeVar("T")
 OURS = "peft-arena"
@@ -143,7 +143,7 @@ class Registry(Generic[T]):
             found: T = _resolve(plugin.target)
             problem = self._problem(plugin.name, found)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever foreign code raises is told in one line
-            problem = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"
+            problem = f"{type(error).__name__}: {first_line(error)}"
         if problem:
             entry = f"entry point {plugin.name} = {plugin.target} of {plugin}"
             raise UserError(f"{self.kind} '{plugin.name}' cannot be used: {entry}: {problem}{_place(where)}")

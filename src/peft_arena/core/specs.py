@@ -297,6 +297,13 @@ class Sampling(Spec):
     k: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
     """pass@k is reported for these k."""
 
+    @property
+    def words(self) -> str:
+        """What tokens are drawn from, in words."""
+        cuts = f", top_k {self.top_k}" if self.top_k else ""
+        cuts += f", top_p {self.top_p:g}" if self.top_p < 1 else ""
+        return f"temperature {self.temperature:g}{cuts}"
+
     @model_validator(mode="after")
     def _enough(self) -> Self:
         if not self.k or max(self.k) > self.samples or list(self.k) != sorted(set(self.k)):

@@ -274,7 +274,8 @@ def _asked(ids: list[int], given: Mapping[str, Any], *names: str | int) -> _Aske
 
     Args:
         ids: the prompt's tokens.
-        given: settings; a ``seed`` among them is that of the answer's own random numbers.
+        given: settings; a ``seed`` among them is that of the answer's own random numbers. A temperature of 0 means
+            greedy, whatever ``do_sample`` says.
         names: what the seed is made of where none is given.
 
     Raises:
@@ -285,8 +286,10 @@ def _asked(ids: list[int], given: Mapping[str, Any], *names: str | int) -> _Aske
     limits = [left.pop(name, None) for name in LIMIT_NAMES]
     limit = next((int(value) for value in limits if value is not None), DEFAULT_MAX_NEW_TOKENS)
     stop = (until,) if isinstance(until, str) else tuple(until)
-    temperature = float(left.pop("temperature", 0.0) or 0.0)
-    sampled = bool(left.pop("do_sample", temperature > 0))
+    stated = left.pop("temperature", None)
+    temperature = float(stated or 0.0)
+    cold = stated is not None and temperature == 0
+    sampled = bool(left.pop("do_sample", temperature > 0)) and not cold
     seed = left.pop("seed", None)
     beams = int(left.pop("num_beams", 1) or 1)
     if beams > 1:

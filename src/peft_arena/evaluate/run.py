@@ -195,12 +195,7 @@ def _how(spec: EvalSpec, kind: Kind) -> str:
     sampling = spec.sampling
     if sampling is None:
         return HOW[kind]
-    cuts = f", top_k {sampling.top_k}" if sampling.top_k else ""
-    cuts += f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
-    return (
-        f"{sampling.samples} samples of each item at temperature {sampling.temperature:g}{cuts}, seed {sampling.seed}, "
-        "scored by the task"
-    )
+    return f"{sampling.samples} samples of each item at {sampling.words}, seed {sampling.seed}, scored by the task"
 
 
 def _select(spec: EvalSpec, make: MakeTask | None) -> tuple[Task, list[Item]]:

@@ -66,8 +66,8 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     """Work on all orders, ``jobs`` at a time; a failing run does not stop the others.
 
     A run that begins at another one is started when that is trained, and has failed when that has. Runs that another
-    process holds are waited for and then checked again, so that two commands on one study share
-    the work. Interrupting ends the workers; every finished record stays and the runs can be resumed.
+    process holds are waited for and then checked again, so that two commands on one study share the work.
+    Interrupting ends the workers; every finished record stays and the runs can be resumed.
     """
     outcome = Outcome()
     waiting = list(orders)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.yamlfile import parse_scalar
 
 
-def override(data: dict[str, Any], text: str) -> None:
+def override(data: dict[str, Any], text: str, parse: Callable[[str], Any] = parse_scalar) -> None:
     """Put a value into the content of a study file.
 
     Args:
         data: the content, which is changed.
         text: ``key.path=value``; positions in lists are counted from 0.
+        parse: makes the value of its text.
 
     Raises:
         UserError: no value, a position that a list does not have, or a key inside a single value.
@@ -28,9 +30,9 @@ def override(data: dict[str, Any], text: str) -> None:
     last = parts[-1]
     if isinstance(current, list):
         _inside(current, last, text, make=False)
-        current[int(last)] = parse_scalar(value)
+        current[int(last)] = parse(value)
     elif isinstance(current, dict):
-        current[last] = parse_scalar(value)
+        current[last] = parse(value)
     else:
         raise UserError(f"--set {text}: '{'.'.join(parts[:-1])}' is a single value and has no keys")
 

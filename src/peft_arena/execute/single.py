@@ -10,6 +10,7 @@ from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec
 from peft_arena.core.yamlfile import parse_scalar
+from peft_arena.execute.overrides import override
 from peft_arena.execute.points import find_point
 from peft_arena.execute.run import StudyOutcome, run_study
 from peft_arena.execute.study import Study, study_from, task_spec
@@ -35,30 +36,26 @@ def train_one(
         quiet: show nothing while working.
 
     Raises:
-        UserError: an unknown name or key, or a required setting is missing.
+        UserError: an unknown name or key, a key inside a single value, or a required setting is missing.
     """
     tables: dict[str, Any] = {section: {} for section in SECTIONS if section != "seed"}
     tables["seed"] = 0
     for text in settings:
-        key, equals, value = text.partition("=")
-        section, dot, rest = key.partition(".")
+        key, equals, _ = text.partition("=")
+        section, dot, _ = key.partition(".")
         if not equals or section not in SECTIONS or bool(dot) == (section == "seed"):
             raise UserError(
                 f"--set takes SECTION.KEY=value with SECTION in {', '.join(SECTIONS[:-1])}, or seed=N; got '{text}'"
             )
-        if section == "seed":
-            tables["seed"] = parse_scalar(value)
-        else:
-            tables[section][rest] = value if key == RUN else parse_scalar(value)
-    train = _nested(tables["train"])
-    train.setdefault("schedule", {"epochs": 1})
+        override(tables, text, str if key == RUN else parse_scalar)
+    tables["train"].setdefault("schedule", {"epochs": 1})
     data = {
         "name": "single",
         "title": f"{method} on {task}",
         "model": {"name": model, **tables["model"]},
-        "targets": [{"task": task, "config": _nested(tables["task"])}],
-        "train": train,
-        "arms": [{"method": method, "config": _nested(tables["config"])}],
+        "targets": [{"task": task, "config": tables["task"]}],
+        "train": tables["train"],
+        "arms": [{"method": method, "config": tables["config"]}],
         "seeds": [tables["seed"]],
     }
     study = study_from(data, find_run=lambda name: Store(out).find(name).spec)
@@ -135,14 +132,3 @@ def evaluate_point(
 
 
 _SHOWN = ("metric", "value", "unit", "stderr", "n", "unscored")
-
-
-def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    nested: dict[str, Any] = {}
-    for key, value in flat.items():
-        current = nested
-        *parents, last = key.split(".")
-        for parent in parents:
-            current = current.setdefault(parent, {})
-        current[last] = value
-    return nested

@@ -29,6 +29,7 @@ from peft_arena.core.yamlfile import YamlFile
 from peft_arena.evaluate.metrics import sampling_refusal
 from peft_arena.execute.budget import Budget, Sizer, Spent
 from peft_arena.execute.geometry_entry import GeometryEntry, GeometryPlan
+from peft_arena.execute.labels import shown_labels
 from peft_arena.execute.overrides import override
 from peft_arena.execute.path_entry import PathsEntry, PathsPlan
 from peft_arena.execute.train_entry import SFT, Layer, Settings, gather, start_at, train_spec, training_refusal
@@ -380,7 +381,8 @@ class _Reader:
         METHODS.get(entry.method, where)
         method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
         settings = self._settings(index, target)
-        refused, spent = _refusal(method) or training_refusal(method, settings), None
+        starts, barred = self._starts(settings, model, target, evaluation)
+        refused, spent = _refusal(method) or training_refusal(method, settings) or barred, None
         budget = entry.budget if "budget" in entry.model_fields_set else self.file.budget
         if budget is not None and not refused:
             try:
@@ -389,7 +391,7 @@ class _Reader:
                 refused = str(error)
         spec = _method_spec(entry.method, method)
         runs = []
-        for seed, start in zip(self.file.seeds, self._starts(settings, model, target, evaluation), strict=True):
+        for seed, start in zip(self.file.seeds, starts, strict=True):
             train = train_spec(settings, evaluation.task, method, self.file.model, start)
             runs.append(RunSpec(model=model, method=spec, train=train, seed=seed))
         return Arm(self.label(index), entry.method, evaluation, tuple(runs), refused, spent)
@@ -410,11 +412,11 @@ class _Reader:
 
     def _starts(
         self, settings: Settings, model: ModelSpec, target: int, evaluation: EvalSpec
-    ) -> tuple[InitFrom | None, ...]:
-        """Return where each run of an arm begins."""
+    ) -> tuple[tuple[InitFrom | None, ...], str]:
+        """Return where each run of an arm begins, and why it cannot: its source is a refused arm; empty if it can."""
         entry = settings.start
         if entry is None:
-            return tuple(None for _ in self.file.seeds)
+            return tuple(None for _ in self.file.seeds), ""
         where = settings.locate(("init_from",))
         if entry.run is not None:
             if self.find_run is None:
@@ -424,7 +426,7 @@ class _Reader:
                 )
             found = self.find_run(entry.run)
             start = start_at(settings, entry, found, model, f"run {found.run_id}")
-            return tuple(start for _ in self.file.seeds)
+            return tuple(start for _ in self.file.seeds), ""
         assert entry.arm is not None, "exactly one is given"
         labels = [self.label(index) for index in range(len(self.file.arms))]
         if entry.arm not in labels:
@@ -437,11 +439,9 @@ class _Reader:
             raise UserError(f"arms begin at each other: {' at '.join(labels[one] for one in circle)} (in {where})")
         source = self.arm(model, index, target, evaluation)
         if source.refused:
-            raise UserError(
-                f"arm '{settings.label}' cannot begin at arm '{entry.arm}' (in {where}), which is refused: "
-                f"{source.refused}"
-            )
-        return tuple(start_at(settings, entry, run, model, f"arm '{entry.arm}'") for run in source.runs)
+            barred = f"begins at arm '{entry.arm}', which is refused: {source.refused}"
+            return tuple(InitFrom(run=run, step=entry.step) for run in source.runs), barred
+        return tuple(start_at(settings, entry, run, model, f"arm '{entry.arm}'") for run in source.runs), ""
 
     def check_rl(self, arms: Sequence[Arm]) -> None:
         """Refuse settings of reinforcement learning where no arm is trained by it: they would do nothing."""
@@ -465,10 +465,17 @@ def _refusal(method: Method) -> str:
 def _refuse_twins(arms: Sequence[Arm], path: str) -> None:
     seen: dict[str, str] = {}
     labels: set[tuple[str, str]] = set()
-    for arm in arms:
+    names: dict[tuple[str, str], str] = {}
+    for arm, shown in zip(arms, shown_labels(arms), strict=True):
         if (arm.target.id, arm.label) in labels:
             raise UserError(f"two arms are labelled '{arm.label}' (in {path}); give one of them another label")
         labels.add((arm.target.id, arm.label))
+        other = names.setdefault((arm.target.id, shown), arm.label)
+        if other != arm.label:
+            raise UserError(
+                f"arms '{other}' and '{arm.label}' are both called '{shown}' in the report, where labels say how an "
+                f"arm is trained (in {path}); give one of them another label"
+            )
         for run in () if arm.refused else arm.runs:
             if run.id in seen:
                 raise UserError(f"arms '{seen[run.id]}' and '{arm.label}' are the same run {run.run_id} (in {path})")

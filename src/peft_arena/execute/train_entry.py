@@ -87,7 +87,10 @@ class Settings:
             return None
         where = self.locate(("init_from",))
         if not isinstance(table, Mapping):
-            raise UserError(f"init_from must be a table with arm: LABEL, got {table!r} (in {where})")
+            raise UserError(
+                f"init_from must be a table with arm: LABEL in a study, or run: RUN for a single run, got {table!r} "
+                f"(in {where})"
+            )
         found = build(StartEntry, table, where="init_from", locate=lambda path: self.locate(("init_from", *path)))
         if (found.arm is None) == (found.run is None):
             raise UserError(f"init_from names either an arm or a run, and exactly one of them (in {where})")

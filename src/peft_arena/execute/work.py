@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from filelock import Timeout
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.measure import Measure
 from peft_arena.core.paths import ScanSpec
@@ -204,8 +204,7 @@ class _Worker:
             self._failed(name, str(error))
             raise
         except Exception as error:
-            line = (str(error).strip() or "no message").splitlines()[0]
-            reason = f"{type(error).__name__}: {line}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             trace = "".join(traceback.format_exception(error))[-TRACE_LENGTH:]
             self._failed(name, reason, traceback=trace)
             raise UserError(f"{name}: {reason}") from error

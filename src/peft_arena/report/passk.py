@@ -139,11 +139,9 @@ def passk_table(found: TargetPassK) -> Markup:
         *([join([arm.label]), *(part for point in arm.points for part in _cells(point))] for arm in found.arms),
     ]
     sampling = found.sampling
-    cuts = f", top_k {sampling.top_k}" if sampling.top_k else ""
-    cuts += f", top_p {sampling.top_p:g}" if sampling.top_p < 1 else ""
     note = (
-        f"{sampling.samples} answers to each of {found.items} test items of {found.label}, at temperature "
-        f"{sampling.temperature:g}{cuts}; all models with the same random numbers. A sample passes with full marks "
+        f"{sampling.samples} answers to each of {found.items} test items of {found.label}, at {sampling.words}; "
+        "all models with the same random numbers. A sample passes with full marks "
         "only. pass@k: share of sets of k samples that hold a right one, without bias (Chen et al. 2021). Changes: "
         "paired by seed and item. Brackets: uncorrected 95 % intervals over seeds and items; with one seed items. "
         "p-values: Holm-corrected over the arms and k of this table. Gain and retention above are of greedy answers."

@@ -40,7 +40,7 @@ def rl_section(target: TargetResult, images: Sequence[tuple[Drawn, Markup]]) -> 
     assert rl is not None, "the page asks only where there is reinforcement learning"
     parts: list[object] = []
     if rl.pairs:
-        parts.append(pairs_table(rl.pairs, rl.arms))
+        parts.append(pairs_table(rl.pairs))
         told = tag("ul", *(tag("li", pair.sentence) for pair in rl.pairs))
         parts.append(tag("details", tag("summary", "The same in sentences"), told))
     parts += [_origins(rl.arms), warnings_list(rl)]
@@ -81,9 +81,8 @@ def warnings_list(rl: TargetRL) -> Markup:
     return join([tag("h3", "Worth a look"), tag("ul", *items)])
 
 
-def pairs_table(pairs: Sequence[ObjectivePair], arms: Sequence[RLArm]) -> Markup:
+def pairs_table(pairs: Sequence[ObjectivePair]) -> Markup:
     """Return the same method trained in two ways, on the gain and on the mean retention."""
-    origins = {arm.label: arm.origin for arm in arms}
     unit = next((found.unit for pair in pairs if (found := pair.comparison.gain.estimate)), "points")
     head: list[object] = ["arms", f"gain, difference ({unit})", "p (Holm)", "gain"]
     head += ["retention, difference (points)", "p (Holm)", "retention"]
@@ -93,15 +92,14 @@ def pairs_table(pairs: Sequence[ObjectivePair], arms: Sequence[RLArm]) -> Markup
         told = " against ".join(
             f"{objective}, lr {rate(lr)}" for objective, lr in zip(pair.objectives, pair.rates, strict=True)
         )
-        starts = [f"; {side} began at {start}" for side in (both.left, both.right) if (start := origins.get(side))]
         first = join([both.left, Markup(' <span class="none">against</span> '), both.right])
-        first = join([first, tag("small", told, *starts)])
+        first = join([first, tag("small", told)])
         rows.append([first, *versus_cells(both.gain, both), *versus_cells(both.retention, both)])
     note = (
         "The same method with the same configuration, trained in two ways; left minus right, paired by seed and item, "
         "both against the same pretrained model. Brackets are uncorrected 95 % intervals; p-values are Holm-corrected "
         "over the pairs of this table. Steps, tokens and learning rates may differ too: a difference is one between "
-        "two trainings as they were run."
+        "two trainings as they were run. Arms that began at another run are not in this table."
     )
     return table("The same method trained in two ways", head, rows, "pairs", note, text=(3, 6))
 
@@ -145,8 +143,9 @@ def change_cell(found: Change | None, digits: int, *, share: bool = False, inter
     both = f"{plain(by * found.start, digits)} → {plain(by * found.end, digits)}"
     change = signed(by * found.value, digits)
     if found.low is None or found.high is None:
-        around = "1 seed: no interval"
+        around, seeds = "1 seed: no interval", ""
     else:
         around = f"[{signed(by * found.low, digits)}, {signed(by * found.high, digits)}]"
-    title = f"change {change} {around}, {found.seeds} seed{'s' if found.seeds > 1 else ''}"
+        seeds = f", {found.seeds} seeds"
+    title = f"change {change}{' ' if seeds else ', '}{around}{seeds}"
     return cell(join([both, *([tag("small", f"{change} {around}")] if interval else [])]), title=title)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 
@@ -17,8 +18,17 @@ MOST_GROUPS = 2
 MOST_COMPLETIONS = 8
 _SHOWN_END = 0.4
 """Share of what is shown of a long text that is taken from its end, where the answer is."""
+RECORDED = 4000
+"""Characters of a completion that a record holds; a longer one ends with a note of what was cut."""
+_CUT = re.compile(r" \[…(\d+) more characters\]\Z")
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories of characters that show nothing or act on others."""
+
+
+_MASKED = (
+    "Completions that met the limit were left out of the loss (truncated: mask); their rewards still count in the "
+    "advantages of their group."
+)
 
 
 def visible(text: str) -> Markup:
@@ -39,14 +49,35 @@ def _named(code: int) -> str:
 
 
 def cut(text: str, most: int) -> Markup:
-    """Return a text as a block of a page: its beginning and its end, with a note of what is left out between."""
+    """Return a text as a block of a page: its beginning and its end, with a note of what is left out between.
+
+    Of a text that the record itself holds only the beginning of, that is all that is shown.
+    """
     if not text:
         return tag("p", "(empty)", class_="note")
+    text, missing = _recorded(text)
+    if missing:
+        note = tag("span", f" … {len(text[most:]) + missing} characters left out, the end among them", class_="cut")
+        return tag("pre", visible(text[:most]), note, class_="text")
     if len(text) <= most:
         return tag("pre", visible(text), class_="text")
     end = int(_SHOWN_END * most)
     note = tag("span", f" … {len(text) - most} characters left out … ", class_="cut")
     return tag("pre", visible(text[: most - end]), note, visible(text[-end:]), class_="text")
+
+
+def _recorded(text: str) -> tuple[str, int]:
+    """Return what a record holds of a text, and how many characters of it are not in the record."""
+    found = _CUT.search(text, RECORDED)
+    return (text[:RECORDED], int(found[1])) if found and found.start() == RECORDED else (text, 0)
+
+
+def _begins(text: str) -> Markup:
+    """Return the beginning of a text in a line, with a note of what is left out."""
+    text, missing = _recorded(text)
+    left = len(text[MOST_ANSWER:]) + missing
+    note = tag("span", f" … {left} characters left out", class_="cut") if left else Markup("")
+    return join([visible(text[:MOST_ANSWER]), note])
 
 
 def samples_section(arms: Sequence[RLArm]) -> Markup | None:
@@ -55,8 +86,8 @@ def samples_section(arms: Sequence[RLArm]) -> Markup | None:
     if not found:
         return None
     note = (
-        "Completions that were trained on, as they were sampled. Characters that would be invisible are written out in "
-        "boxes. More groups and seeds are in records/training.json of the runs."
+        "Completions of the training as they were sampled, cut where a note says so. Characters that would be "
+        "invisible are written out in boxes. More groups and seeds are in records/training.json of the runs."
     )
     return join([tag("h3", "Sample rollouts"), tag("p", note, class_="note"), *found])
 
@@ -66,7 +97,11 @@ def _arm(arm: RLArm) -> Markup | None:
     for run in arm.runs:
         if run.training.rollouts is not None and run.training.rollouts.samples:
             title = f"{arm.label}, seed {run.seed}"
-            return tag("details", tag("summary", title), *_groups(run, run.training.rollouts.samples), class_="samples")
+            masked = run.spec.truncated == "mask"
+            note = tag("p", _MASKED, class_="note") if masked else Markup("")
+            return tag(
+                "details", tag("summary", title), note, *_groups(run, run.training.rollouts.samples), class_="samples"
+            )
     return None
 
 
@@ -104,8 +139,8 @@ def _group(group: SampledGroup) -> Markup:
 def _row(found: SampledCompletion) -> list[Markup]:
     parts = ", ".join(f"{name}\N{NO-BREAK SPACE}{value:.3g}" for name, value in found.rewards.items())
     limit = Markup("") if found.ended else tag("small", "met the limit", class_="worse")
-    judged = visible(found.extracted[:MOST_ANSWER]) if found.extracted else escape(NONE)
-    why = tag("small", "no score: ", visible(found.reason[:MOST_ANSWER])) if found.reason else Markup("")
+    judged = _begins(found.extracted) if found.extracted else escape(NONE)
+    why = tag("small", "no score: ", _begins(found.reason)) if found.reason else Markup("")
     return [
         escape(plain(found.reward, 2)),
         cell(signed(found.advantage, 2)),

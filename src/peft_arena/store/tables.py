@@ -51,7 +51,9 @@ _POINT: Schema = {
     "task_version": pl.Int64,
     "split": pl.String,
     "eval_id": pl.String,
+    "samples": pl.Int64,
 }
+"""``samples`` is how many answers to each item were sampled; null for one greedy answer or a likelihood."""
 
 ITEMS: Schema = {
     **_POINT,
@@ -118,7 +120,12 @@ RL: Schema = {
     "update_seconds": pl.Float64,
 }
 """One row per entry of the log of a reinforcement learning; ``rewards`` is canonical JSON. Columns of the rollouts are
-null in an entry without one, and ``policy_loss`` is no cross-entropy: its level says nothing."""
+null in an entry without one, those of completions also where no new rollout was made;
+``policy_loss`` is no cross-entropy: its level says nothing."""
+
+
+_OF_COMPLETIONS = ("reward", "reward_std", "rewards", "unscored", "length", "ended", "zero_variance")
+"""Columns that an entry without a new rollout repeats from the one before."""
 
 
 class RunRecords(NamedTuple):
@@ -204,7 +211,9 @@ def _is_rl(spec: RunSpec) -> bool:
 
 def _rl_row(spec: RunSpec, entry: LogEntry) -> dict[str, Any]:
     found = {} if entry.rollout is None else entry.rollout.model_dump(mode="json")
-    rewards = {"rewards": canonical_json(found["rewards"])} if found else {}
+    rewards: dict[str, Any] = {"rewards": canonical_json(found["rewards"])} if found else {}
+    if found and not found["completions"]:
+        rewards = dict.fromkeys(_OF_COMPLETIONS)
     own = {name: getattr(entry, name) for name in ("step", "tokens", "learning_rate", "grad_norm", "validation_reward")}
     return {"run_id": spec.run_id, **own, "policy_loss": entry.loss, **found, **rewards}
 
@@ -249,6 +258,7 @@ def _point(record: EvaluationRecord) -> dict[str, Any]:
         "task_version": record.spec.task.version,
         "split": record.spec.split,
         "eval_id": record.spec.id,
+        "samples": record.spec.sampling.samples if record.spec.sampling else None,
     }
 
 

@@ -50,6 +50,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
+    from peft_arena.core.errors import first_line
     from peft_arena.testing.subject import Subject, difference, logits, tokens
 
     torch.set_num_threads(question["threads"])
@@ -67,7 +68,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
         expected = load_file(question["expected"])["logits"]
         return {"gap": difference(logits(restored.model, tokens()), expected)}
     except Exception as error:  # noqa: BLE001 - told in the line
-        return {"error": f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0]}"}
+        return {"error": f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _module(name: str, file: str) -> ModuleType:

@@ -9,7 +9,7 @@ completions are divided among optimizer steps, the loop, vLLM. What is changed, 
 * the reference is the pretrained model whatever the method did when it was attached. TRL switches adapters off or
   copies some of their parameters, which is another model for about half of the methods;
 * completions that met the limit of tokens are known by our stop strings, not only by the end token;
-* everything that :mod:`peft_arena.train.trainer` changes, for the same reasons.
+* everything that :mod:`peft_arena.train.quiet_trainer` changes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
 
 from peft_arena.core.specs import RLSpec
@@ -35,8 +35,8 @@ from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.policy import Scores, scores
 from peft_arena.train.quiet import model_kept, random_kept, surface_kept
+from peft_arena.train.quiet_trainer import QuietTrainer, as_it_is, quiet_arguments
 from peft_arena.train.rollouts import Rollouts, Written
-from peft_arena.train.trainer import as_it_is, nothing_to_free
 from peft_arena.train.vllm import check_unchanged, digest, plain_weights, vllm_arguments
 
 if TYPE_CHECKING:
@@ -105,14 +105,11 @@ class Work(NamedTuple):
     attached: Attached
 
 
-class RolloutTrainer:
+class RolloutTrainer(QuietTrainer):
     """What GRPO and RLOO have in common; stands before TRL's class."""
 
-    _tag_names: list[str] = []  # noqa: RUF012 - declared so by TRL; nothing is written on the model
-    args: Any
     state: Any
     model: Any
-    optimizer: Any
     beta: Any
     ref_model: Any
     vllm_generation: Any
@@ -156,8 +153,6 @@ class RolloutTrainer:
         self.fresh = False
         """Whether it was made in the step just done."""
         self.updates = Updates()
-        self.trained_parameters = list(work.attached.trained().values())
-        self.grad_norm = 0.0
         self.rollout_seconds = 0.0
         self.scoring_seconds = 0.0
         self._seen: Scores | None = None
@@ -178,9 +173,7 @@ class RolloutTrainer:
         self.beta = spec.kl
         self.ref_model = REFERENCE if spec.kl else None
         self._step = work.first_step * self.args.gradient_accumulation_steps
-        trainer: Any = self
-        trainer.remove_callback(PrinterCallback)
-        trainer.accelerator.free_memory = nothing_to_free
+        self.settle(work.attached.trained().values())
 
     def get_train_dataloader(self) -> DataLoader[list[Row]]:
         """Return, for every forward pass that is left, the prompts of the rollout it belongs to."""
@@ -367,24 +360,6 @@ class RolloutTrainer:
             batches[int(number)][name] = tensor.to(self.work.loss.device)
         self._buffered_inputs = batches
 
-    def floating_point_ops(self, inputs: object) -> int:
-        """Return 0: floating-point operations are counted by the cost module."""
-        return 0
-
-    def _prepare_for_training(self, *arguments: object, **settings: object) -> object:
-        """Take accelerate's wrapper off the optimizer: in one process it only costs time at each step."""
-        prepared = super()._prepare_for_training(*arguments, **settings)  # type: ignore[misc]
-        self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return prepared
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.trained_parameters, self.spec.max_grad_norm)
-        self.grad_norm = float(norm)
-        return norm
-
-    def _send_telemetry(self) -> None:
-        """Send nothing."""
-
     def _score(self, loss: TokenLoss, ids: Tensor, mask: Tensor, width: int) -> Scores:
         return scores(loss, ids, mask, width, self.spec.temperature)
 
@@ -468,10 +443,8 @@ def arguments(spec: RLSpec, work: Work, directory: Path) -> GRPOConfig | RLOOCon
     """Return TRL's configuration; what is done elsewhere or by nobody is switched off."""
     size = spec.micro_batch_size or spec.batch_size
     common: dict[str, Any] = {
-        "output_dir": str(directory),
-        "max_steps": work.steps,
+        **quiet_arguments(directory, work.steps, spec.batch_size // size, spec.max_grad_norm, work.loss.device.type),
         "per_device_train_batch_size": size,
-        "gradient_accumulation_steps": spec.batch_size // size,
         "steps_per_generation": spec.rollout_size // size,
         "num_generations": spec.group_size,
         "num_iterations": spec.updates_per_rollout,
@@ -485,19 +458,6 @@ def arguments(spec: RLSpec, work: Work, directory: Path) -> GRPOConfig | RLOOCon
         "reward_weights": [reward.weight for reward in spec.rewards],
         "disable_dropout": False,
         "mask_truncated_completions": False,
-        "max_grad_norm": spec.max_grad_norm,
-        "use_cpu": work.loss.device.type == "cpu",
-        "bf16": False,
-        "fp16": False,
-        "gradient_checkpointing": False,
-        "remove_unused_columns": False,
-        "logging_strategy": "no",
-        "logging_nan_inf_filter": False,
-        "save_strategy": "no",
-        "eval_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
         **vllm_arguments(spec, work.rollouts.stop),
     }
     with warnings.catch_warnings():

@@ -18,26 +18,25 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from peft_arena.train.batch import Batch
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.quiet import random_kept, surface_kept
+from peft_arena.train.quiet_trainer import QuietTrainer, as_it_is, quiet_arguments
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LambdaLR
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-T = TypeVar("T")
 
 
 class Feed(torch.utils.data.Dataset[Batch]):
@@ -57,10 +56,8 @@ class Feed(torch.utils.data.Dataset[Batch]):
         return self.build(self.plan[position])
 
 
-class PlannedTrainer(SFTTrainer):
+class PlannedTrainer(QuietTrainer, SFTTrainer):
     """Trains a model on a given sequence of batches with a given optimizer."""
-
-    _tag_names: list[str] = []  # noqa: RUF012 - declared so by TRL; nothing is written on the model
 
     def __init__(
         self,
@@ -100,14 +97,12 @@ class PlannedTrainer(SFTTrainer):
         self.feed = feed
         self.token_loss = loss
         self.rate = lambda: float(scheduler.get_last_lr()[0])
-        self.trained_parameters = trained
         self.first_step = first_step
         self.step_nats = 0.0
         self.step_labels = 0
         self.step_tokens = 0
         self.step_padded_tokens = 0
         self.step_rows = 0
-        self.grad_norm = 0.0
         with surface_kept(model), random_kept():
             super().__init__(
                 model=model,
@@ -119,8 +114,7 @@ class PlannedTrainer(SFTTrainer):
                 callbacks=[callback],
             )
         self.processing_class = None
-        self.remove_callback(PrinterCallback)
-        self.accelerator.free_memory = nothing_to_free
+        self.settle(trained)
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """Return the planned batches in their order."""
@@ -172,38 +166,10 @@ class PlannedTrainer(SFTTrainer):
             )
         return loss
 
-    def _prepare_for_training(self, *arguments: object, **settings: object) -> object:
-        """Take accelerate's wrapper off the optimizer: in one process it only costs time at each step."""
-        prepared = super()._prepare_for_training(*arguments, **settings)
-        self.optimizer = getattr(self.optimizer, "optimizer", self.optimizer)
-        return prepared
-
-    def floating_point_ops(self, inputs: object) -> int:
-        """Return 0: floating-point operations are counted by the cost module."""
-        return 0
-
-    def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.trained_parameters, self.args.max_grad_norm)
-        self.grad_norm = float(norm)
-        return norm
-
-    def _send_telemetry(self) -> None:
-        """Send nothing."""
-
 
 def _never_called(examples: list[Any]) -> dict[str, Any]:
     """Stand in for TRL's collator, which would change the model's configuration."""
     raise NotImplementedError(f"{len(examples)} examples reached the collator: batches come ready made")
-
-
-def as_it_is(batch: T) -> T:
-    """Return a batch that is already one."""
-    return batch
-
-
-def nothing_to_free(*objects: object) -> list[object]:
-    """Stand in for a full garbage collection (half a second) before the first step."""
-    return list(objects)
 
 
 def _arguments(directory: Path, steps: int, passes: int, max_grad_norm: float, device: str) -> SFTConfig:
@@ -211,22 +177,7 @@ def _arguments(directory: Path, steps: int, passes: int, max_grad_norm: float, d
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TRL sets gradient_checkpointing by its old name, on
         return SFTConfig(
-            output_dir=str(directory),
-            max_steps=steps,
-            gradient_accumulation_steps=passes,
-            max_grad_norm=max_grad_norm,
-            use_cpu=device == "cpu",
-            bf16=False,
-            fp16=False,
-            gradient_checkpointing=False,
+            **quiet_arguments(directory, steps, passes, max_grad_norm, device),
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
-            remove_unused_columns=False,
-            logging_strategy="no",
-            logging_nan_inf_filter=False,
-            save_strategy="no",
-            eval_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
         )

@@ -47,6 +47,9 @@ def plain_weights(attached: Attached) -> Iterator[tuple[str, Tensor]]:
     """Yield the tuned weights under the names of the pretrained architecture, one at a time, in the model's type.
 
     The live weights are only read.
+
+    Raises:
+        UserError: something other than the weight of a linear layer is trained beside the pretrained parameters.
     """
     import torch
     from torch import nn
@@ -54,6 +57,14 @@ def plain_weights(attached: Attached) -> Iterator[tuple[str, Tensor]]:
     from peft_arena.models.modes import base_of
 
     base = base_of(attached.model)
+    for name, module in base.named_modules():
+        inner = getattr(module, "base_layer", getattr(module, "original_module", None))
+        odd = inner is not None and not isinstance(inner, nn.Linear)
+        if odd and any(parameter.requires_grad for parameter in module.parameters()):
+            raise UserError(
+                f"vLLM gets linear layers with their change, and {name} ({type(inner).__name__}) is also changed: "
+                "use rollouts: transformers"
+            )
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in type(base)(base.config).named_parameters()}
     linear = {name for name, module in _plain_modules(base).items() if isinstance(_inner(module), nn.Linear)}
