@@ -245,11 +245,13 @@ def test_documented_rates():
     large, micro = ModelSpec(name="a/b"), ModelSpec(name="micro")
     rates = {name: documented_rate(make_method(name), large, "grpo") for name in ("full", "lora", "rslora", "oft")}
     assert rates == {"full": 1e-6, "lora": 1e-5, "rslora": 5e-6, "oft": 2.5e-5}
-    assert documented_rate(make_method("lora"), micro, "grpo") == 7.5e-4
+    assert documented_rate(make_method("lora"), micro, "grpo") == 1e-3, "the card names one"
     assert documented_rate(make_method("lora"), large) == 2e-4
     assert documented_rate(make_method("lora"), micro) == 3e-3
     lora = make_method("lora")
     own = type(lora)(lora.config)
+    own.card = lora.card.model_copy(update={"micro_rl_learning_rate": None})
+    assert documented_rate(own, micro, "grpo") == 7.5e-4, "a quarter of the usual one"
     own.card = lora.card.model_copy(update={"rl_learning_rate": 3e-5, "micro_rl_learning_rate": 4e-4})
     assert (documented_rate(own, large, "rloo"), documented_rate(own, micro, "rloo")) == (3e-5, 4e-4)
     assert documented_rate(make_method("none"), large, "grpo") is None
