@@ -95,18 +95,17 @@ SEVERAL = {"prompts_per_rollout": 8, "updates_per_rollout": 2, "schedule": {"ste
 
 
 @pytest.mark.parametrize("objective", ["grpo", "rloo"])
-@pytest.mark.parametrize(
-    ("changes", "stop"), [(ON_POLICY, 1), (ON_POLICY, 3), (SEVERAL, 2), (SEVERAL, 4), (SEVERAL, 5)]
-)
-def test_resumed_equals_never_stopped(tmp_path, objective, changes, stop):
+@pytest.mark.parametrize(("changes", "stops"), [(ON_POLICY, (1, 3)), (SEVERAL, (2, 4))])
+def test_resumed_equals_never_stopped(tmp_path, objective, changes, stops):
     spec = run_spec(objective=objective, **changes)
     whole, record = once(tmp_path / "whole", spec)
-    with pytest.raises(Killed):
-        once(tmp_path / "stopped", spec, stop=stop)
-    resumed, again = once(tmp_path / "stopped", spec)
-    assert again.resumed_at == stop
-    assert [weights(resumed, step) for step in resumed.steps()] == [weights(whole, step) for step in whole.steps()]
-    assert said(again) == said(record)
+    for stop in stops:
+        with pytest.raises(Killed):
+            once(tmp_path / f"stopped-{stop}", spec, stop=stop)
+        resumed, again = once(tmp_path / f"stopped-{stop}", spec)
+        assert again.resumed_at == stop
+        assert [weights(resumed, step) for step in resumed.steps()] == [weights(whole, step) for step in whole.steps()]
+        assert said(again) == said(record)
 
 
 def test_the_record_says_what_was_done(tmp_path):
@@ -154,6 +153,7 @@ def test_a_rising_divergence_is_held_back_by_its_weight(tmp_path):
     _, free = once(tmp_path / "free", run_spec(**changes))
     _, held = once(tmp_path / "held", run_spec(kl=2.0, **changes))
     assert held.log[-1].rollout.kl < 0.5 * free.log[-1].rollout.kl
+    assert all(entry.rollout.kl is not None for entry in held.log if entry.rollout)
 
 
 def test_the_reference_is_the_pretrained_model_not_what_the_method_starts_as(tmp_path, monkeypatch):
@@ -220,11 +220,9 @@ def test_time_of_rollouts_is_that_of_generating_and_scoring(tmp_path, monkeypatc
 
 
 def test_the_divergence_is_measured_about_twenty_times_where_the_loss_does_not_need_it(tmp_path):
-    changes = {"schedule": {"steps": 30}, "validation_items": 0, "batch_size": 4, "max_new_tokens": 2}
-    _, free = once(tmp_path / "free", run_spec(**changes))
-    assert [entry.step for entry in free.log if entry.rollout.kl is not None] == list(range(2, 31, 2))
-    _, held = once(tmp_path / "held", run_spec(kl=0.01, **changes))
-    assert all(entry.rollout.kl is not None for entry in held.log)
+    changes = {"schedule": {"steps": 24}, "validation_items": 0, "batch_size": 4, "max_new_tokens": 2}
+    _, record = once(tmp_path, run_spec(**changes))
+    assert [entry.step for entry in record.log if entry.rollout.kl is not None] == list(range(2, 25, 2))
 
 
 def test_what_cannot_be_done_is_refused(tmp_path):
