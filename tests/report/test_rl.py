@@ -233,3 +233,9 @@ def test_where_an_arm_began_is_on_the_page_and_it_is_in_no_pair(tmp_path):
     assert "Gain and retention are against the pretrained model in any case" in text
     assert "The same method trained in two ways" not in text
     assert not any("on against tuned" in found or "fine-tuning of the same" in found for found in headline(result))
+
+
+def test_the_page_knows_where_records_are_cut():
+    from peft_arena.train.rl_session import SAMPLED_CHARACTERS
+
+    assert RECORDED == SAMPLED_CHARACTERS
