@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test lint docs install clean
+.PHONY: demo micro test explore lint docs install clean
 
 install: .venv/installed
 
@@ -21,6 +21,12 @@ micro: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Property tests with fresh draws: what fails is written as a patch that adds it to the test as an example.
+explore: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m hypothesis --hypothesis-profile=explore; code=$$?; \
+	for patch in $$(find .hypothesis/patches -name '*.patch' -newer .venv/installed 2>/dev/null); do \
+		echo "keep the example: git apply $$patch"; done; exit $$code
 
 lint: install
 	$(BIN)/ruff check .

@@ -3,9 +3,16 @@
 import os
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Property tests draw the same examples on every machine, and no clock decides them. `make explore` draws fresh ones.
+_CLOCKLESS = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("same", derandomize=True, **_CLOCKLESS)
+settings.register_profile("explore", derandomize=False, max_examples=2000, print_blob=True, **_CLOCKLESS)
+settings.load_profile("same")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -179,3 +179,21 @@ def test_worked_solutions_end_with_the_marked_answer() -> None:
         assert item.answer.count("####") == 1
         assert item.answer.endswith(f"\n#### {item.data['answer']}")
         assert task.score(item, item.answer).value == 1.0
+
+
+def test_word_problems_of_one_template_are_one_group() -> None:
+    task = make_task("gsm_symbolic", {"train_items": 30, "validation_items": 5, "test_items": 60})
+    groups = [item.group for item in task.items("test")]
+    assert all(group.startswith("template ") for group in groups)
+    assert 20 < len(set(groups)) < 60, "some of sixty questions come from one template"
+    assert all(not item.group for item in make_task("chain_sum").items("test")[:20])
+
+
+def test_questions_on_one_passage_are_one_group(wheel_for) -> None:
+    wheel_for("boolq")
+    items = make_task("boolq").items("test")
+    by_group: dict[str, set[str]] = {}
+    for item in items:
+        by_group.setdefault(item.group, set()).add(item.question.split("\nQuestion:")[0])
+    shared = {group: passages for group, passages in by_group.items() if group}
+    assert shared and all(len(passages) == 1 for passages in shared.values())

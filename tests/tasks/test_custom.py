@@ -249,3 +249,39 @@ def test_bad_choices_are_named(change: dict[str, Any], words: str, tmp_path: Pat
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
     assert words in refusal(write(tmp_path / "mine.jsonl", ROWS), **settings)
+
+
+GROUPED = {"prompt": "q", "response": "a", "group": "passage"}
+
+
+def test_rows_of_one_group_stay_together_and_are_marked(tmp_path: Path) -> None:
+    rows = [{"q": f"question {place}", "a": "1", "passage": place // 5} for place in range(100)]
+    path = write(tmp_path / "d.jsonl", rows)
+    task = make(path, columns=GROUPED)
+    sides = {split: {item.group for item in task.items(split)} for split in ("train", "validation", "test")}
+    assert sum(map(len, sides.values())) == len(set().union(*sides.values())) == 20
+    assert {item.group for item in task.items("test")} <= {str(place) for place in range(20)}
+    plain = make(path, columns={"prompt": "q", "response": "a"})
+    assert "group" not in plain.config.model_dump(mode="json")["columns"]
+    assert all(not item.group for item in plain.items("test"))
+    ids = {item.id for split in sides for item in task.items(split)}
+    assert ids == {item.id for split in sides for item in plain.items(split)}
+
+
+def test_groups_that_contradict_the_prompts_are_refused(tmp_path: Path) -> None:
+    rows = [{"q": f"question {place}", "a": "1", "passage": "p"} for place in range(20)]
+    rows.append({"q": "Question  3", "a": "2", "passage": "other"})
+    said = refusal(write(tmp_path / "d.jsonl", rows), columns=GROUPED)
+    assert "row 21" in said and "row 4" in said and "need one group" in said
+    for value in (True, None, "  ", 1.5):
+        rows = [{"q": f"question {place}", "a": "1", "passage": value} for place in range(20)]
+        said = refusal(write(tmp_path / "d.jsonl", rows), columns=GROUPED)
+        assert "row 1: column 'passage' must be text or a whole number" in said
+
+
+def test_files_of_the_users_own_may_share_groups_but_no_prompts(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        write(tmp_path / f"{name}.jsonl", [{"q": f"{name} {n}", "a": "1", "passage": n % 3} for n in range(12)])
+    task = make(tmp_path, splits={"train": "train.jsonl", "test": "test.jsonl"}, columns=GROUPED)
+    for split in ("train", "test"):
+        assert {item.group for item in task.items(split)} == {"0", "1", "2"}

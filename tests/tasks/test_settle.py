@@ -28,8 +28,8 @@ def test_mean_and_error_are_those_of_the_parts() -> None:
     scores, strata = flat(PARTS)
     found = weighted_mean([score.value for score in settle_strata(scores, strata, list(PARTS))])
     assert found.value == pytest.approx(np.mean([np.mean(x) for x in PARTS.values()]), abs=1e-15)
-    # variance of a mean of independent means, the spread of each part about its own mean, and n / (n - 1) of all
-    exact = sum(np.var(x) / len(x) for x in PARTS.values()) / 9
+    # variance of a mean of independent means, each estimated without bias, and n / (n - 1) of all
+    exact = sum(np.var(x, ddof=1) / len(x) for x in PARTS.values()) / 9
     assert found.stderr == pytest.approx(math.sqrt(exact * found.n / (found.n - 1)), rel=1e-12)
 
 
@@ -38,8 +38,30 @@ def test_without_one_part_there_is_no_mean() -> None:
     scores[8:11] = [Score(None, reason="too long")] * 3
     settled = settle_strata(scores, strata, list(PARTS))
     assert {score.value for score in settled} == {None}
-    assert settled[0].reason == "no mean over parts: no scored item in b"
+    assert settled[0].reason == "no mean over parts: fewer than 2 scored items in b"
     assert settled[8].reason == "too long"
+
+
+def test_one_item_of_a_part_has_no_error_so_there_is_no_mean() -> None:
+    scores, strata = flat(PARTS)
+    scores[9:11] = [Score(None, reason="too long")] * 2
+    settled = settle_strata(scores, strata, list(PARTS))
+    assert {score.value for score in settled} == {None}
+    assert settled[8].reason == "no mean over parts: fewer than 2 scored items in b"
+
+
+@pytest.mark.parametrize(("parts", "each"), [(57, 2), (27, 4), (14, 7)])
+def test_the_error_of_a_mean_over_small_parts_is_unbiased(parts: int, each: int) -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.uniform(0.2, 0.9, parts)
+    truth = math.sqrt((levels * (1 - levels)).sum() / each) / parts
+    strata = [f"part {place}" for place in range(parts) for _ in range(each)]
+    variances = []
+    for _ in range(300):
+        right = rng.random((parts, each)) < levels[:, None]
+        settled = settle_strata([Score(float(value)) for value in right.ravel()], strata, sorted(set(strata)))
+        variances.append((weighted_mean([score.value for score in settled]).stderr or 0.0) ** 2)
+    assert math.sqrt(np.mean(variances)) == pytest.approx(truth, rel=0.03)
 
 
 def test_unscored_items_are_left_out_of_their_part_only() -> None:
@@ -111,4 +133,4 @@ def test_pass_at_k_is_taken_over_the_same_parts_as_the_headline() -> None:
 
 def test_pass_at_k_of_a_part_that_is_missing_has_no_value() -> None:
     assert settle_rates([1.0, None], ["a", "b"], ["a", "b"]) == [None, None]
-    assert np.mean(settle_rates([1.0, 0.0, 0.0], ["a", "b", "b"], ["a", "b"])) == pytest.approx(0.5)
+    assert np.mean(settle_rates([1.0, 1.0, 0.0, 0.0], ["a", "a", "b", "b"], ["a", "b"])) == pytest.approx(0.5)

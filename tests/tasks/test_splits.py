@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peft_arena.tasks.base import Item
-from peft_arena.tasks.splits import Keyed, cut, cut_by_share, normal_key
+from peft_arena.tasks.splits import Keyed, cut, cut_by_share, normal_key, with_groups
 
 ROWS = st.lists(st.tuples(st.text(max_size=4), st.text(max_size=2)).map(lambda row: Keyed(row[0], Item(*row))))
 
@@ -46,3 +46,27 @@ def test_letter_case_and_white_space_are_no_difference() -> None:
     rows = [Keyed("One  two", Item("One  two")), Keyed(" one TWO\n", Item("one TWO")), Keyed("three", Item("three"))]
     parts = cut(rows, {"test": 1, "train": None})
     assert sorted(map(len, parts.values())) == [1, 2]
+
+
+@given(ROWS)
+def test_items_that_share_a_key_are_one_group_and_no_others_are(rows: list[Keyed]) -> None:
+    items = [item for part in cut_by_share(rows, {"train": 0.5, "test": 0.5}).values() for item in part]
+    held: dict[str, set[str]] = {}
+    for row in rows:
+        held.setdefault(normal_key(row.key), set()).add(row.item.id)
+    groups: dict[str, set[str]] = {}
+    for item in items:
+        groups.setdefault(normal_key(item.question), set()).add(item.group)
+        assert bool(item.group) == (len(held[normal_key(item.question)]) > 1)
+    assert all(len(names) == 1 for names in groups.values())
+    named = [next(iter(names)) for names in groups.values() if names != {""}]
+    assert len(set(named)) == len(named)
+
+
+def test_a_group_is_no_part_of_the_id_and_one_that_is_named_stays() -> None:
+    alone, named = Item("q", "a"), Item("q", "a", group="passage 3")
+    assert alone.id == named.id
+    rows = [Keyed("k", named), Keyed("K ", Item("r", "b"))]
+    assert [item.group == "passage 3" for item in with_groups(rows)] == [True, False]
+    assert all(item.group for item in with_groups(rows))
+    assert with_groups([Keyed("k", alone)]) == (alone,)

@@ -99,6 +99,7 @@ def item_record(item: Item, found: Score | Samples, output: str = "", settled: S
         extracted=score.extracted,
         reason=score.reason,
         output=output,
+        group=item.group,
         outputs=outputs,
     )
 

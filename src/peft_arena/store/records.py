@@ -48,6 +48,9 @@ class ItemRecord(BaseModel):
     reason: str = ""
     output: str = ""
     """What the model wrote; empty for likelihood tasks, and where it was asked for several answers."""
+    group: str = Field(default="", exclude_if=lambda group: not group)
+    """What the item shares with others, see :class:`peft_arena.tasks.base.Item`; empty, and then not written down, for
+    an item that stands alone and in older records."""
     outputs: tuple[str, ...] = Field(default=(), exclude_if=lambda texts: not texts)
     """Every sampled answer, in the order of the samples; empty, and then not written down, without sampling."""
 

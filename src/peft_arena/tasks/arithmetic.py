@@ -39,12 +39,17 @@ CHUNK = 1000
 """Questions drawn with one seed of the generator."""
 PATIENCE = 10
 """Chunks without a new question of a split after which its questions are taken to be exhausted."""
+TEMPLATE = "template"
+"""Key under which an entry of a generator carries its template here."""
 _FIRST_SEED = 20_000_000
 _TENTHS: Mapping[str, range] = {"test": range(0, 1), "validation": range(1, 2), "train": range(2, 10)}
 
 
 class _Dataset(Protocol):
     """What is used of a reasoning-gym data set."""
+
+    task_indices: Sequence[int]
+    """Template of each question; only of generators that have templates."""
 
     def __getitem__(self, place: int) -> dict[str, Any]: ...
 
@@ -146,6 +151,10 @@ class GeneratedTask(Task):
     def parameters(self) -> dict[str, Any]:
         """Return the generator's own settings."""
 
+    def template(self, dataset: _Dataset, place: int) -> str:
+        """Return the template that a question was made from, where the generator has templates; else nothing."""
+        return ""
+
     @cached_property
     def _found(self) -> dict[str, tuple[Item, ...]]:
         return {}
@@ -178,7 +187,7 @@ class GeneratedTask(Task):
         chunk = 0
         while True:
             data = self._dataset(chunk)
-            yield [data[place] for place in range(CHUNK)]
+            yield [{**data[place], TEMPLATE: self.template(data, place)} for place in range(CHUNK)]
             chunk += 1
 
     def _draw(self, split: Split) -> tuple[Item, ...]:
@@ -191,7 +200,7 @@ class GeneratedTask(Task):
                 question = entry["question"]
                 if split_of(question) == split and len(found) < wanted:
                     answer = canonical_number(str(entry["answer"]))
-                    item = Item(question, self.answer(entry), data={"answer": answer})
+                    item = Item(question, self.answer(entry), data={"answer": answer}, group=entry[TEMPLATE])
                     if self._accepts(answer, answer):
                         found.setdefault(normal_key(question), item)
             if len(found) == wanted:
@@ -273,6 +282,10 @@ class GsmSymbolic(GeneratedTask):
         """Return the worked solution with the result after the mark, once."""
         rationale = entry["metadata"]["answer_cot"].rpartition(FINAL_ANSWER_MARK)[0].strip()
         return f" {rationale}\n{FINAL_ANSWER_MARK} {canonical_number(str(entry['answer']))}"
+
+    def template(self, dataset: _Dataset, place: int) -> str:
+        """Return the number of the template."""
+        return f"template {dataset.task_indices[place]}"
 
     def extract(self, completion: str) -> str:
         """Return the first number after the last mark, else the last number of the whole completion."""

@@ -121,10 +121,13 @@ class Item:
     """Index of the right choice."""
     data: Mapping[str, Any] = field(default_factory=dict)
     """Whatever else scoring needs; JSON values only."""
+    group: str = ""
+    """What the item shares with others of its task (a passage, a template): items of one group are not independent
+    evidence, and errors are computed over groups. Empty: the item stands alone. No part of the id."""
 
     @property
     def id(self) -> str:
-        """Content id over every field."""
+        """Content id over every field but the group."""
         return content_id([self.question, self.answer, self.choices, self.gold, dict(self.data)])
 
 

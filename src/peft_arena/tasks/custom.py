@@ -25,10 +25,19 @@ from peft_arena.tasks.base import (
     TaskCard,
     TaskConfig,
 )
-from peft_arena.tasks.custom_data import Placed, Rows, find_files, item_of, read_rows, refuse_overlap, sha256_of
+from peft_arena.tasks.custom_data import (
+    Placed,
+    Rows,
+    find_files,
+    item_of,
+    read_rows,
+    refuse_overlap,
+    refuse_two_groups,
+    sha256_of,
+)
 from peft_arena.tasks.data import read_hub
 from peft_arena.tasks.scorers import SCORERS
-from peft_arena.tasks.splits import cut_by_share, normal_key
+from peft_arena.tasks.splits import cut_by_share, normal_key, with_groups
 
 LIKELIHOOD = "multiple_choice"
 """The scorer that compares options by likelihood instead of judging a completion."""
@@ -48,6 +57,9 @@ class Columns(TaskConfig):
     """A list of option texts."""
     gold: str | None = None
     """Index of the right option, from 0, or its text."""
+    group: str | None = Field(default=None, exclude_if=lambda group: group is None)
+    """What rows share (a passage, a template, a customer): rows of one group stay in one split, and errors are computed
+    over groups. Rows with the same prompt are a group in any case."""
 
     @model_validator(mode="after")
     def _one_form(self) -> Columns:
@@ -233,25 +245,24 @@ class Custom(Task):
     @cached_property
     def _parts(self) -> dict[str, tuple[Item, ...]]:
         made: dict[str, list[Placed]] = {}
-        for name, rows in self._read().items():
-            numbered = rows.numbered(self.settings.columns.named())
+        for name, read in self._read().items():
+            numbered = read.numbered(self.settings.columns.named())
             made[name] = [self._placed(row, place, number) for number, (row, place) in enumerate(numbered)]
         shares = self.settings.shares
         if shares is not None:
-            parts = cut_by_share([found.keyed for rows in made.values() for found in rows], shares)
+            rows = [found for part in made.values() for found in part]
+            refuse_two_groups(rows)
+            parts = cut_by_share([found.keyed for found in rows], shares)
         else:
             refuse_overlap(made)
-            parts = {
-                name: tuple({found.keyed.item.id: found.keyed.item for found in rows}.values())
-                for name, rows in made.items()
-            }
+            parts = {name: with_groups(found.keyed for found in rows) for name, rows in made.items()}
         total = sum(map(len, made.values()))
         empty = [name for name, items in parts.items() if not items]
         if empty:
             keys = {normal_key(found.keyed.key) for rows in made.values() for found in rows}
             raise UserError(
                 f"task {self.settings.name}: nothing is left for {', '.join(empty)}: "
-                f"{total} rows hold only {len(keys)} different prompts"
+                f"{total} rows hold only {len(keys)} different {'groups' if self.settings.columns.group else 'prompts'}"
             )
         self._duplicates = total - sum(map(len, parts.values()))
         return parts
@@ -261,8 +272,8 @@ class Custom(Task):
 
         As reading mathematics is slow, only the first rows are tried with ``math_verify``.
         """
-        keyed = item_of(row, self.settings.columns.named(), place, self._joined)
-        answer = keyed.item.data.get("answer")
+        placed = item_of(row, self.settings.columns.named(), place, self._joined)
+        answer = placed.keyed.item.data.get("answer")
         tried = {"numeric": True, "math_verify": number < MATH_ROWS_TRIED}.get(self.settings.scorer, False)
         if tried and answer is not None:
             judged = SCORERS.get(self.settings.scorer)([answer], answer)
@@ -271,4 +282,4 @@ class Custom(Task):
                     f"{place}: scorer '{self.settings.scorer}' cannot judge the answer {answer[:80]!r}: "
                     f"{judged.reason or 'it does not even match itself'}"
                 )
-        return Placed(keyed, place)
+        return placed

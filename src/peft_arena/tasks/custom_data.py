@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,10 +45,28 @@ class Rows(NamedTuple):
 
 
 class Placed(NamedTuple):
-    """An item and the file and row it was read from."""
+    """An item, the file and row it was read from, and its prompt."""
 
     keyed: Keyed
     place: str
+    prompt: str
+    """All of it, as far as it decides what the model is shown."""
+
+
+def refuse_two_groups(rows: Iterable[Placed]) -> None:
+    """Refuse a prompt that stands in two groups, since it might then be in two splits.
+
+    Raises:
+        UserError: there is such a prompt; the message says where.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for keyed, place, prompt in rows:
+        group, first = seen.setdefault(normal_key(prompt), (normal_key(keyed.key), place))
+        if group != normal_key(keyed.key):
+            raise UserError(
+                f"{place}: the prompt also stands in {first} with another group; rows with one prompt need one group, "
+                f"got {keyed.key!r} and {group!r}"
+            )
 
 
 def find_files(path: Path, named: Mapping[str, str]) -> dict[str, Path]:
@@ -104,7 +122,7 @@ def read_rows(path: Path) -> Rows:
     return Rows(str(path), [_parsed(lines[number - 1], f"{path} row {number}") for number in numbers], 1, numbers)
 
 
-def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join: Callable[[str, str], str]) -> Keyed:
+def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join: Callable[[str, str], str]) -> Placed:
     """Make an item of a row.
 
     Args:
@@ -126,10 +144,13 @@ def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join
     else:
         question = key = _text(row, columns["prompt"], place)
         answer = _text(row, columns["response"], place) if "response" in columns else ""
+    group = _group(row, columns["group"], place) if "group" in columns else ""
     if "choices" not in columns:
-        return Keyed(key, Item(question, join(question, answer), data={**data, "answer": answer}))
-    choices, gold = _options(row, columns, place)
-    return Keyed(key, Item(question, join(question, choices[gold]), choices, gold, data))
+        item = Item(question, join(question, answer), data={**data, "answer": answer}, group=group)
+    else:
+        choices, gold = _options(row, columns, place)
+        item = Item(question, join(question, choices[gold]), choices, gold, data, group)
+    return Placed(Keyed(group or key, item), place, key)
 
 
 def refuse_overlap(parts: Mapping[str, Sequence[Placed]]) -> None:
@@ -141,8 +162,8 @@ def refuse_overlap(parts: Mapping[str, Sequence[Placed]]) -> None:
     seen: dict[str, tuple[str, str]] = {}
     shared: dict[str, str] = {}
     for split, rows in parts.items():
-        for keyed, place in rows:
-            key = normal_key(keyed.key)
+        for _, place, prompt in rows:
+            key = normal_key(prompt)
             owner, first = seen.setdefault(key, (split, place))
             if owner != split:
                 shared.setdefault(key, f"{owner} ({first}) and {split} ({place})")
@@ -166,6 +187,13 @@ def _text(row: Mapping[str, Any], column: str, place: str) -> str:
     if not value.strip():
         raise UserError(f"{place}: column '{column}' is empty")
     return value
+
+
+def _group(row: Mapping[str, Any], column: str, place: str) -> str:
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise UserError(f"{place}: column '{column}' must be text or a whole number that is not empty, got {value!r}")
+    return str(value)
 
 
 def _options(row: Mapping[str, Any], columns: Mapping[str, str], place: str) -> tuple[tuple[str, ...], int]:

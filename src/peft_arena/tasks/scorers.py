@@ -76,10 +76,12 @@ def extract_number(text: str) -> str:
 def normalise_answer(text: str) -> str:
     """Return the text in lower case without punctuation, English articles and surplus white space.
 
-    The usual normalisation of open question answering (Rajpurkar et al. 2016, SQuAD).
+    The usual normalisation of open question answering (Rajpurkar et al. 2016, SQuAD). Normalising twice changes
+    nothing: the text is composed (NFC) before punctuation is looked for, since a few signs compose to punctuation, and
+    again once it is gone, since a letter and the accent behind it may have stood on either side of it.
     """
     plain = unicodedata.normalize("NFC", text).lower().translate(_PUNCTUATION)
-    return " ".join(_ARTICLES.sub(" ", plain).split())
+    return " ".join(_ARTICLES.sub(" ", unicodedata.normalize("NFC", plain)).split())
 
 
 def exact_match(golds: Sequence[str], completion: str) -> Score:

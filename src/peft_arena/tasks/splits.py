@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from peft_arena.tasks.base import Item
 
 
 class Keyed(NamedTuple):
-    """An item and the content that decides its split; items with equal keys stay together."""
+    """An item and the content that decides its split; items with equal keys stay together and are one group."""
 
     key: str
     item: Item
@@ -26,6 +27,28 @@ def key_hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(normal_key(text).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
+def grouped(rows: Iterable[Keyed]) -> dict[str, tuple[Item, ...]]:
+    """Return the different items of each key, in the order given; those that share a key are marked as one group.
+
+    An item that names a group keeps it.
+    """
+    found: dict[str, dict[str, Item]] = {}
+    for key, item in rows:
+        found.setdefault(normal_key(key), {}).setdefault(item.id, item)
+    return {key: _marked(f"{key_hash(key):016x}", tuple(items.values())) for key, items in found.items()}
+
+
+def _marked(name: str, items: tuple[Item, ...]) -> tuple[Item, ...]:
+    return items if len(items) < 2 else tuple(replace(item, group=item.group or name) for item in items)
+
+
+def with_groups(rows: Iterable[Keyed]) -> tuple[Item, ...]:
+    """Return the different items in the order given, those that share a key marked as one group."""
+    rows = tuple(rows)
+    marked = {item.id: item for items in grouped(rows).values() for item in items}
+    return tuple(marked[key] for key in dict.fromkeys(row.item.id for row in rows))
+
+
 def cut(rows: Iterable[Keyed], sizes: Mapping[str, int | None]) -> dict[str, tuple[Item, ...]]:
     """Deal items out to splits in the order of their keys' hashes.
 
@@ -33,9 +56,7 @@ def cut(rows: Iterable[Keyed], sizes: Mapping[str, int | None]) -> dict[str, tup
     all that is left. Items with one key are dealt out together, and an item that occurs twice is kept once. Within a
     split the order is that of the hashes, so the first n items are a random sample of it.
     """
-    groups: dict[str, dict[str, Item]] = {}
-    for key, item in rows:
-        groups.setdefault(normal_key(key), {}).setdefault(item.id, item)
+    groups = grouped(rows)
     ordered = sorted(groups, key=lambda key: (key_hash(key), key))
     found: dict[str, list[Item]] = {name: [] for name in sizes}
     pending = list(sizes)
@@ -47,13 +68,14 @@ def cut(rows: Iterable[Keyed], sizes: Mapping[str, int | None]) -> dict[str, tup
             pending.pop(0)
         if not pending:
             break
-        found[pending[0]].extend(groups[key].values())
+        found[pending[0]].extend(groups[key])
     return {name: tuple(items) for name, items in found.items()}
 
 
 def cut_by_share(rows: Sequence[Keyed], shares: Mapping[str, float]) -> dict[str, tuple[Item, ...]]:
     """Deal items out by shares of the number of keys; every split gets at least one key if there are enough."""
-    keys = sorted({normal_key(row.key) for row in rows}, key=lambda key: (key_hash(key), key))
+    groups = grouped(rows)
+    keys = sorted(groups, key=lambda key: (key_hash(key), key))
     names = list(shares)
     total = sum(shares.values())
     spare = len(keys) - len(names)
@@ -65,13 +87,8 @@ def cut_by_share(rows: Sequence[Keyed], shares: Mapping[str, float]) -> dict[str
         if spare >= 0:
             bound = min(max(bound, (bounds[-1] if bounds else 0) + 1), spare + place + 1)
         bounds.append(bound)
-    split_of: dict[str, str] = {}
-    start = 0
-    for name, end in zip(names, bounds, strict=True):
-        split_of.update({key: name for key in keys[start:end]})
-        start = end
-    place_of = {key: place for place, key in enumerate(keys)}
-    found: dict[str, dict[str, Item]] = {name: {} for name in names}
-    for row in sorted(rows, key=lambda row: place_of[normal_key(row.key)]):
-        found[split_of[normal_key(row.key)]].setdefault(row.item.id, row.item)
-    return {name: tuple(items.values()) for name, items in found.items()}
+    starts = [0, *bounds[:-1]]
+    return {
+        name: tuple(item for key in keys[start:end] for item in groups[key])
+        for name, start, end in zip(names, starts, bounds, strict=True)
+    }

@@ -282,7 +282,9 @@ class Xcopa(Benchmark):
             return None
         choices = (str(row["choice1"]).strip(), str(row["choice2"]).strip())
         question = f"Premise: {str(row['premise']).strip()}\n{asked}:"
-        item = Item(question, f" {choices[gold]}", choices, gold, {"part": where.subset or ""})
+        part = {"part": where.subset or ""}
+        shared = f"premise {row['idx']}" if "idx" in row else ""  # the languages translate the same premises
+        item = Item(question, f" {choices[gold]}", choices, gold, part, group=shared)
         return Keyed("\n".join([where.subset or "", question, *choices]), item)
 
     def prompt(self, item: Item) -> Prompt:

@@ -16,6 +16,7 @@ from typing import ClassVar, NamedTuple, TypeVar, get_args
 from peft_arena.core.errors import unknown
 from peft_arena.core.ids import content_id, seed_for
 from peft_arena.tasks.base import ACCURACY, Generation, Item, Kind, Message, Prompt, Role, Score, Split, Task, TaskCard
+from peft_arena.tasks.splits import Keyed, with_groups
 
 T = TypeVar("T")
 
@@ -121,11 +122,12 @@ class MicroTask(Task):
 
     @cached_property
     def _splits(self) -> dict[Split, tuple[Item, ...]]:
-        found: dict[Split, dict[str, Item]] = {split: {} for split in get_args(Split)}
+        found: dict[Split, dict[str, Keyed]] = {split: {} for split in get_args(Split)}
         for candidate in self.candidates():
             split = self.split(candidate)
             if len(found[split]) < self.sizes[split]:
-                found[split].setdefault(candidate.question, Item(candidate.question, candidate.answer))
+                item = Item(candidate.question, candidate.answer)
+                found[split].setdefault(candidate.question, Keyed(candidate.key, item))
             if all(len(found[name]) == self.sizes[name] for name in found):
                 break
-        return {split: tuple(items.values()) for split, items in found.items()}
+        return {split: with_groups(rows.values()) for split, rows in found.items()}
