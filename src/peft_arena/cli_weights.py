@@ -59,8 +59,8 @@ def path_scan(
     test_items: Annotated[
         int | None, typer.Option(min=2, help="Test items of each task, to judge by; as evaluated before if absent.")
     ] = None,
-    tolerance: Annotated[
-        float, typer.Option(min=0, help="Most that the target may fall on validation items, in points.")
+    margin: Annotated[
+        float, typer.Option(min=0, help="What counts as no difference, on target and retention, in points.")
     ] = 2.0,
     save_points: Annotated[bool, typer.Option(help="Also evaluate the save points of training.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Items at once; no effect in float32.")] = None,
@@ -84,7 +84,7 @@ def path_scan(
         tasks=names,
         items=items,
         test_items=test_items,
-        tolerance=tolerance,
+        margin=margin,
         save_points=save_points,
         batch_size=batch_size,
         bar=lambda: console.bar("path scan", quiet=as_json),

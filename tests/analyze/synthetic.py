@@ -91,10 +91,12 @@ def build_synthetic(
     dtype: str = "float32",
     names: dict[str, str] | None = None,
     every_save_point: bool = False,
+    passage: int = 1,
 ) -> Synthetic:
     """Write a study with ``items`` items per task into ``root`` and return its view.
 
     ``names``: what a task's card calls it, where that is not its name in the study.
+    ``passage``: how many items share a passage, and with it most of their difficulty.
     """
     store = Store(root)
     tasks = [*RETENTION, *([CORPUS] if corpus else [])]
@@ -107,7 +109,7 @@ def build_synthetic(
     view = StudyView(
         "synthetic", base, arms, retention, "A synthetic study", "Made up for a test.", refused, every_save_point
     )
-    world = _World(np.random.default_rng(seed), items, unscored, dtype, names or {})
+    world = _World(np.random.default_rng(seed), items, unscored, dtype, names or {}, passage)
     if with_base:
         directory = store.run(base)
         directory.create()
@@ -140,13 +142,14 @@ class _World:
     """Item difficulties, the same for every run."""
 
     def __init__(
-        self, rng: np.random.Generator, items: int, unscored: float, dtype: str, names: dict[str, str]
+        self, rng: np.random.Generator, items: int, unscored: float, dtype: str, names: dict[str, str], passage: int
     ) -> None:
         self.rng = rng
         self.items = items
         self.unscored = unscored
         self.dtype = dtype
         self.names = names
+        self.passage = passage
         self.difficulty: dict[str, np.ndarray] = {}
 
     def answer(
@@ -155,6 +158,9 @@ class _World:
         name = spec.task.name
         if name not in self.difficulty:
             self.difficulty[name] = self.rng.normal(size=self.items)
+            if self.passage > 1:
+                passages = self.rng.normal(size=self.items)[np.arange(self.items) // self.passage]
+                self.difficulty[name] = np.sqrt(0.2) * self.difficulty[name] + np.sqrt(0.8) * passages
         shared, own = self.difficulty[name], self.rng.normal(size=self.items)
         change = change + spread * self.rng.normal()
         if name == CORPUS:
@@ -173,6 +179,7 @@ class _World:
                 value=None if lost[place] else float(values[place]),
                 weight=float(weights[place]),
                 reason="no answer in the output" if lost[place] else "",
+                group=f"passage {place // self.passage}" if self.passage > 1 else "",
                 others={"bits": (1.0, 2.0)} if name == CORPUS and not lost[place] else {},
             )
             for place in range(self.items)

@@ -53,7 +53,6 @@ class Walk:
     seeds: tuple[int, ...] = (0,)
     paths: tuple[PathSpec, ...] = (OWN,)
     grid: tuple[float, ...] = GRID
-    tolerance: float = 2.0
     save_points: tuple[int, ...] = ()
     unscanned: tuple[int, ...] = ()
     """Seeds that are trained and have no scan."""
@@ -156,7 +155,6 @@ def build_walks(root: Path, walks: list[Walk], *, validation: int = 100, test: i
                 grid=walk.grid,
                 choose_on=chooses,
                 claim_on=claims,
-                tolerance=walk.tolerance,
                 save_points=bool(walk.save_points),
             )
             for path in walk.paths
@@ -225,7 +223,7 @@ def _write(
             ]
             for factor in scan.grid
         }
-        choice = choose(scan, tuned, points, draws=500)  # type: ignore[arg-type]
+        choice = choose(scan, tuned, points)  # type: ignore[arg-type]
         choice = replace(choice, chosen=walk.forced.get(seed, choice.chosen))
         if choice.chosen is not None:
             _ = [evaluate(STEPS, choice.chosen, scan.path, spec) for spec in scan.claim_on]

@@ -7,6 +7,7 @@ import pytest
 
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.passk import pass_at_k
+from peft_arena.report.passk import arm_sentence
 from tests.analyze.synthetic import Truth, build_synthetic
 from tests.analyze.synthetic_passk import ITEMS, SAMPLING, add_samples, chances
 
@@ -67,14 +68,16 @@ def test_values_and_differences_hold_the_truth(result):
 def test_each_arm_reads_as_what_it_did(result):
     arms = {arm.label: arm for arm in result.targets[0].passk.arms}
     assert list(arms) == ["sharpened", "widened", "better", "same"]
-    sharpened = arms["sharpened"].sentence
-    assert sharpened.startswith("sharpened raises pass@1 (+") and " and lowers pass@16 (−" in sharpened
+    sharpened = arm_sentence(arms["sharpened"])
+    assert sharpened.startswith("sharpened: pass@1 (+")
+    assert " better and pass@16 (−" in sharpened and " worse than before: " in sharpened
     assert sharpened.endswith("a single answer is right more often, and fewer items have a right one among 16 answers.")
-    widened = arms["widened"].sentence
-    assert " raises pass@16 (+" in widened and " lowers pass@1 (−" in widened
+    widened = arm_sentence(arms["widened"])
+    assert widened.startswith("widened: pass@16 (+") and " better and pass@1 (−" in widened
     assert widened.endswith("a single answer is right less often, and more items have a right one among 16 answers.")
-    assert arms["better"].sentence.startswith("better raises pass@1 (+") and "lowers" not in arms["better"].sentence
-    assert arms["same"].sentence.startswith("same changes pass@k at no k significantly: pass@1 (")
+    better = arm_sentence(arms["better"])
+    assert better.startswith("better: pass@1 (+") and better.endswith(" better than before.")
+    assert arm_sentence(arms["same"]).startswith("same: pass@k is undecided at every k: pass@1 (")
     assert {point.change for point in arms["same"].points} == {0}
 
 
@@ -105,7 +108,7 @@ def test_without_the_base_there_are_values_and_no_differences(tmp_path):
     made = build_synthetic(tmp_path, [Truth("same", seeds=(0,))], items=20, corpus=False)
     found = analyze_study(made.store, add_samples(made, chances(), skip_base=True).view, draws=200).targets[0].passk
     assert found.base == () and [point.delta for point in found.arms[0].points] == [None] * 3
-    assert found.arms[0].sentence == "same: what training did to pass@k is not known."
+    assert arm_sentence(found.arms[0]) == "same: what training did to pass@k is not known."
     assert found.arms[0].points[0].tuned.seeds == 1
 
 

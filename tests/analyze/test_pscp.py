@@ -64,9 +64,9 @@ def test_an_arm_without_an_input_has_no_score_but_the_reason(target):
 def test_pairs_say_what_data_and_what_constants_leave_open(target):
     pairs = {(pair.left, pair.right): pair for pair in target.pscp.pairs}
     assert set(pairs) == {("big", "small"), ("big", "poor"), ("small", "poor")}
-    assert pairs["small", "poor"].order == "robust" and pairs["small", "poor"].versus.verdict == "better"
+    assert pairs["small", "poor"].order == "robust" and pairs["small", "poor"].judged.word == "better"
     assert pairs["big", "small"].order == "depends"
-    difference = pairs["big", "small"].versus.estimate
+    difference = pairs["big", "small"].judged.estimate
     scores = {arm.label: score.value for arm, _, score in target.pscp.ranked}
     assert difference.value == pytest.approx(scores["big"] - scores["small"]) and difference.seeds == 3
     apart = float(np.hypot(*(score.stderr for arm, _, score in target.pscp.ranked if arm.label != "poor")))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from peft_arena.analyze.compare import holm, told
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.compare import both_ways
 from peft_arena.analyze.rl import read_rl
 from peft_arena.analyze.rl_checks import CHECKS, _reward_error, warnings_of
 from peft_arena.analyze.rl_curves import RLArm, RLRun
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.specs import RLSpec, Schedule, TaskSpec
+from peft_arena.report.rl_text import pair_sentence
 from peft_arena.store.records import LogEntry, Rollouts, TrainingRecord
 from tests.analyze.synthetic import PROVENANCE, Truth, _run, build_synthetic
 from tests.analyze.synthetic_rl import Learning, rl_training
@@ -179,7 +179,7 @@ def analyzed(tmp_path, truths, items=120):
     return analyze_study(study.store, study.view, draws=400)
 
 
-def test_pairs_are_one_method_in_two_ways_with_their_own_correction(tmp_path):
+def test_pairs_are_one_method_in_two_ways_with_the_p_values_of_the_study(tmp_path):
     truths = [
         Truth("lora", gain=0.6, forget=-0.3, setting="l"),
         Truth("lora rl", gain=0.3, forget=-0.01, setting="l", rl=Learning()),
@@ -192,21 +192,23 @@ def test_pairs_are_one_method_in_two_ways_with_their_own_correction(tmp_path):
     assert [(pair.comparison.left, pair.comparison.right) for pair in pairs] == [("lora rl", "lora"), ("oft rl", "oft")]
     assert [pair.objectives for pair in pairs] == [("grpo", "sft")] * 2
     for axis in ("gain", "retention"):
-        found = [pair.comparison.on(axis) for pair in pairs]
-        assert [versus.p_corrected for versus in found] == holm([versus.estimate.p for versus in found])
+        every = both_ways(target.comparisons)
+        for pair in pairs:
+            same = every[pair.comparison.left, pair.comparison.right].on(axis)
+            assert pair.comparison.on(axis).p_corrected == same.p_corrected
     first, second = (pair.comparison for pair in pairs)
-    assert (first.gain.verdict, first.retention.verdict) == ("worse", "better")
-    assert (second.gain.verdict, second.retention.verdict) == ("tied", "tied")
+    assert (first.gain.word, first.retention.word) == ("worse", "better")
+    assert (second.gain.word, second.retention.word) == ("undecided", "undecided")
     assert first.gain.estimate.value == pytest.approx(-30, abs=12)
-    assert pairs[0].sentence.startswith("lora rl against lora: gains significantly less (−")
-    assert "; keeps significantly more (+" in pairs[0].sentence
-    assert "no significant difference in gain (" in pairs[1].sentence
+    assert pair_sentence(pairs[0]).startswith("lora rl against lora: worse in gain (−")
+    assert "; better in mean retention (+" in pair_sentence(pairs[0])
+    assert ": undecided in gain (" in pair_sentence(pairs[1])
 
 
 def test_arms_that_share_no_seed_are_not_compared(tmp_path):
     truths = [Truth("a", seeds=(0, 1), setting="x"), Truth("b", seeds=(2, 3), setting="x", rl=Learning())]
     (pair,) = analyzed(tmp_path, truths, items=20).targets[0].rl.pairs
-    assert pair.sentence == "b against a: gain cannot be compared; mean retention cannot be compared."
+    assert pair_sentence(pair) == "b against a: not comparable in gain; not comparable in mean retention."
 
 
 def test_only_fine_tuning_has_nothing_of_it(tmp_path):
@@ -245,8 +247,3 @@ def test_where_an_arm_began_is_said_by_the_study_s_own_names(tmp_path):
     assert arms[0].origin == "tuned, the same seed, after 200 steps (merged in float32)"
     assert arms[1].origin.startswith("tuned, seed 1, after 200 steps (merged in float32); tuned, the same seed")
     assert arms[2].origin == _run(Truth("apart"), 0).run_id
-
-
-def test_a_rounded_zero_has_no_sign():
-    found = Estimate(-0.01, -0.04, 0.06, 0.02, 0.9, "points", 2, 10)
-    assert told(found) == "0.0 points [0.0, +0.1]"

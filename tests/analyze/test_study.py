@@ -1,14 +1,17 @@
 """The analysis of whole studies with known truth."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from peft_arena.analyze.compare import Comparison, Versus, both_ways, holm, ranks
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.compare import both_ways, ranks
 from peft_arena.analyze.pareto import on_front
 from peft_arena.analyze.study import analyze_study
-from peft_arena.analyze.view import Arm, StudyView
+from peft_arena.analyze.view import Arm, Margin, StudyView
 from peft_arena.core.errors import UserError
+from peft_arena.report.headline import trade_sentence
+from tests.analyze.made import pair
 from tests.analyze.synthetic import RETENTION, Truth, build_synthetic
 
 TRUTHS = [
@@ -60,28 +63,32 @@ def test_share_kept_is_above_chance(result):
     assert sum(effect.kept is not None for effect in arm_of(result, "strong").retention) == len(RETENTION)
 
 
-def test_a_true_tie_is_a_tie_and_a_true_difference_is_found(result):
+def test_equal_arms_are_undecided_and_a_true_difference_is_found(result):
     table = both_ways(result.targets[0].comparisons)
-    assert table["careful", "twin"].gain.verdict == "tied"
-    assert table["careful", "twin"].retention.verdict == "tied"
-    assert table["careful", "strong"].retention.verdict == "better"
-    assert table["strong", "weak"].gain.verdict == "better"
-    assert table["weak", "strong"].gain.verdict == "worse"
+    assert table["careful", "twin"].gain.word == "undecided"
+    assert table["careful", "twin"].gain.detectable > 2
+    assert table["careful", "twin"].retention.word == "undecided"
+    assert table["careful", "strong"].retention.word == "better"
+    assert table["strong", "weak"].gain.word == "better"
+    assert table["weak", "strong"].gain.word == "worse"
     assert result.targets[0].ranks["gain"]["weak"] == (4, 4)
     assert result.targets[0].ranks["gain"]["careful"].last == 3
 
 
-def test_trade_offs_and_dominance_name_the_arm_that_forgets_needlessly(result):
-    target = result.targets[0]
+def test_trade_offs_and_dominance_need_a_gain_that_is_no_worse(study, result):
+    assert result.targets[0].trade_offs == (), "150 items do not show a gain that is no worse within two points"
+    target = analyze_study(study.store, replace(study.view, margin=Margin(target=25.0)), draws=200).targets[0]
     assert ("careful", "strong") in {(pair.keeps, pair.forgets) for pair in target.trade_offs}
     assert all(pair.forgets == "strong" for pair in target.trade_offs if pair.keeps in ("careful", "twin"))
-    sentence = next(pair.sentence for pair in target.trade_offs if pair.keeps == "careful")
-    assert "careful forgets" in sentence
-    assert "points [" in sentence
-    for standing in target.pareto.values():
-        assert not (standing.on_front and standing.dominated_by)
+    found = next(pair for pair in target.trade_offs if pair.keeps == "careful")
+    said = trade_sentence(found.keeps, found.forgets, found.retention, found.gain)
+    assert said.startswith("careful is better in mean retention than strong (+")
+    assert "is no worse in gain within 25 (" in said
+    for standing in (*target.pareto.values(), *result.targets[0].pareto.values()):
         assert 0 <= standing.probability <= 1
-    assert target.pareto["weak"].dominated_by == () or not target.pareto["weak"].on_front
+    assert "careful" in target.pareto["strong"].dominated_by
+    assert result.targets[0].pareto["strong"].dominated_by == ()
+    assert target.pareto["careful"].dominated_by == ()
 
 
 def test_missing_failed_and_refused_runs_are_named_and_give_no_numbers(tmp_path):
@@ -105,7 +112,7 @@ def test_missing_failed_and_refused_runs_are_named_and_give_no_numbers(tmp_path)
     assert arm_of(result, "none").gain.delta is None
     assert arm_of(result, "none").gain.base is not None
     summary = result.summary()["targets"][0]["arms"]
-    assert summary[0]["gain"]["delta"]["covers"] == "items only"
+    assert summary[0]["gain"]["delta"]["covers"] == "items, and the seed spread of other arms"
     assert [arm["seeds_trained"] for arm in summary] == [1, 3, 3, 0]
 
 
@@ -138,18 +145,9 @@ def test_without_a_base_nothing_is_compared_with_it(tmp_path):
     assert target.comparisons[0].gain.estimate is not None
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
-    assert holm([]) == []
-    assert holm([0.9, 0.8]) == pytest.approx([1.0, 1.0])
-
-
 def test_ranks_are_ranges():
-    def pair(left, right, p):
-        found = Versus(Estimate(1.0, 0.5, 1.5, 0.2, p, "points", 3, 10), p)
-        return Comparison(left, right, found, found)
-
-    found = ranks(["a", "b", "c"], [pair("a", "b", 0.5), pair("a", "c", 0.01), pair("b", "c", 0.5)], "gain")
+    pairs = [pair("a", "b", 1.0, 1.0), pair("a", "c", 5.0, 1.0), pair("b", "c", 1.0, 1.0)]
+    found = ranks(["a", "b", "c"], pairs, "gain")
     assert {label: str(rank) for label, rank in found.items()} == {"a": "1–2", "b": "1–3", "c": "2–3"}
 
 
@@ -168,3 +166,14 @@ def test_views_refuse_what_makes_no_sense(study):
         StudyView("s", study.view.base, (arm, arm), study.view.retention)
     with pytest.raises(UserError, match="is a trained run"):
         StudyView("s", arm.runs[0], (arm,), study.view.retention)
+
+
+def test_items_of_one_passage_are_one_unit(tmp_path):
+    truths = [Truth("a", gain=0.4, seeds=(0, 1)), Truth("b", gain=0.2, seeds=(0, 1))]
+    found = build_synthetic(tmp_path, truths, items=300, passage=10, corpus=False)
+    arm = analyze_study(found.store, found.view, draws=50).targets[0].arms[0]
+    assert (arm.gain.delta.items, arm.gain.delta.units) == (300, 30)
+    assert (arm.mean.items, arm.mean.units) == (300 * len(RETENTION), 30 * len(RETENTION))
+    alone = build_synthetic(tmp_path / "alone", truths, items=300, corpus=False)
+    apart = analyze_study(alone.store, alone.view, draws=50).targets[0].arms[0]
+    assert arm.gain.delta.stderr > 1.3 * apart.gain.delta.stderr

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from evaluate_toys import TASKS, Write, make, spec
 
 from peft_arena.evaluate.run import evaluate
+from peft_arena.store.records import EvaluationRecord
 from peft_arena.tasks.base import Item, Score
 from peft_arena.testing.engine import ScriptedModel, knowing, scripted_loaded, silent, wrong
 
@@ -47,3 +50,15 @@ def test_a_function_can_be_the_script() -> None:
     record = evaluate(scripted_loaded(), model, spec("write", 3), **POINT)
     assert [item.output for item in record.items] == [" 0", " 1", " 2"]
     assert Write.generation.stop[0] == "\n"
+
+
+def test_an_item_record_knows_the_group_of_its_item() -> None:
+    class Passages(Write):
+        def make(self, rng: random.Random, number: int) -> Item:
+            return replace(super().make(rng, number), group=f"passage {number // 3}" if number < 6 else "")
+
+    task = Passages()
+    record = evaluate(scripted_loaded(), silent(), spec("write"), **{**POINT, "make": lambda *_: task})
+    assert [item.group for item in record.items] == ["passage 0"] * 3 + ["passage 1"] * 3 + [""] * 14
+    assert record.model_dump_json().count('"group"') == 6, "no group is not written"
+    assert EvaluationRecord.model_validate_json(record.model_dump_json()) == record

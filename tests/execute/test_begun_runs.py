@@ -151,7 +151,7 @@ def test_a_path_is_straight_from_the_pretrained_model(begun, monkeypatch):
     seen = []
     watched(monkeypatch, "evaluate_many", seen)
     plain = {"rule": "uniform", "settings": (), "way": "own", "tasks": ["micro-reverse"], "items": 2, "test_items": 2}
-    plain |= {"tolerance": 2.0, "save_points": False, "batch_size": None, "bar": lambda: nullcontext(_quiet)}
+    plain |= {"margin": 2.0, "save_points": False, "batch_size": None, "bar": lambda: nullcontext(_quiet)}
     _, record, _ = scan_run(run.run_id, runs, grid="0.5,1", **plain)
     found = dict(seen)[0.5]
     tuned, pretrained = by_peft(source, run).state_dict(), load(run.spec.model).model

@@ -1,83 +1,130 @@
-"""The sentences at the top of the page: nothing is called significant that was not tested and found so."""
+"""The sentences at the top of the page: no word that the comparisons do not carry."""
 
 import pytest
 
-from peft_arena.analyze.compare import Comparison, Versus, standing
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.compare import standing
 from peft_arena.analyze.study import analyze_study
-from peft_arena.report.headline import headline
+from peft_arena.report.headline import caveats, headline
+from tests.analyze.made import pair
 from tests.analyze.synthetic import Truth, build_synthetic
 
 
-def findings(tmp_path, truths, items=100):
-    study = build_synthetic(tmp_path, truths, items=items, corpus=False)
-    return headline(analyze_study(study.store, study.view, draws=300))
+def findings(tmp_path, truths, items=100, **more):
+    study = build_synthetic(tmp_path, truths, items=items, corpus=False, **more)
+    result = analyze_study(study.store, study.view, draws=300)
+    return headline(result), caveats(result)
 
 
 def test_an_arm_without_a_common_seed_is_not_comparable_rather_than_worse(tmp_path):
-    truths = [Truth("best", gain=0.7, forget=-0.02), Truth("apart", gain=0.1, forget=-0.3, seeds=(7, 8))]
-    gain, kept, *_ = findings(tmp_path, truths)
-    assert "significantly more" not in gain
-    assert gain.startswith("best has the highest gain estimate on operator")
-    assert gain.endswith("; not comparable with best: apart.")
-    assert "keeps" not in kept
-    assert kept.endswith("; not comparable with best: apart.")
+    truths = [Truth("best", gain=0.7, forget=-0.02), Truth("apart", gain=0.1, forget=-0.3, seeds=(7, 8, 9))]
+    said, _ = findings(tmp_path, truths)
+    assert said[0].startswith("Best in gain on operator: best (+")
+    assert said[0].endswith("; not comparable with the highest: apart.")
+    assert not any("worse than the highest" in text for text in said)
 
 
-def test_significantly_more_is_said_of_the_worse_arms_only(tmp_path):
+def test_worse_is_said_of_the_worse_arms_only(tmp_path):
     truths = [
         Truth("best", gain=0.7, forget=-0.02),
         Truth("poor", gain=0.1, forget=-0.3),
-        Truth("apart", gain=0.1, forget=-0.3, seeds=(7, 8)),
+        Truth("apart", gain=0.1, forget=-0.3, seeds=(7, 8, 9)),
     ]
-    gain, kept, *_ = findings(tmp_path, truths)
-    assert ", significantly more than poor; not comparable with best: apart." in gain
-    assert "gains most" not in gain
-    assert "best keeps significantly more than poor" in kept
-    assert "keeps most" not in kept
-    assert kept.endswith("; not comparable with best: apart.")
+    said, _ = findings(tmp_path, truths)
+    assert said[0].endswith("; worse than the highest: poor; not comparable with the highest: apart.")
+    kept = next(text for text in said if text.startswith("Best in mean retention"))
+    assert kept.startswith("Best in mean retention: best (") and "worse than the highest: poor" in kept
 
 
-def test_a_tied_a_worse_and_an_incomparable_arm_are_told_apart(tmp_path):
-    truths = [
-        Truth("one", gain=0.6),
-        Truth("two", gain=0.6),
-        Truth("poor", gain=0.1),
-        Truth("apart", gain=0.1, seeds=(7, 8)),
-    ]
-    gain = findings(tmp_path, truths)[0]
-    assert "tied with" in gain
-    assert "1 other arm gains significantly less than" in gain
-    assert gain.endswith(": apart.")
+def test_several_best_arms_are_named_together_in_the_order_of_the_study(tmp_path):
+    truths = [Truth("poor", gain=0.1), Truth("two", gain=0.6), Truth("one", gain=0.6)]
+    gain = findings(tmp_path, truths)[0][0]
+    assert gain.startswith("Best in gain on operator: one of two and one (")
+    assert "would be found" in gain
+    assert gain.endswith("; worse than the highest: poor.")
+    turned = findings(tmp_path / "turned", truths[::-1])[0][0]
+    assert turned.startswith("Best in gain on operator: one of one and two (")
 
 
-def test_with_all_pairs_compared_the_words_are_short(tmp_path):
-    gain, kept, *_ = findings(tmp_path, [Truth("best", gain=0.7, forget=-0.02), Truth("poor", gain=0.1, forget=-0.3)])
-    assert gain.endswith(", significantly more than the other arm.")
-    assert "best gains most" in gain
-    assert "best keeps most" in kept
-    assert "comparable" not in gain + kept
+def test_arms_that_cannot_be_told_apart_are_undecided_with_what_would_be_found(tmp_path):
+    gain = findings(tmp_path, [Truth(name, gain=0.4) for name in "abc"])[0][0]
+    assert gain.startswith("a, b and c are undecided in gain on operator (+")
+    assert "would be found" in gain
 
 
-def test_forgets_most_is_said_only_where_it_was_found(tmp_path):
-    alike = [Truth(name, forget=-0.3) for name in "abc"]
-    assert "the lowest estimate is that of" in findings(tmp_path / "alike", alike)[1]
-    one = findings(tmp_path / "one", [Truth("a", forget=-0.3)])[1]
-    assert one.startswith("a forgets significantly: mean retention changes by")
+def test_one_seed_is_one_run(tmp_path):
+    truths = [Truth("best", gain=0.7, forget=-0.3, seeds=(0,)), Truth("poor", gain=0.1, forget=0.0, seeds=(0,))]
+    said, notes = findings(tmp_path, truths, items=400)
+    assert said[0].startswith("Best in gain on operator: this run of best (+")
+    assert said[1].startswith("In these runs, 1 of 2 arms forget")
+    assert all("run" in text for text in said if "Of the arms" not in text), said
+    assert any(text.startswith("One seed is one run") for text in notes)
 
 
-def pair(left, right, value, p):
-    found = Versus(None if p is None else Estimate(value, value - 1, value + 1, 0.5, p, "points", 3, 10), p)
-    return Comparison(left, right, found, found)
+def test_a_declared_spread_lets_one_seed_speak_of_the_method(tmp_path):
+    from dataclasses import replace
+
+    from peft_arena.analyze.view import SeedSd
+
+    study = build_synthetic(
+        tmp_path, [Truth("best", gain=0.7, seeds=(0,)), Truth("poor", seeds=(0,), gain=0.1)], corpus=False
+    )
+    view = replace(study.view, seed_sd=SeedSd(2.0, 1.0, runs=12, source="results/aa.json"))
+    result = analyze_study(study.store, view, draws=100)
+    assert headline(result)[0].startswith("Best in gain on operator: best (+")
+    assert any(
+        "as the study declares it (results/aa.json): standard deviation 2 on the target" in text
+        for text in caveats(result)
+    )
+    plain = analyze_study(study.store, study.view, draws=100).targets[0].arms[0].gain.delta
+    told = result.targets[0].arms[0].gain.delta
+    assert told.high - told.low > plain.high - plain.low
+    assert (plain.about_runs, told.about_runs) == (True, False)
 
 
-@pytest.mark.parametrize(("p", "alike"), [(0.5, True), (0.01, False), (None, False)])
-def test_all_are_tied_only_if_every_pair_is(p, alike):
-    pairs = [pair("a", "b", 1.0, 0.5), pair("a", "c", 1.0, 0.5), pair("b", "c", 1.0, p)]
+def test_a_second_seed_of_one_arm_lets_the_others_speak_of_the_method(tmp_path):
+    truths = [Truth("best", gain=0.7, seeds=(0, 1, 2, 3)), Truth("poor", gain=0.1, seeds=(0,))]
+    study = build_synthetic(tmp_path, truths, corpus=False)
+    arms = analyze_study(study.store, study.view, draws=100).targets[0].arms
+    assert arms[1].gain.delta.covers == "items, and the seed spread of other arms"
+    assert not arms[1].gain.delta.about_runs
+
+
+def test_an_arm_whose_trainings_differ_much_more_is_named(tmp_path):
+    truths = [Truth("wild", gain=0.5, spread=0.25, seeds=tuple(range(5)))]
+    truths += [Truth(name, gain=0.5, seeds=tuple(range(5))) for name in ("a", "b", "c", "d")]
+    notes = findings(tmp_path, truths, items=300)[1]
+    assert any(text.startswith("wild on operator: its trainings lie further apart in the gain") for text in notes)
+
+
+def test_unscored_answers_are_said_and_bound_the_interval(tmp_path):
+    said, notes = findings(tmp_path, [Truth("a"), Truth("b")], unscored=0.08)
+    assert any(text.startswith("Answers on operator that could not be scored, of either side: a ") for text in notes)
+    assert said
+
+
+def test_a_single_arm_is_said_to_be_what_it_is_against_the_pretrained_model(tmp_path):
+    said, _ = findings(tmp_path, [Truth("a", forget=-0.3)])
+    assert said[0].startswith("a is better than the pretrained model on operator: +")
+    assert said[1].startswith("a is worse than the pretrained model in mean retention: −")
+    nothing, _ = findings(tmp_path / "nothing", [Truth("a", gain=0.0, forget=0.0)])
+    assert nothing[0].startswith("a is undecided against the pretrained model on operator: ")
+    assert nothing[0].endswith("would be found.")
+
+
+@pytest.mark.parametrize(("error", "alike"), [(1.0, True), (0.2, False), (None, False)])
+def test_the_best_are_alike_only_if_no_one_of_them_is_better(error, alike):
+    pairs = [pair("a", "b", 1.0, 1.0), pair("a", "c", 1.0, 1.0), pair("b", "c", 1.0, error)]
     found = standing({"a": 3.0, "b": 2.0, "c": 1.0}, pairs, "gain")
-    assert (found.group, found.worse, found.unclear, found.alike) == (["a", "b", "c"], [], [], alike)
+    assert (found.best, found.worse, found.unclear, found.alike) == (["a", "b", "c"], [], [], alike)
 
 
 def test_an_arm_that_is_better_on_the_common_seeds_is_not_called_worse():
-    found = standing({"a": 3.0, "b": 2.0}, [pair("a", "b", -1.0, 0.01)], "gain")
-    assert (found.tied, found.worse, found.unclear) == ([], [], ["b"])
+    found = standing({"a": 3.0, "b": 2.0}, [pair("a", "b", -5.0, 1.0)], "gain")
+    assert (found.best, found.worse, found.unclear) == (["a"], [], ["b"])
+
+
+def test_equal_highest_arms_have_no_order():
+    values = {"b": 3.0, "a": 3.0, "c": 1.0}
+    pairs = [pair("b", "a", 0.0, 1.0), pair("b", "c", 5.0, 1.0), pair("a", "c", 1.0, 1.0)]
+    found = standing(values, pairs, "gain")
+    assert found.highest == ["b", "a"] and found.best == ["b", "a"] and found.worse == ["c"]

@@ -62,7 +62,7 @@ def test_the_report_has_the_section_with_tables_and_figures(made):
     assert page.open == []
     assert len(page.ids) == len(set(page.ids))
     own = section(text)
-    for title in ("Geometry of every arm", "Geometry against forgetting and gain, over runs"):
+    for title in ("Geometry of every arm", "Geometry against forgetting and gain, over arms"):
         assert title in own
     assert "is not a cause" in own
     assert "n/a" in own
@@ -109,9 +109,8 @@ def test_the_summary_and_the_tables_hold_the_numbers(made):
     entry = next(
         one for one in geometry["correlations"] if (one["metric"], one["outcome"]) == ("kl_general", "forgetting")
     )
-    assert row["spearman"] == pytest.approx(entry["spearman"]["value"])
-    assert row["spearman_p_corrected"] == pytest.approx(entry["spearman"]["p_corrected"])
-    assert row["runs"] == 12
+    assert row["spearman"] == pytest.approx(entry["value"])
+    assert (row["arms"], row["p_corrected"]) == (6, None)
 
 
 def test_totals_of_a_model_are_in_the_table_of_everything(made):
@@ -126,30 +125,27 @@ def test_a_number_says_what_it_is_a_mean_of(made):
     assert 'title="2 runs; mean over modules">0.095' in own
 
 
-def test_correlations_with_the_gain_say_their_own_number_of_runs():
+def test_correlations_with_the_gain_say_their_own_number_of_arms():
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(3, 6))
-    points = [Point(str(n), {"kl_general": x}, y if n < 4 else None, z) for n, (x, y, z) in enumerate(values.T)]
+    values = rng.normal(size=(3, 10))
+    points = [Point(str(n), {"kl_general": x}, y if n < 8 else None, z) for n, (x, y, z) in enumerate(values.T)]
     cells = re.findall("<td[^>]*>(.*?)</td>", table_of(points))
-    assert cells[:2] == ["4 to 6", "4 to 6"]
-    assert "forgetting: 4 runs of 4 arms, 2 runs left out" in table_of(points)
+    assert cells[0] == "8 to 10"
+    assert "forgetting: 8 arms, 2 arms left out" in table_of(points)
     points = [Point(point.arm, point.values, None, point.gain) for point in points]
-    assert re.findall("<td[^>]*>(.*?)</td>", table_of(points))[:2] == ["6", "6"]
+    assert re.findall("<td[^>]*>(.*?)</td>", table_of(points))[0] == "10"
 
 
-def test_of_few_arms_the_table_says_that_nothing_can_be_significant():
-    points = [Point(str(n), {"kl_general": n + 2.0**n}, n + 2.0**n, None) for n in range(8)]
-    assert "even a perfect" not in table_of(points[:4])
-    assert "even a perfect correlation would have a corrected p of 0.083" in table_of(points[:4], copies=2)
-    assert "even a perfect" not in table_of(points, copies=2)
+def test_of_few_arms_the_table_gives_the_value_alone():
+    points = [Point(str(n), {"kl_general": n + 2.0**n}, n + 2.0**n, None) for n in range(12)]
+    few = table_of(points[:7])
+    assert "7 arms: no interval" in few and "nothing can be said" in few
+    assert "<b>" not in few
+    assert "<b>1.00</b>" in table_of(points)
 
 
-def table_of(points, copies=1):
-    metrics = [f"kl_general{'_' * copy}" for copy in range(copies)]
-    points = [
-        Point(one.arm, dict.fromkeys(metrics, one.values["kl_general"]), one.forgetting, one.gain) for one in points
-    ]
-    return correlation_table(TargetGeometry((), correlate(points, metrics, seed=0, draws=50)))
+def table_of(points):
+    return correlation_table(TargetGeometry((), correlate(points, ["kl_general"])))
 
 
 def test_missing_records_are_listed_as_gaps(made):
@@ -321,8 +317,8 @@ def test_the_correlation_figure_shows_every_run_and_the_coefficients(geometry):
     assert axis.get_xlabel() == "linear CKA, general"
     points = {(line.get_xdata()[0], line.get_ydata()[0]) for line in axis.get_lines()}
     assert points == {(run.measures["cka_general"].value, run.forgetting) for run in geometry.runs}
-    assert f"{found['cka_general'].pearson.value:.2f}".replace("-", "\N{MINUS SIGN}") in axis.get_title(loc="left")
-    assert "n = 10 to 12 runs of 5 to 6 arms" in figure.caption
+    assert f"{found['cka_general'].value:.2f}".replace("-", "\N{MINUS SIGN}") in axis.get_title(loc="left")
+    assert "over 5 to 6 arms" in figure.caption
 
 
 def test_of_many_arms_only_some_are_named():

@@ -35,15 +35,15 @@ def test_the_section_has_sentences_a_figure_and_a_table(out):
     assert page.open == [] and "passk-1" in page.ids
     said = "".join(page.text)
     assert "Sampled answers: pass@k" in said and "16 answers to each of 300 test items of operator" in said
-    assert said.count("sharpened raises pass@1 (+") == 2, "in the headline and in the section"
-    assert said.count("better raises pass@1 (+") == 1, "only in the section"
+    assert said.count("sharpened: pass@1 (+") == 2, "in the headline and in the section"
+    assert said.count("better: pass@1 (+") == 1, "only in the section"
     assert (out / "figures" / "passk-1.png").exists()
 
 
 def test_the_summary_and_the_csv_have_the_numbers(out):
     found = json.loads((out / "summary.json").read_text())
     assert [arm["label"] for arm in found["targets"][0]["passk"]["arms"]] == ["sharpened", "better", "same"]
-    assert any("lowers pass@16" in sentence for sentence in found["headline"])
+    assert any("worse than before: a single answer is right more often" in sentence for sentence in found["headline"])
     frame = pl.read_csv(out / "tables" / "passk.csv")
     assert frame.height == 3 + 3 * 3 and frame["samples"].unique().to_list() == [16]
     base = frame.filter(pl.col("arm").is_null())
@@ -62,7 +62,7 @@ def test_a_study_without_samples_has_no_section(made, tmp_path):
 def test_the_figure_names_arms_and_says_how_many_are_not(made):
     result = analyze_study(made.store, made.view, draws=200)
     drawn = passk_figure(result.targets[0].passk, {"same"}, "passk-1")
-    assert "2 other arms" in drawn.caption and "sharpened raises pass@1" in drawn.alt
+    assert "2 other arms" in drawn.caption and "sharpened: pass@1 (+" in drawn.alt
     assert drawn.canvas.legends[0].get_texts()[0].get_text() == "same"
     assert [figure.name for figure in draw_figures(result)["operator"] if figure.name.startswith("passk")]
     assert sum("pass@" in sentence for sentence in headline(result)) == 1

@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from peft_arena.analyze.study import analyze_study
+from peft_arena.analyze.view import Margin
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import OWN, PathSpec
 from peft_arena.paths.rules import rule_spec
@@ -20,9 +21,10 @@ from tests.report.test_report import HOSTILE, Page
 
 GRID = (0.0, 0.2, 0.4, 1.0, 1.2)
 STRAIGHT = PathSpec(way="linear")
-BOTH: dict[int, float | None] = {0: 0.4, 1: 0.4}
+OVER = tuple(range(6))
+ALL: dict[int, float | None] = dict.fromkeys(OVER, 0.4)
 WALKS = [
-    Walk("over", method="oft", seeds=(0, 1), save_points=(100,), grid=GRID, paths=(OWN, STRAIGHT), forced=BOTH),
+    Walk("over", method="oft", seeds=OVER, save_points=(100,), grid=GRID, paths=(OWN, STRAIGHT), forced=ALL),
     Walk("tight", gain=straight(0.6), forget=straight(-0.1), grid=(0.2, 0.5)),
     Walk("wrecked", gain=straight(-0.15), forget=straight(-0.8), grid=GRID, forced={0: 0.2}),
     Walk("fooled", gain=straight(0.6), forced={0: 0.2}, grid=(0.2, 0.5)),
@@ -33,13 +35,14 @@ WALKS = [
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory):
-    return build_walks(tmp_path_factory.mktemp("runs"), WALKS, validation=40, test=80, seed=1)
+    made = build_walks(tmp_path_factory.mktemp("runs"), WALKS, validation=40, test=200, seed=1)
+    return replace(made, view=replace(made.view, margin=Margin(target=12.0)))
 
 
 @pytest.fixture(scope="module")
 def written(walked, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
-    return out, write_paths(walked.store, walked.view, out, draws=300)
+    return out, write_paths(walked.store, walked.view, out)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_every_file_of_a_run_is_written_and_the_summary_is_returned(written):
 
 def test_without_a_directory_nothing_is_written(walked, tmp_path, monkeypatch, written):
     monkeypatch.chdir(tmp_path)
-    assert write_paths(walked.store, walked.view, None, draws=300) == written[1]
+    assert write_paths(walked.store, walked.view, None) == written[1]
     assert not list(tmp_path.iterdir())
 
 
@@ -94,11 +97,11 @@ def test_tables_have_a_row_for_every_point_and_for_every_claim(written):
     assert over["point"].to_list() == ["path"] * 5 + ["tuned", "save point"]
     assert over["factor"].to_list() == [*GRID, 1.0, None]
     assert over["step"].to_list() == [None] * 6 + [100.0]
-    assert over["chosen_by"].to_list() == [0, 0, 2, 0, 0, 0, 0]
+    assert over["chosen_by"].to_list() == [0, 0, 6, 0, 0, 0, 0]
     assert len(claims) == 7
     rows = {(row["arm"], row["way"]): row for row in claims.iter_rows(named=True)}
     assert rows["over", "own"]["verdict"] == "overshoot"
-    assert rows["over", "own"]["chosen"] == "seed 0: 0.4; seed 1: 0.4"
+    assert rows["over", "own"]["chosen"] == "; ".join(f"seed {seed}: 0.4" for seed in OVER)
     assert rows["even", "own"]["kept_tuned"] == 1
     assert rows["tight", "own"]["target_value"] is None
     assert rows[HOSTILE, "own"]["missing"] == "seed 1: not scanned yet"
@@ -106,22 +109,22 @@ def test_tables_have_a_row_for_every_point_and_for_every_claim(written):
 
 def test_sentences_say_what_was_found_and_no_more(paths):
     said = {arm.label: claim_sentence(arm, "sums") for arm in paths.arms if arm.words == "own parameters"}
-    assert said["over"].startswith("over overshot: at factor 0.4 (2 seeds) of its path")
-    assert "sums is not significantly worse" in said["over"]
-    assert "sums is better too" in said["wrecked"]
+    assert said["over"].startswith("over overshot: at factor 0.4 (6 seeds) of its path")
+    assert "sums is no worse within 12 (" in said["over"]
+    assert "sums is no worse within 12" in said["wrecked"]
     assert said["wrecked"].endswith("The tuned model itself gained nothing on sums that validation items show.")
     assert "gained nothing" not in said["over"]
     assert "the tuned model stays: no factor may be chosen" in said["tight"]
     assert "the target is worse after all" in said["fooled"]
     assert "nothing can be claimed: seed 1: not scanned yet" in said[HOSTILE]
-    assert "no overshoot shown (retention not significantly better)" in said["even"]
+    assert "undecided whether it overshot (retention undecided" in said["even"]
     assert factors_text(next(arm for arm in paths.arms if arm.label == "even")) == "0.4 (1 seed), none (1 seed)"
 
 
 def test_the_headline_names_the_clearest_overshoot_and_the_others(paths):
     sentence = overshoot_sentence(paths, "sums")
-    assert sentence.startswith("over overshot: at factor 0.4 (2 seeds) of its path"), "what learned nothing comes last"
-    assert re.search(r"mean retention on test items is \+\d+\.\d points \[\+", sentence)
+    assert sentence.startswith("over overshot: at factor 0.4 (6 seeds) of its path"), "what learned nothing comes last"
+    assert re.search(r"mean retention on test items is better than the tuned model's \(\+\d+\.\d points \[\+", sentence)
     assert sentence.endswith("So did wrecked.")
 
 

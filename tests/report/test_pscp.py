@@ -86,7 +86,7 @@ def test_a_first_that_is_not_apart_is_said_to_be_so(tmp_path):
     made = with_flops(plain, dict.fromkeys(("one", "two", "poor"), 0.0), PscpChoice())
     first, *_ = pscp_sentences(analyze_study(made.store, made.view, draws=200).targets[0].pscp)
     other = "two" if first.startswith("one") else "one"
-    assert first.endswith(f" Not significantly different from it at the study's constants: {other}.")
+    assert first.endswith(f" Undecided against it at the study's constants: {other}.")
     assert "; it is first at all 3375 choices of the constants. " in first  # equal costs: the grid says so, no more
 
 

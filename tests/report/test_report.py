@@ -100,14 +100,15 @@ def test_figures_have_an_accessible_name_and_hover_texts(full):
 
 def test_the_findings_are_the_truth(full):
     findings = " ".join(full[1]["headline"])
-    assert "gains most on operator" in findings
-    assert "tied with" in findings
-    assert re.search(r"oft forgets [\d.]+ points .* less than lora", findings)
-    assert "wrecked most" in findings
-    assert "oft trains the fewest parameters" in findings
+    assert "Best in gain on operator: one of lora, oft and " in findings
+    assert "worse than the highest: wrecked." in findings
+    assert "2 of 4 arms forget (mean retention worse than the pretrained model's): lora and wrecked" in findings
+    assert re.search(r"the lowest wrecked at \N{MINUS SIGN}8\d\.\d points \[", findings)
+    assert "undecided: oft and " in findings
+    assert "trains the fewest parameters" in findings
     assert "1 of 11 runs is missing" not in findings
     assert "1 of 11 runs are missing or failed" in findings
-    assert "one seed" in findings
+    assert "Answers on operator that could not be scored" in findings
 
 
 def test_what_is_missing_is_on_the_page(full):
@@ -116,7 +117,6 @@ def test_what_is_missing_is_on_the_page(full):
         "1 failed",
         "1 refused",
         "no answer in the output",
-        "1 seed: items only",
         "Test CPU",
         "0123456789abcdef",
     ):
@@ -128,7 +128,9 @@ def test_the_summary_is_the_file_and_says_what_intervals_cover(full):
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     arms = {arm["label"]: arm for arm in summary["targets"][0]["arms"]}
     assert arms["lora"]["gain"]["delta"]["covers"] == "seeds and items"
-    assert arms[HOSTILE]["gain"]["delta"]["covers"] == "items only"
+    assert arms[HOSTILE]["gain"]["delta"]["covers"] == "items, and the seed spread of other arms"
+    judged = arms[HOSTILE]["gain_judged"]
+    assert (judged["verdict"], judged["about"]) == ("undecided", "the method")
     assert arms["lora"]["costs"]["training_speed"]["value"] == pytest.approx(2500)
     assert arms["lora"]["costs"]["latency_ratio"]["value"] == pytest.approx(1.05)
     assert arms["oft"]["retention_mean"]["low"] < arms["oft"]["retention_mean"]["value"]
@@ -197,11 +199,27 @@ def test_an_output_that_cannot_be_written_is_a_user_error(tmp_path):
         build_report(study.store, study.view, tmp_path / "file" / "out", draws=20)
 
 
-def test_equal_arms_are_said_to_be_tied(tmp_path):
+def test_equal_arms_are_undecided_with_what_would_have_been_found(tmp_path):
     study = build_synthetic(tmp_path / "runs", [Truth(name, forget=0.0) for name in "abc"], items=100)
     found = headline(analyze_study(study.store, study.view, draws=300))
-    assert found[0].startswith("All 3 arms are tied on the gain on operator")
-    assert found[1].startswith("No arm forgets significantly")
+    assert re.match(
+        r"a, b and c are undecided in gain on operator \(.*; a difference of [\d.]+ would be found\)", found[0]
+    )
+    assert not any("worse than the pretrained model's" in text for text in found)
+
+
+def test_one_seed_is_one_run(tmp_path):
+    truths = [Truth("a", gain=0.5, seeds=(0,)), Truth("b", gain=0.0, forget=-0.5, seeds=(0,))]
+    study = build_synthetic(tmp_path / "runs", truths, items=200, corpus=False)
+    summary = build_report(study.store, study.view, tmp_path / "out", draws=50)
+    gain, forget, keeps, *_ = summary["headline"]
+    assert gain.startswith("Best in gain on operator: this run of a (+")
+    assert forget.startswith("In these runs, 1 of 2 arms forget")
+    assert keeps.startswith("Best in mean retention: this run of a (")
+    arms = summary["targets"][0]["arms"]
+    assert {arm["gain"]["delta"]["covers"] for arm in arms} == {"items only"}
+    assert {arm["gain_judged"]["about"] for arm in arms} == {"this run"}
+    assert "1 seed: this run" in (tmp_path / "out" / "index.html").read_text()
 
 
 def test_labels_do_not_cover_each_other_or_the_marks():
@@ -240,7 +258,7 @@ def test_markup_escapes_what_is_not_markup():
 def test_importing_the_report_is_light():
     code = (
         "import sys, peft_arena.report.build, peft_arena.analyze.study;"
-        "print({'torch', 'matplotlib', 'polars', 'plotly', 'scipy'} & set(sys.modules))"
+        "print({'torch', 'matplotlib', 'polars', 'plotly', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()", done.stderr

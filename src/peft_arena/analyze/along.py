@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from peft_arena.analyze.effects import ArmEffects, arm_effects
+from peft_arena.analyze.effects import ArmEffects, Spreads, arm_effects
 from peft_arena.analyze.evidence import Evidence
-from peft_arena.analyze.paired import Resamples
 
 
 @dataclass(frozen=True, eq=False)
@@ -18,14 +17,17 @@ class TrainingPoint:
     effects: ArmEffects
 
 
-def along_training(evidence: Evidence, arm: ArmEffects, resamples: Resamples) -> tuple[TrainingPoint, ...]:
-    """Return the arm at its evaluated save points, the last one included; empty if only the last was evaluated."""
+def along_training(evidence: Evidence, arm: ArmEffects, spreads: Spreads) -> tuple[TrainingPoint, ...]:
+    """Return the arm at its evaluated save points, the last one included; empty if only the last was evaluated.
+
+    How far trainings lie apart is taken from their ends.
+    """
     earlier = arm.evidence.along
     if not earlier:
         return ()
     ends = [run.training.steps for run in arm.evidence.runs if run.training is not None and run.evaluations]
     points = [
-        TrainingPoint(point.step, arm_effects(evidence, replace(arm.evidence, scores=point.scores), resamples))
+        TrainingPoint(point.step, arm_effects(evidence, replace(arm.evidence, scores=point.scores), spreads))
         for point in earlier
     ]
     return (*points, TrainingPoint(sum(ends) / len(ends), arm)) if ends else tuple(points)

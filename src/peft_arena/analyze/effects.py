@@ -5,13 +5,16 @@ Differences are tuned minus base, turned so that positive is better; fractions a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, TaskInfo
-from peft_arena.analyze.paired import Contrast, Estimate, Resamples, Scores, difference, estimate, mean_of
+from peft_arena.analyze.paired import Contrast, Scores, difference, mean_of, share_kept
+from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
 from peft_arena.core.specs import EvalSpec
 
 POINTS, SHARE = "points", "share"
@@ -30,6 +33,8 @@ class TaskEffect:
     """Oriented difference, in points for fractions and in the task's own unit otherwise."""
     kept: Estimate | None
     """Share of the base score above chance that is left; None where that has no meaning."""
+    contrast: Contrast | None = None
+    """What ``delta`` was estimated from."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,8 @@ class ArmEffects:
     """Mean oriented difference over all retention tasks that are fractions, each with the same weight, in points."""
     mean_missing: str
     """Why there is no mean; empty where there is one."""
+    mean_contrast: Contrast | None = None
+    """What ``mean`` was estimated from."""
 
     @property
     def label(self) -> str:
@@ -62,10 +69,68 @@ def unit_of(task: TaskInfo) -> str:
     return POINTS if task.is_fraction else task.unit
 
 
-def oriented(task: TaskInfo, left: Scores, right: Scores, resamples: Resamples) -> Contrast | None:
+def _turn(task: TaskInfo) -> float:
+    """Return what a difference of scores is multiplied with, to be in its unit and positive where left is better."""
+    return task.sign * (100.0 if task.is_fraction else 1.0)
+
+
+def oriented(task: TaskInfo, left: Scores, right: Scores) -> Contrast | None:
     """Return left minus right on a task, positive where left is better, in :func:`unit_of` the task."""
-    found = difference(left, right, resamples, task.spec.id)
-    return None if found is None else found.turned(task.sign * (100.0 if task.is_fraction else 1.0))
+    found = difference(left, right, task.spec.id, fraction=task.is_fraction)
+    return None if found is None else found.times(_turn(task))
+
+
+class Spreads:
+    """How far trainings of a target's arms lie apart, on each task and on mean retention."""
+
+    def __init__(self, evidence: Evidence, arms: Sequence[ArmEvidence]) -> None:
+        """Refer to the arms of one target."""
+        self._evidence = evidence
+        self._arms = arms
+        self._known: dict[str, Pooled] = {}
+        """By evaluation id; under the empty name that of mean retention."""
+
+    def runs_on(self, task: TaskInfo) -> dict[str, dict[int, float]]:
+        """Return the value of each run on a task by arm and seed, in the unit of its differences."""
+        found = {arm.arm.label: arm.scores.get(task.spec.id) for arm in self._arms}
+        return {label: _by_seed(scores, _turn(task)) for label, scores in found.items() if scores is not None}
+
+    def retention_runs(self) -> dict[str, dict[int, float]]:
+        """Return the mean over the retention tasks that are fractions of each run, by arm and seed, in points."""
+        tasks = _averaged(self._evidence)
+        found = {}
+        for arm in self._arms:
+            each = [self.runs_on(task).get(arm.arm.label, {}) for task in tasks]
+            seeds = complete_seeds(self._evidence, arm)
+            if each and seeds:
+                means = {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
+                found[arm.arm.label] = {seed: value for seed, value in means.items() if np.isfinite(value)}
+        return found
+
+    def of_task(self, task: TaskInfo) -> Pooled:
+        """Return the spread of all arms on a task."""
+        if task.spec.id not in self._known:
+            self._known[task.spec.id] = pooled(self.runs_on(task))
+        return self._known[task.spec.id]
+
+    def of_retention(self) -> Pooled:
+        """Return the spread of all arms in mean retention."""
+        if "" not in self._known:
+            self._known[""] = pooled(self.retention_runs())
+        return self._known[""]
+
+    def declared(self, axis: str, sides: int) -> SeedSpread | None:
+        """Return what the study declares of an axis, for one run or a difference of two; None where it says nothing."""
+        seed_sd = self._evidence.view.seed_sd
+        if seed_sd is None:
+            return None
+        sd = seed_sd.target if axis == "gain" else seed_sd.retention
+        return SeedSpread(sides * sd**2, np.inf if seed_sd.runs is None else float(seed_sd.runs - 1))
+
+
+def _by_seed(scores: Scores, factor: float) -> dict[int, float]:
+    means = zip(scores.seeds, scores.means(), strict=True)
+    return {seed: float(factor * value) for seed, value in means if seed is not None and np.isfinite(value)}
 
 
 def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
@@ -81,40 +146,52 @@ def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
         "unit": found.unit,
         "seeds": found.seeds,
         "items": found.items,
+        "groups": found.units,
         "left_out": found.left_out,
-        "covers": "items only" if found.seeds == 1 else "seeds and items",
+        "unscored_share": found.unscored,
+        "holds_for_any_unscored": found.bounded,
+        "covers": found.covers,
+        "no_interval": found.missing or None,
     }
 
 
-def arm_effects(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -> ArmEffects:
+def arm_effects(evidence: Evidence, arm: ArmEvidence, spreads: Spreads) -> ArmEffects:
     """Return the gain and the retention of one arm."""
     retention = [
         effect
         for spec in evidence.view.retention
-        if (effect := _task_effect(evidence, arm, spec, resamples)) is not None
+        if (effect := _task_effect(evidence, arm, spec, spreads, "")) is not None
     ]
-    contrast, missing = _mean_contrast(evidence, arm, resamples)
+    contrast, missing = _mean_contrast(evidence, arm)
+    mean = None
+    if contrast is not None:
+        declared = spreads.declared("retention", 1)
+        mean = estimate(contrast, POINTS, spread=spreads.of_retention().of_run(arm.arm.label), declared=declared)
     return ArmEffects(
         evidence=arm,
-        gain=_task_effect(evidence, arm, arm.arm.target, resamples),
+        gain=_task_effect(evidence, arm, arm.arm.target, spreads, "gain"),
         retention=tuple(retention),
-        mean=None if contrast is None else estimate(contrast, resamples, POINTS),
+        mean=mean,
         mean_missing=missing,
+        mean_contrast=contrast,
     )
+
+
+def _averaged(evidence: Evidence) -> list[TaskInfo]:
+    """Return the retention tasks that go into the mean."""
+    found = (evidence.tasks.get(spec.id) for spec in evidence.view.retention)
+    return [task for task in found if task is not None and task.is_fraction]
 
 
 def complete_seeds(evidence: Evidence, arm: ArmEvidence) -> tuple[int, ...]:
     """Return the seeds of an arm that answered every fraction task of the retention set."""
-    tasks = [task for spec in evidence.view.retention if (task := evidence.tasks.get(spec.id)) and task.is_fraction]
-    scores = [arm.scores.get(task.spec.id) for task in tasks]
+    scores = [arm.scores.get(task.spec.id) for task in _averaged(evidence)]
     return tuple(
-        seed for seed in arm.arm.seeds if tasks and all(score is not None and seed in score.seeds for score in scores)
+        seed for seed in arm.arm.seeds if scores and all(score is not None and seed in score.seeds for score in scores)
     )
 
 
-def retention_contrast(
-    evidence: Evidence, left: ArmEvidence, right: ArmEvidence | None, resamples: Resamples
-) -> Contrast | None:
+def retention_contrast(evidence: Evidence, left: ArmEvidence, right: ArmEvidence | None) -> Contrast | None:
     """Return the mean over the retention tasks that are fractions of left minus right (None: minus base), in points.
 
     Only seeds with every task are used, so that all tasks of the mean have the same seeds.
@@ -123,32 +200,25 @@ def retention_contrast(
         seed for seed in complete_seeds(evidence, left) if right is None or seed in complete_seeds(evidence, right)
     ]
     parts = []
-    for spec in evidence.view.retention:
-        task = evidence.tasks.get(spec.id)
-        if task is None or not task.is_fraction:
-            continue
-        other = evidence.base_scores.get(spec.id) if right is None else right.scores.get(spec.id)
+    for task in _averaged(evidence):
+        key = task.spec.id
+        other = evidence.base_scores.get(key) if right is None else right.scores.get(key)
         if not seeds or other is None:
             return None
-        mine = left.scores[spec.id]
-        part = oriented(task, _only(mine, seeds), other if right is None else _only(other, seeds), resamples)
+        part = oriented(task, left.scores[key].take(seeds), other if right is None else other.take(seeds))
         if part is None or part.seeds != tuple(seeds):
             return None
         parts.append(part)
     return mean_of(parts)
 
 
-def _only(scores: Scores, seeds: list[int]) -> Scores:
-    return scores if list(scores.seeds) == seeds else scores.take(seeds)
-
-
-def _mean_contrast(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -> tuple[Contrast | None, str]:
+def _mean_contrast(evidence: Evidence, arm: ArmEvidence) -> tuple[Contrast | None, str]:
     """Return the mean retention of an arm, or why there is none."""
     retention = evidence.view.retention
     unknown = [evidence.labels[spec.id] for spec in retention if spec.id not in evidence.tasks]
     if unknown:
         return None, f"no run was evaluated on {', '.join(unknown)}"
-    tasks = [evidence.tasks[spec.id] for spec in retention if evidence.tasks[spec.id].is_fraction]
+    tasks = _averaged(evidence)
     if not tasks:
         return None, "no retention task is a fraction"
     without = [task.label for task in tasks if task.spec.id not in evidence.base_scores]
@@ -159,11 +229,14 @@ def _mean_contrast(evidence: Evidence, arm: ArmEvidence, resamples: Resamples) -
         return None, f"not evaluated on {', '.join(lacking)}"
     if not complete_seeds(evidence, arm):
         return None, "no seed was evaluated on every retention task"
-    found = retention_contrast(evidence, arm, None, resamples)
+    found = retention_contrast(evidence, arm, None)
     return found, "" if found is not None else "a task has no answer that both models' runs scored"
 
 
-def _task_effect(evidence: Evidence, arm: ArmEvidence, spec: EvalSpec, resamples: Resamples) -> TaskEffect | None:
+def _task_effect(
+    evidence: Evidence, arm: ArmEvidence, spec: EvalSpec, spreads: Spreads, axis: str
+) -> TaskEffect | None:
+    """Return an arm's effect on a task; ``axis``: for which of the study's axes it is declared how runs spread."""
     task = evidence.tasks.get(spec.id)
     if task is None:
         return None
@@ -172,17 +245,19 @@ def _task_effect(evidence: Evidence, arm: ArmEvidence, spec: EvalSpec, resamples
         return TaskEffect(task, None if base is None else _finite(base.means()), None, None, None)
     if base is None:
         return TaskEffect(task, None, _finite(mine.means()), None, None)
-    found = oriented(task, mine, base, resamples)
+    found = oriented(task, mine, base)
     if found is None:
         return TaskEffect(task, _finite(base.means()), _finite(mine.means()), None, None)
-    paired = base.take(list(found.seeds))  # type: ignore[arg-type]
+    paired = base.take([seed for seed in found.seeds if seed is not None])
     used = mine.scored & paired.scored
+    declared = spreads.declared(axis, 1) if axis else None
     return TaskEffect(
         task=task,
         base=_finite(paired.means(used)),
         tuned=_finite(mine.means(used)),
-        delta=estimate(found, resamples, unit_of(task)),
-        kept=_kept(task, mine, base, resamples),
+        delta=estimate(found, unit_of(task), spread=spreads.of_task(task).of_run(arm.arm.label), declared=declared),
+        kept=_kept(task, mine, base),
+        contrast=found,
     )
 
 
@@ -191,7 +266,7 @@ def _finite(means: np.ndarray) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _kept(task: TaskInfo, mine: Scores, base: Scores, resamples: Resamples) -> Estimate | None:
+def _kept(task: TaskInfo, mine: Scores, base: Scores) -> Estimate | None:
     """Share of the base score above chance that is left: (tuned - chance) / (base - chance).
 
     Defined for fractions where higher is better, with a chance level that the base beats by more than two standard
@@ -199,21 +274,5 @@ def _kept(task: TaskInfo, mine: Scores, base: Scores, resamples: Resamples) -> E
     """
     if not task.is_fraction or task.better != "higher" or task.chance is None:
         return None
-    seeds = [seed for seed in mine.seeds if seed is not None]
-    paired = base.take(seeds)
-    used = mine.scored & paired.scored
-    old = resamples.means(base, seeds, used, task.spec.id) - task.chance
-    above = paired.means(used) - task.chance
-    if np.any(above <= 2 * np.nanstd(old, axis=0)) or np.any(above <= 0):
-        return None
-    new = resamples.means(mine, seeds, used, task.spec.id) - task.chance
-    with np.errstate(invalid="ignore", divide="ignore"):
-        matrix = np.where(old > 0, new / old, np.nan)
-    contrast = Contrast(
-        seeds=tuple(seeds),
-        per_seed=(mine.means(used) - task.chance) / above,
-        matrix=matrix,
-        items=int(used.any(axis=0).sum()),
-        left_out=0,
-    )
-    return estimate(contrast, resamples, SHARE)
+    found = share_kept(mine, base, task.chance, task.spec.id)
+    return None if found is None else estimate(found, SHARE)

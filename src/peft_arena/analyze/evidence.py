@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from peft_arena.analyze.paired import Scores
 from peft_arena.analyze.view import Arm, StudyView
@@ -54,6 +55,8 @@ class TaskInfo:
     chance: float | None
     items: int
     """Different items asked of any run."""
+    units: int
+    """Units among them: groups of items that share a passage or a template, else items."""
     card: Mapping[str, Any]
 
     @property
@@ -186,7 +189,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
             )
             for arm, runs in read_arms
         ),
-        tasks={key: task_info(specs[key], labels[key], records[key][0], len(columns[key])) for key in columns},
+        tasks={key: task_info(specs[key], labels[key], records[key][0], columns[key]) for key in columns},
         labels=labels,
         gaps=tuple(gaps),
     )
@@ -348,18 +351,39 @@ def _keys(items: Iterable[ItemRecord]) -> list[tuple[str, int]]:
     return keys
 
 
-def columns_of(records: Iterable[EvaluationRecord]) -> dict[tuple[str, int], int]:
-    """Number the different items of some evaluations of one task, in the order they were first asked."""
-    columns: dict[tuple[str, int], int] = {}
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """The different items of some evaluations of one task, and the units they belong to."""
+
+    places: Mapping[tuple[str, int], int]
+    """Item to its column."""
+    units: NDArray[np.intp] | None
+    """Unit of each column; None where no two items share one."""
+
+    def __len__(self) -> int:
+        """Return how many items there are."""
+        return len(self.places)
+
+
+def columns_of(records: Iterable[EvaluationRecord]) -> Columns:
+    """Number the different items of some evaluations of one task, in the order they were first asked.
+
+    Records made before items knew their groups say nothing of them: one record that does is enough.
+    """
+    places: dict[tuple[str, int], int] = {}
+    groups: dict[tuple[str, int], str] = {}
     for record in records:
-        for key in _keys(record.items):
-            columns.setdefault(key, len(columns))
-    return columns
+        for key, item in zip(_keys(record.items), record.items, strict=True):
+            places.setdefault(key, len(places))
+            if item.group:
+                groups.setdefault(key, item.group)
+    if not groups:
+        return Columns(places, None)
+    names: dict[object, int] = {}
+    return Columns(places, np.array([names.setdefault(groups.get(key, key), len(names)) for key in places]))
 
 
-def scores_of(
-    records: Sequence[tuple[int | None, EvaluationRecord]], columns: Mapping[tuple[str, int], int], metric: str = ""
-) -> Scores:
+def scores_of(records: Sequence[tuple[int | None, EvaluationRecord]], columns: Columns, metric: str = "") -> Scores:
     """Return the scores of some evaluations of one task by seed; None stands for the base model's one run.
 
     Args:
@@ -370,16 +394,16 @@ def scores_of(
     values = np.full((len(records), len(columns)), np.nan)
     weights = np.zeros((len(records), len(columns)))
     for row, (_, record) in enumerate(records):
-        places = [columns[key] for key in _keys(record.items)]
+        places = [columns.places[key] for key in _keys(record.items)]
         parts = [item.others.get(metric, (None, 1.0)) if metric else (item.value, item.weight) for item in record.items]
         values[row, places] = [np.nan if value is None else value for value, _ in parts]
         weights[row, places] = [weight for _, weight in parts]
-    return Scores(tuple(seed for seed, _ in records), values, weights)
+    return Scores(tuple(seed for seed, _ in records), values, weights, columns.units)
 
 
 def all_scores(
     runs: Sequence[tuple[int | None, Mapping[str, EvaluationRecord]]],
-    columns: Mapping[str, Mapping[tuple[str, int], int]],
+    columns: Mapping[str, Columns],
 ) -> dict[str, Scores]:
     """Return the scores of some runs, given by seed, on every task that one of them answered."""
     return {
@@ -389,9 +413,7 @@ def all_scores(
     }
 
 
-def _save_points(
-    runs: Sequence[RunEvidence], columns: Mapping[str, Mapping[tuple[str, int], int]]
-) -> tuple[SavePoint, ...]:
+def _save_points(runs: Sequence[RunEvidence], columns: Mapping[str, Columns]) -> tuple[SavePoint, ...]:
     """Put the evaluations of an arm's save points together: the first of every seed, the second, and so on.
 
     The seeds of an arm have as many save points each, but their steps may differ where a budget of tokens does.
@@ -411,7 +433,7 @@ def _save_points(
     )
 
 
-def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, items: int) -> TaskInfo:
+def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, columns: Columns) -> TaskInfo:
     """Describe a task from its card; the headline is the card's first metric, or the record's where there is none."""
     card = record.card
     metrics = card.get("metrics") or [
@@ -426,6 +448,7 @@ def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, items: int) 
         unit=headline["unit"],
         better=headline["better"],
         chance=card.get("chance"),
-        items=items,
+        items=len(columns),
+        units=len(columns) if columns.units is None else int(columns.units.max()) + 1,
         card=card,
     )

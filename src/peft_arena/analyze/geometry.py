@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from peft_arena.analyze.correlate import OUTCOMES, Correlation, Point, correlate, least_p
+from peft_arena.analyze.correlate import Correlation, Point, correlate
 from peft_arena.analyze.effects import ArmEffects, oriented, retention_contrast, unit_of
 from peft_arena.analyze.evidence import Evidence, Gap, RunEvidence
-from peft_arena.analyze.paired import Contrast, Resamples
+from peft_arena.analyze.paired import Contrast
 from peft_arena.analyze.profiles import Profile, by_kind, kind_of, mean_profile, module_profiles, window_of
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
@@ -188,8 +188,6 @@ class TargetGeometry:
     arms: tuple[ArmGeometry, ...]
     correlations: tuple[Correlation, ...] = ()
     gain_unit: str = ""
-    seed: int = 0
-    """Of the bootstrap and the permutations."""
 
     @property
     def runs(self) -> tuple[RunGeometry, ...]:
@@ -217,17 +215,7 @@ class TargetGeometry:
     @property
     def looked_at(self) -> int:
         """How many quantities were correlated with forgetting or with the gain."""
-        return len({found.metric for found in self.correlations if found.pearson is not None})
-
-    @property
-    def least_p(self) -> float | None:
-        """Least corrected p-value that any quantity could have had; None without p-values.
-
-        It is that of a perfect correlation: few arms have few permutations, and the correction multiplies.
-        """
-        tested = [found for found in self.correlations if found.pearson is not None and found.pearson.p is not None]
-        arms = {outcome: [found.arms for found in tested if found.outcome == outcome] for outcome in OUTCOMES}
-        return min((min(1.0, len(each) * least_p(max(each))) for each in arms.values() if each), default=None)
+        return len({found.metric for found in self.correlations if found.value is not None})
 
     def summary(self) -> dict[str, Any]:
         """Return JSON values: every arm's means and every correlation."""
@@ -243,7 +231,6 @@ class TargetGeometry:
             ],
             "correlations": [asdict(found) for found in self.correlations],
             "looked_at": self.looked_at,
-            "seed": self.seed,
         }
 
 
@@ -277,7 +264,7 @@ def make_run(
 
 
 def read_geometry(
-    store: Store, evidence: Evidence, arms: Sequence[ArmEffects], seed: int
+    store: Store, evidence: Evidence, arms: Sequence[ArmEffects]
 ) -> tuple[TargetGeometry | None, tuple[Gap, ...]]:
     """Read the geometry of all arms of a target at their final points.
 
@@ -285,7 +272,6 @@ def read_geometry(
         store: where the records are.
         evidence: everything else that is known of the study.
         arms: of one target.
-        seed: seeds the bootstrap and the permutations of the correlations.
 
     Returns:
         None where the study asks for none or nothing is there yet; and what is missing.
@@ -306,11 +292,11 @@ def read_geometry(
             forgetting = None if kept is None else -kept
             runs.append(make_run(arm.label, run.spec.run_id, run.spec.seed, records, absent, gain, forgetting))
         found.append(ArmGeometry(arm.label, place, tuple(runs)))
-    geometry = TargetGeometry(tuple(found), gain_unit=unit, seed=seed)
+    geometry = TargetGeometry(tuple(found), gain_unit=unit)
     if not geometry.runs:
         return None, tuple(gaps)
-    correlations = correlate(points_of(geometry), geometry.metrics, seed=seed)
-    return TargetGeometry(geometry.arms, correlations, unit, seed), tuple(gaps)
+    correlations = correlate(points_of(geometry), geometry.metrics)
+    return TargetGeometry(geometry.arms, correlations, unit), tuple(gaps)
 
 
 def points_of(geometry: TargetGeometry) -> list[Point]:
@@ -374,11 +360,10 @@ class _Outcomes(NamedTuple):
 
 def _outcomes(evidence: Evidence, arm: ArmEffects) -> _Outcomes:
     """Return gain and mean retention of every seed, by the same contrasts as the arm's own."""
-    resamples = Resamples(np.random.default_rng(0), 2)  # only the estimates of single seeds are used
     target = arm.evidence.arm.target.id
     task, mine, base = evidence.tasks.get(target), arm.evidence.scores.get(target), evidence.base_scores.get(target)
-    gain = None if task is None or mine is None or base is None else oriented(task, mine, base, resamples)
-    kept = None if arm.mean is None else retention_contrast(evidence, arm.evidence, None, resamples)
+    gain = None if task is None or mine is None or base is None else oriented(task, mine, base)
+    kept = None if arm.mean is None else retention_contrast(evidence, arm.evidence, None)
     return _Outcomes(_by_seed(gain), _by_seed(kept), "" if task is None else unit_of(task))
 
 

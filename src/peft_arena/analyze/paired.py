@@ -1,52 +1,32 @@
-"""Paired differences of scores over seeds × items, with intervals from a crossed bootstrap.
+"""Scores over seeds × items, and what can be asked of them: differences and levels, linearised unit by unit.
 
 The design. An arm has one run per seed, and every run answers the same items; the base model has one run that answers
 those items too. Seeds and items are both samples of something larger, and they are crossed, not nested: the same items
-return under every seed. Each draw therefore takes seeds with replacement and, independently, items with replacement,
-the same items for every seed (the "pigeonhole" bootstrap: Owen, 2007, Annals of Applied Statistics 1(2)).
+return under every seed. Items that share a passage or a template are one *unit*: they are not independent evidence, so
+every error is computed over units (Owen 2007, Annals of Applied Statistics 1(2); Miller 2024, arXiv 2411.00640).
 
-The estimate is the plain one: for each seed the difference of two weighted means over the pairs both sides scored, and
+An estimate is the plain one: for each seed the difference of two weighted means over the pairs both sides scored, and
 the mean of these over seeds. A weighted mean is a ratio, sum(weight * value) / sum(weight), so that cross-entropy per
-token and instruction-level accuracies are right.
-
-The interval is the percentile interval of the draws, scaled about the estimate in two ways, because with two to five
-seeds the raw one is wrong in both directions (the table is the share of 95 % intervals that held the truth, and their
-width over the ideal width; 3 seeds, 200 items, 400 to 500 simulated studies):
-
-======================  ============  ============
-what varies             raw           as here
-======================  ============  ============
-mostly seeds            0.79, 0.75    0.92, 1.61
-seeds and items         0.95, 1.00    0.94, 1.01
-mostly items            0.97, 1.02    0.95, 1.00
-noise per seed × item   0.99, 1.50    0.96, 1.26
-======================  ============  ============
-
-With two seeds and mostly variance between seeds the share is 0.87, with five 0.92: few seeds stay few.
-
-1. *Width.* Resampling S seeds loses the factor (S-1)/S of their variance, and crossing counts the noise of a single
-   answer three times. The draws are scaled to the variance of the two-way random-effects decomposition.
-2. *Few seeds.* The scale is multiplied by t/z with Satterthwaite's (1946) degrees of freedom.
-
-With one seed both scales are next to one and the interval is the plain percentile bootstrap over items: it then says
-nothing about the spread over seeds, and :attr:`Estimate.seeds` is 1 so that a report can say so.
+token and instruction-level accuracies are right. Its linearisation (Cochran 1977, Sampling Techniques, section 6.4)
+says what each unit adds to it about its mean, its *pull*: pulls sum to zero, and their squares give the variance. Means
+over tasks, shares and differences of differences are linear in pulls, so that one way of computing errors
+(:mod:`peft_arena.analyze.estimate`) serves them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from peft_arena.core.ids import seed_for
-
 Array = NDArray[np.float64]
-LEVEL = 0.95
-"""Coverage every interval aims at."""
-_CHUNK = 4_000_000
+Mask = NDArray[np.bool_]
+MANY_UNSCORED = 0.01
+"""Share of answers without a score above which bounds are computed: all of them wrong, all of them right."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,19 +41,27 @@ class Scores:
     values: Array
     """Shape (seeds, items), in the task's unit; NaN where an answer could not be scored."""
     weights: Array
-    """Shape (seeds, items), units behind each value; 0 where the item was not asked."""
+    """Shape (seeds, items), weight of each value; 0 where the item was not asked."""
+    units: NDArray[np.intp] | None = None
+    """Shape (items,): number of the unit each item belongs to; None: each item is a unit of its own."""
 
-    @property
-    def scored(self) -> NDArray[np.bool_]:
+    @cached_property
+    def scored(self) -> Mask:
         """Where there is a value to use, shape (seeds, items)."""
         return np.asarray(np.isfinite(self.values) & (self.weights > 0), dtype=np.bool_)
 
     def take(self, seeds: Sequence[int]) -> Scores:
         """Return the rows of some seeds, in that order; the base model's row is repeated."""
+        if tuple(seeds) == self.seeds:
+            return self
         rows = [0 if self.seeds == (None,) else self.seeds.index(seed) for seed in seeds]
-        return Scores(tuple(seeds), self.values[rows], self.weights[rows])
+        return Scores(tuple(seeds), self.values[rows], self.weights[rows], self.units)
 
-    def means(self, mask: NDArray[np.bool_] | None = None) -> Array:
+    def times(self, factor: float) -> Scores:
+        """Return the scores times a number."""
+        return replace(self, values=self.values * factor)
+
+    def means(self, mask: Mask | None = None) -> Array:
         """Return the weighted mean of each row over its scored items, shape (seeds,); NaN where there are none."""
         used = self.scored if mask is None else mask & self.scored
         weights = np.where(used, self.weights, 0.0)
@@ -81,135 +69,128 @@ class Scores:
             return np.asarray((weights * np.nan_to_num(self.values)).sum(axis=1) / weights.sum(axis=1))
 
 
+class Pulls(NamedTuple):
+    """The weighted mean of each row over some items, and what each item adds to it."""
+
+    means: Array
+    """Shape (seeds,)."""
+    items: Array
+    """Shape (seeds, items): weight * (value - mean) / sum of weights; rows sum to zero."""
+
+
+def pulls_of(scores: Scores, used: Mask) -> Pulls:
+    """Linearise the weighted means of the used items; each row needs at least one."""
+    weights = np.where(used, scores.weights, 0.0)
+    values = np.where(used, scores.values, 0.0)
+    totals = weights.sum(axis=1, keepdims=True)
+    means = (weights * values).sum(axis=1, keepdims=True) / totals
+    return Pulls(means[:, 0], weights * np.where(used, values - means, 0.0) / totals)
+
+
 @dataclass(frozen=True, eq=False)
-class Estimate:
-    """A difference (or another contrast) with its interval, and what it was computed from."""
+class Part:
+    """What one task contributes to a contrast, for each seed."""
 
-    value: float
-    low: float | None
-    """Lower end of the 95 % interval; None where fewer than two items give no interval."""
-    high: float | None
-    stderr: float | None
-    p: float | None
-    """Two-sided p-value against zero, from Student's t with the interval's degrees of freedom."""
-    unit: str
-    seeds: int
-    """Seeds used; with 1 the interval covers items only."""
+    task: str
+    """Id of the evaluation; the same units return in every part of the same task."""
+    per_seed: Array
+    """Shape (seeds,)."""
+    pulls: Array
+    """Shape (seeds, units of the task): what each unit adds to ``per_seed``; 0 for units that were not used."""
+    answer_variance: float
+    """Variance of the mean over seeds if all answers were independent: beside that over units it says how alike the
+    items of a unit, and the answers of all seeds to an item, are."""
+    units: int
+    """Units used in at least one seed."""
     items: int
-    """Items used in at least one seed, summed over tasks."""
-    left_out: int = 0
-    """Answers (seed × item) left out because one side was not asked or could not be scored."""
-    draws: Array = field(default_factory=lambda: np.empty(0), repr=False)
-    """Bootstrap draws scaled like the interval (without t/z), shape (draws,); joint statements are made from these."""
+    """Items used in at least one seed."""
+    answers: int
+    """Answers (seed × item) used."""
+    kind: Literal["difference", "level", "other"] = "other"
+    """A difference of two means of fractions, one such mean, or anything else."""
+    scale: float = 1.0
+    """What a difference of 1 is worth, so that the bounds of fractions are known."""
+    low: float = -np.inf
+    """Least that is possible."""
+    high: float = np.inf
+    """Most that is possible."""
 
-    def scaled(self, factor: float, unit: str) -> Estimate:
-        """Return the estimate times a number, for example 100 for points; a negative one turns it over."""
-        ends = [end * factor for end in (self.low, self.high) if end is not None]
+    def times(self, factor: float) -> Part:
+        """Return the part times a number; a negative one turns it over."""
+        ends = sorted((self.low * factor, self.high * factor))
         return replace(
             self,
-            value=self.value * factor,
-            low=min(ends) if ends else None,
-            high=max(ends) if ends else None,
-            stderr=None if self.stderr is None else self.stderr * abs(factor),
-            unit=unit,
-            draws=self.draws * factor,
+            per_seed=self.per_seed * factor,
+            pulls=self.pulls * factor,
+            answer_variance=self.answer_variance * factor**2,
+            scale=self.scale * abs(factor),
+            low=ends[0],
+            high=ends[1],
         )
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the uncorrected interval lies on one side of zero."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+    @cached_property
+    def pull(self) -> Array:
+        """Pull of each unit on the mean over seeds, shape (units of the task,)."""
+        return np.asarray(self.pulls.mean(axis=0))
 
 
-class Resamples:
-    """The draws of seeds and items, shared by every contrast of a study so that they can be combined draw by draw."""
+class Bounds(NamedTuple):
+    """A contrast with every answer that could not be scored counted against the left side, and for it."""
 
-    def __init__(self, rng: np.random.Generator, draws: int = 4000) -> None:
-        """Prepare ``draws`` resamples; all randomness comes from ``rng``, one named stream per task and seed set."""
-        self.draws = draws
-        self._root = int(rng.integers(2**31))
-        self._items: dict[tuple[str, int], NDArray[np.uint8]] = {}
-        self._seeds: dict[tuple[int | None, ...], Array] = {}
-        self._own: dict[tuple[str, int], tuple[Scores, Array]] = {}
-
-    def items(self, task: str, count: int) -> NDArray[np.uint8]:
-        """Return how often each item of a task is in each draw, shape (draws, count)."""
-        if (task, count) not in self._items:
-            rng = np.random.default_rng(seed_for(self._root, "items", task))
-            self._items[task, count] = _counts(rng, self.draws, count)
-        return self._items[task, count]
-
-    def seeds(self, seeds: tuple[int | None, ...]) -> Array:
-        """Return the share of each seed in each draw, shape (draws, seeds); equal seeds get equal draws."""
-        if seeds not in self._seeds:
-            rng = np.random.default_rng(seed_for(self._root, "seeds", *(str(seed) for seed in seeds)))
-            self._seeds[seeds] = _counts(rng, self.draws, len(seeds)) / len(seeds)
-        return self._seeds[seeds]
-
-    def means(self, scores: Scores, seeds: Sequence[int], used: NDArray[np.bool_], task: str) -> Array:
-        """Return the mean of some seeds over the used answers in each draw of items, shape (draws, seeds).
-
-        Means over all that an arm has scored are kept, since every comparison of the arm needs them.
-        """
-        if not np.array_equal(used, scores.take(seeds).scored):
-            return ratio_draws(scores.take(seeds), used, self, task)
-        key = (task, id(scores))
-        if key not in self._own:
-            self._own[key] = (scores, ratio_draws(scores, scores.scored, self, task))
-        rows = [0 if scores.seeds == (None,) else scores.seeds.index(seed) for seed in seeds]
-        return self._own[key][1][:, rows]
-
-
-def _counts(rng: np.random.Generator, draws: int, count: int) -> NDArray[np.uint8]:
-    """Draw ``count`` of ``count`` with replacement, ``draws`` times, as counts of shape (draws, count)."""
-    found = np.empty((draws, count), dtype=np.uint8)
-    step = max(1, _CHUNK // max(count, 1))
-    for start in range(0, draws, step):
-        rows = min(step, draws - start)
-        picked = rng.integers(0, count, size=(rows, count)) + np.arange(rows)[:, None] * count
-        found[start : start + rows] = np.bincount(picked.ravel(), minlength=rows * count).reshape(rows, count)
-    return found
-
-
-def ratio_draws(scores: Scores, mask: NDArray[np.bool_], resamples: Resamples, task: str) -> Array:
-    """Return the weighted mean of each seed in each draw of items, shape (draws, seeds); NaN for an empty draw."""
-    counts = resamples.items(task, scores.values.shape[1])
-    weights = np.where(mask, scores.weights, 0.0)
-    both = np.concatenate([weights * np.where(mask, np.nan_to_num(scores.values), 0.0), weights]).T
-    sums = np.empty((counts.shape[0], both.shape[1]))
-    step = max(1, _CHUNK // max(counts.shape[1], 1))
-    for start in range(0, counts.shape[0], step):
-        sums[start : start + step] = counts[start : start + step].astype(np.float64) @ both
-    seeds = len(scores.seeds)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return sums[:, :seeds] / sums[:, seeds:]
+    low: Contrast
+    high: Contrast
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """A quantity per seed, and the same quantity in every draw of items: what an interval is made from."""
+    """A quantity of the runs of some seeds, a sum of parts over tasks that share no item."""
 
     seeds: tuple[int | None, ...]
-    per_seed: Array
-    """Shape (seeds,)."""
-    matrix: Array
-    """Shape (draws, seeds)."""
-    items: int
-    left_out: int
+    parts: tuple[Part, ...]
+    left_out: int = 0
+    """Answers (seed × item) left out because one side was not asked or could not be scored."""
+    unscored: float = 0.0
+    """Largest share, over tasks, of asked answers that one side could not be scored on."""
+    bounds: Bounds | None = None
+    """Where more than :data:`MANY_UNSCORED` are unscored, and what the answers could have been worth is known."""
 
-    def turned(self, factor: float) -> Contrast:
-        """Return the contrast times a number."""
-        return replace(self, per_seed=self.per_seed * factor, matrix=self.matrix * factor)
+    @cached_property
+    def per_seed(self) -> Array:
+        """The quantity by seed, shape (seeds,)."""
+        return np.asarray(sum(part.per_seed for part in self.parts))
+
+    @property
+    def value(self) -> float:
+        """Mean over seeds."""
+        return float(self.per_seed.mean())
+
+    @property
+    def items(self) -> int:
+        """Items used, summed over tasks."""
+        return sum(part.items for part in self.parts)
+
+    @property
+    def units(self) -> int:
+        """Units used, summed over tasks."""
+        return sum(part.units for part in self.parts)
+
+    def times(self, factor: float) -> Contrast:
+        """Return the contrast times a number; a negative one turns it over."""
+        bounds = None
+        if self.bounds is not None:
+            ends = [end.times(factor) for end in self.bounds]
+            bounds = Bounds(*(ends if factor > 0 else reversed(ends)))
+        return replace(self, parts=tuple(part.times(factor) for part in self.parts), bounds=bounds)
 
 
-def difference(left: Scores, right: Scores, resamples: Resamples, task: str) -> Contrast | None:
+def difference(left: Scores, right: Scores, task: str, *, fraction: bool = False) -> Contrast | None:
     """Return left minus right on one task, paired by seed and item.
 
     Args:
         left: scores of an arm.
         right: scores of another arm, or of the base model; same columns as ``left``.
-        resamples: where the draws of items come from.
-        task: names the stream of items; the same for all contrasts of the task.
+        task: id of the evaluation.
+        fraction: whether the scores are means of values from 0 to 1, so that their bounds are known.
 
     Returns:
         None where the two share no seed, or some shared seed has no pair that both sides scored.
@@ -221,79 +202,141 @@ def difference(left: Scores, right: Scores, resamples: Resamples, task: str) -> 
     used = one.scored & other.scored
     if not used.any(axis=1).all():
         return None
-    asked = (one.weights > 0) | (other.weights > 0)
-    return Contrast(
-        seeds=tuple(seeds),
-        per_seed=one.means(used) - other.means(used),
-        matrix=resamples.means(left, seeds, used, task) - resamples.means(right, seeds, used, task),
-        items=int(used.any(axis=0).sum()),
-        left_out=int((asked & ~used).sum()),
-    )
+    either, both = (one.weights > 0) | (other.weights > 0), (one.weights > 0) & (other.weights > 0)
+    lost = both & ~used
+    share = float(lost.sum() / max(both.sum(), 1))
+    part = _difference_part(one, other, used, task, fraction)
+    if fraction and right.seeds == (None,):
+        low, high = _range_of(other, used)
+        part = replace(part, low=-high, high=1.0 - low)
+    elif fraction:
+        part = replace(part, low=-1.0, high=1.0)
+    bounds = None
+    if share > MANY_UNSCORED and fraction and _plain_fractions(one, other):
+        ends = [
+            _difference_part(_filled(one, lost, mine), _filled(other, lost, 1.0 - mine), used | lost, task, fraction)
+            for mine in (0.0, 1.0)
+        ]
+        bounds = Bounds(*(Contrast(tuple(seeds), (replace(end, low=-1.0, high=1.0),)) for end in ends))
+    return Contrast(tuple(seeds), (part,), int((either & ~used).sum()), share, bounds)
+
+
+def _difference_part(left: Scores, right: Scores, used: Mask, task: str, fraction: bool) -> Part:
+    one, other = pulls_of(left, used), pulls_of(right, used)
+    kind: Literal["difference", "other"] = "difference" if fraction else "other"
+    return _part(task, one.means - other.means, one.items - other.items, used, left.units, kind)
+
+
+def _part(
+    task: str,
+    per_seed: Array,
+    pulls: Array,
+    used: Mask,
+    units: NDArray[np.intp] | None,
+    kind: Literal["difference", "level", "other"],
+) -> Part:
+    """Collapse the pulls of items to those of their units."""
+    touched = used.any(axis=0)
+    items, answers = int(touched.sum()), int(used.sum())
+    alone = float((pulls**2).sum()) / len(pulls) ** 2 * items / max(items - 1, 1)
+    if units is None:
+        return Part(task, per_seed, pulls, alone, items, items, answers, kind)
+    count = int(units.max()) + 1
+    together = np.array([np.bincount(units, weights=row, minlength=count) for row in pulls], dtype=np.float64)
+    held = int(np.unique(units[touched]).size)
+    return Part(task, per_seed, together, alone, held, items, answers, kind)
+
+
+def _plain_fractions(*sides: Scores) -> bool:
+    """Say whether every value lies in [0, 1]: F1, correlations and means over parts have other values of items."""
+    return all(np.all((side.values[side.scored] >= 0) & (side.values[side.scored] <= 1)) for side in sides)
+
+
+def _filled(scores: Scores, lost: Mask, value: float) -> Scores:
+    """Return the scores with a value where there was none."""
+    empty = lost & ~scored_values(scores)
+    return Scores(scores.seeds, np.where(empty, value, scores.values), scores.weights, scores.units)
+
+
+def scored_values(scores: Scores) -> Mask:
+    """Return where a value is known, whatever its weight, shape (seeds, items)."""
+    return np.asarray(np.isfinite(scores.values), dtype=np.bool_)
+
+
+def _range_of(scores: Scores, used: Mask) -> tuple[float, float]:
+    """Return how low and how high a fraction may be in truth: Wilson's score interval at 99 %.
+
+    A difference from it lies between minus the upper and one minus the lower end. The measured value itself will not
+    do as a bound: it has an error, and near 0 and 1 the truth is often beyond it.
+    """
+    values = scores.means(used)
+    count = int(np.unique(scores.units[used.any(axis=0)]).size) if scores.units is not None else int(used.any(0).sum())
+    z2 = 2.5758**2 / count
+    lows, highs = [], []
+    for p in np.clip(values, 0.0, 1.0):
+        middle, half = (p + z2 / 2) / (1 + z2), np.sqrt(z2 * p * (1 - p) + z2**2 / 4) / (1 + z2)
+        lows.append(max(0.0, middle - half))
+        highs.append(min(1.0, middle + half))
+    return float(np.mean(lows)), float(np.mean(highs))
+
+
+def level(scores: Scores, task: str, *, fraction: bool = False) -> Contrast | None:
+    """Return the mean over seeds and items of one arm; None where a seed has no scored item.
+
+    Args:
+        scores: of the arm, or of the base model.
+        task: id of the evaluation.
+        fraction: whether the score is a mean of values from 0 to 1.
+    """
+    used = scores.scored
+    if not used.any(axis=1).all():
+        return None
+    found = pulls_of(scores, used)
+    part = _part(task, found.means, found.items, used, scores.units, "level" if fraction else "other")
+    if fraction:
+        part = replace(part, low=0.0, high=1.0)
+    asked = scores.weights > 0
+    seeds = tuple(0 if seed is None else seed for seed in scores.seeds)
+    return Contrast(seeds, (part,), int((~used).sum()), float((asked & ~used).sum() / max(asked.sum(), 1)))
+
+
+def share_kept(scores: Scores, base: Scores, chance: float, task: str) -> Contrast | None:
+    """Return (tuned - chance) / (base - chance); None unless the base is above chance by two standard errors.
+
+    Args:
+        scores: of an arm.
+        base: of the base model.
+        chance: expected value of guessing.
+        task: id of the evaluation.
+    """
+    seeds = [seed for seed in scores.seeds if seed is not None]
+    tuned, paired = scores.take(seeds), base.take(seeds)
+    used = tuned.scored & paired.scored
+    if not used.any(axis=1).all():
+        return None
+    new, old = pulls_of(tuned, used), pulls_of(paired, used)
+    above = old.means - chance
+    if np.any(above <= 2 * np.sqrt((old.items**2).sum(axis=1))) or np.any(above <= 0):
+        return None
+    share = (new.means - chance) / above
+    pulls = new.items / above[:, None] - share[:, None] * old.items / above[:, None]
+    return Contrast(tuple(seeds), (_part(task, share, pulls, used, scores.units, "other"),))
 
 
 def mean_of(contrasts: Sequence[Contrast]) -> Contrast | None:
     """Return the plain mean of contrasts on several tasks, seed by seed; None unless all have the same seeds."""
     if not contrasts or len({contrast.seeds for contrast in contrasts}) > 1:
         return None
+    share = 1.0 / len(contrasts)
+    bounds = None
+    if any(contrast.bounds is not None for contrast in contrasts):
+        sides = [(one.bounds or Bounds(one, one)) for one in contrasts]
+        ends = [mean_of([replace(side[place], bounds=None) for side in sides]) for place in (0, 1)]
+        bounds = Bounds(*(end for end in ends if end is not None))
     return Contrast(
         seeds=contrasts[0].seeds,
-        per_seed=np.mean([contrast.per_seed for contrast in contrasts], axis=0),
-        matrix=np.mean([contrast.matrix for contrast in contrasts], axis=0),
-        items=sum(contrast.items for contrast in contrasts),
+        parts=tuple(part.times(share) for contrast in contrasts for part in contrast.parts),
         left_out=sum(contrast.left_out for contrast in contrasts),
+        unscored=max(contrast.unscored for contrast in contrasts),
+        bounds=bounds,
     )
-
-
-class _Spread(NamedTuple):
-    variance: float
-    df: float
-
-
-def estimate(contrast: Contrast, resamples: Resamples, unit: str) -> Estimate:
-    """Return the mean over seeds with its interval, standard error and p-value (see the module's text)."""
-    from scipy import stats
-
-    value = float(contrast.per_seed.mean())
-    shares = resamples.seeds(contrast.seeds)
-    whole = np.asarray(np.isfinite(contrast.matrix).all(axis=1))
-    if contrast.items < 2 or whole.sum() < 2:
-        return Estimate(value, None, None, None, None, unit, len(contrast.seeds), contrast.items, contrast.left_out)
-    matrix = contrast.matrix[whole]
-    draws = (shares[whole] * matrix).sum(axis=1)
-    spread = _spread(contrast, matrix)
-    crossed = float(draws.var(ddof=1))
-    scale = float(np.sqrt(spread.variance / crossed)) if crossed > 0 and len(contrast.seeds) > 1 else 1.0
-    scaled = np.full(len(whole), np.nan)
-    scaled[whole] = value + scale * (draws - value)
-    tail = (1 - LEVEL) / 2
-    widening = float(stats.t.isf(tail, spread.df) / stats.norm.isf(tail))
-    low, high = value + widening * (np.percentile(scaled[whole], [100 * tail, 100 * (1 - tail)]) - value)
-    stderr = float(np.sqrt(spread.variance))
-    without_spread = 1.0 if value == 0 else min(1.0, 2 * 0.5**contrast.items)  # all items moved alike: a sign test
-    return Estimate(
-        value=value,
-        low=float(low),
-        high=float(high),
-        stderr=stderr,
-        p=float(2 * stats.t.sf(abs(value) / stderr, spread.df)) if stderr > 0 else without_spread,
-        unit=unit,
-        seeds=len(contrast.seeds),
-        items=contrast.items,
-        left_out=contrast.left_out,
-        draws=scaled,
-    )
-
-
-def _spread(contrast: Contrast, matrix: Array) -> _Spread:
-    """Variance of the mean over seeds: items, plus what seeds add beyond the noise of single answers; with its df."""
-    over_items = matrix.mean(axis=1)
-    items = float(over_items.var(ddof=1))
-    count = len(contrast.seeds)
-    if count == 1:
-        return _Spread(items, contrast.items - 1)
-    noise = float((matrix - over_items[:, None]).var(axis=0, ddof=1).mean()) / (count - 1)
-    seeds = max(float(contrast.per_seed.var(ddof=1)) / count - noise, 0.0)
-    total = items + seeds
-    if total <= 0:
-        return _Spread(0.0, contrast.items - 1)
-    return _Spread(total, total**2 / (items**2 / (contrast.items - 1) + seeds**2 / (count - 1)))

@@ -3,16 +3,14 @@
 An arm is *on the front* of the estimates if no other arm is at least as good on both axes and better on one. Estimates
 have errors, so two more careful statements go with it:
 
-- the *probability* of being on the front: the share of joint bootstrap draws (same seeds and items for all arms) in
-  which it is;
-- *dominated by*: another arm is significantly better on one axis (Holm-corrected) and its estimate on the other is at
-  least as high. "Not significantly worse" would not do: an arm with ten points less gain and a large error would pass.
-  A dominated arm is therefore never on the front, and an arm that is not on the front need not be dominated.
+- the *probability* of being on the front: the share of joint draws (same seeds and items for all arms) in which it is;
+- *dominated by*: another arm is *better* on one axis and *no worse* on the other, both by corrected tests. An arm that
+  is not on the front need not be dominated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 
 from peft_arena.analyze.compare import Comparison, both_ways
 from peft_arena.analyze.effects import ArmEffects
+from peft_arena.analyze.resamples import Resamples
 
 
 @dataclass(frozen=True)
@@ -29,9 +28,9 @@ class ParetoStatus:
     on_front: bool
     """By the point estimates."""
     probability: float | None
-    """Share of joint draws in which the arm is on the front; None without draws."""
+    """Share of joint draws in which the arm is on the front; None where an arm has no interval."""
     dominated_by: tuple[str, ...]
-    """Arms that are significantly better on one axis and whose estimate on the other is at least as high."""
+    """Arms that are better on one axis and no worse on the other."""
 
 
 def on_front(gain: NDArray[np.float64], retention: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -49,44 +48,57 @@ def on_front(gain: NDArray[np.float64], retention: NDArray[np.float64]) -> NDArr
     return np.asarray(~np.any(no_worse & better, axis=-1))
 
 
-def pareto(arms: Sequence[ArmEffects], comparisons: Sequence[Comparison]) -> dict[str, ParetoStatus]:
+def pareto(
+    arms: Sequence[ArmEffects], comparisons: Sequence[Comparison], resamples: Resamples
+) -> dict[str, ParetoStatus]:
     """Return the standing of every arm that has both a gain and a mean retention, by label."""
-    points = [(arm.label, arm.gain.delta, arm.mean) for arm in arms if arm.gain and arm.gain.delta and arm.mean]
+    points = [arm for arm in arms if arm.gain is not None and arm.gain.delta is not None and arm.mean is not None]
     if not points:
         return {}
-    front = on_front(np.array([gain.value for _, gain, _ in points]), np.array([kept.value for _, _, kept in points]))
-    probability = _probability([gain.draws for _, gain, _ in points], [kept.draws for _, _, kept in points])
-    table = both_ways(comparisons)
+    values = [[arm.gain.delta.value, arm.mean.value] for arm in points]  # type: ignore[union-attr]
+    front = on_front(*np.array(values).T)
+    probability = _probability(points, resamples)
+    labels, pairs = [arm.label for arm in points], both_ways(comparisons)
     return {
-        label: ParetoStatus(
+        arm.label: ParetoStatus(
             on_front=bool(front[place]),
             probability=None if probability is None else float(probability[place]),
-            dominated_by=tuple(
-                other
-                for other, more_gain, more_kept in points
-                if other != label
-                and more_gain.value >= gain.value
-                and more_kept.value >= kept.value
-                and _better_somewhere(table.get((other, label)))
-            ),
+            dominated_by=dominators(arm.label, labels, pairs),
         )
-        for place, (label, gain, kept) in enumerate(points)
+        for place, arm in enumerate(points)
     }
 
 
-def _probability(gains: list[NDArray[np.float64]], kept: list[NDArray[np.float64]]) -> NDArray[np.float64] | None:
-    if any(draws.size == 0 for draws in (*gains, *kept)):
-        return None
-    gain, retention = np.stack(gains, axis=-1), np.stack(kept, axis=-1)
-    whole = np.isfinite(gain).all(axis=-1) & np.isfinite(retention).all(axis=-1)
-    gain, retention = gain[whole], retention[whole]
-    if not len(gain):
-        return None
-    total = np.zeros(gain.shape[1])
-    for start in range(0, len(gain), 500):
-        total += on_front(gain[start : start + 500], retention[start : start + 500]).sum(axis=0)
-    return total / len(gain)
+def dominators(label: str, others: Sequence[str], pairs: Mapping[tuple[str, str], Comparison]) -> tuple[str, ...]:
+    """Return the arms that dominate one: better on one axis and no worse on the other, in the order given.
+
+    Args:
+        label: of the arm.
+        others: arms that may dominate it.
+        pairs: comparisons by left and right, in both directions.
+    """
+    found = []
+    for other in others:
+        pair = pairs.get((other, label))
+        if pair is None:
+            continue
+        sides = (pair.gain, pair.retention)
+        if any(side.has("better") for side in sides) and all(side.has("no worse") for side in sides):
+            found.append(other)
+    return tuple(found)
 
 
-def _better_somewhere(comparison: Comparison | None) -> bool:
-    return comparison is not None and "better" in (comparison.gain.verdict, comparison.retention.verdict)
+def _probability(points: Sequence[ArmEffects], resamples: Resamples) -> NDArray[np.float64] | None:
+    pairs = [((arm.gain.contrast, arm.gain.delta), (arm.mean_contrast, arm.mean)) for arm in points if arm.gain]
+    if not all(
+        contrast is not None and found is not None and found.known for pair in pairs for contrast, found in pair
+    ):
+        return None
+    drawn = [
+        np.stack([resamples.of(pair[axis][0], pair[axis][1].stderr) for pair in pairs], axis=-1)  # type: ignore[arg-type, union-attr]
+        for axis in (0, 1)
+    ]
+    total = np.zeros(len(points))
+    for start in range(0, resamples.draws, 500):
+        total += on_front(drawn[0][start : start + 500], drawn[1][start : start + 500]).sum(axis=0)
+    return total / resamples.draws

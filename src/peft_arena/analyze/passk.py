@@ -3,20 +3,22 @@
 A method may answer more often what could be answered before, and fewer items at all: then pass@1 rises and pass@k falls
 (Yue et al. 2025, Does Reinforcement Learning Really Incentivize Reasoning Capacity in LLMs Beyond the Base Model?).
 The estimates of every item are in the records (:mod:`peft_arena.core.passk`); here they are means over items, paired
-with the pretrained model's by item, with the intervals of :mod:`peft_arena.analyze.paired`. Samples of both models use
-the same random numbers.
+with the pretrained model's by item, and every change is a question to the study's family of comparisons. Samples of
+both models use the same random numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from peft_arena.analyze.compare import ALPHA, holm, told
 from peft_arena.analyze.effects import POINTS, estimate_summary
+from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, columns_of, scores_of
-from peft_arena.analyze.paired import Contrast, Estimate, Resamples, Scores, difference, estimate
+from peft_arena.analyze.family import Family, Judgement
+from peft_arena.analyze.paired import Scores, difference, level
+from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
 from peft_arena.core.passk import metric_name
 from peft_arena.core.specs import EvalSpec, Sampling
 from peft_arena.store.records import EvaluationRecord
@@ -31,17 +33,18 @@ class PassK:
     k: int
     tuned: Estimate | None
     """Of the tuned models, a fraction, over all items they were scored on."""
-    delta: Estimate | None
+    judged: Judgement
     """Tuned minus pretrained in points, over items that both were scored on."""
-    p_corrected: float | None = None
-    """Of the difference, Holm-corrected over all arms and k of the target."""
+
+    @property
+    def delta(self) -> Estimate | None:
+        """The difference."""
+        return self.judged.estimate
 
     @property
     def change(self) -> int:
-        """1 or -1 for a significant rise or fall, else 0."""
-        if self.delta is None or self.p_corrected is None or self.p_corrected >= ALPHA:
-            return 0
-        return 1 if self.delta.value > 0 else -1
+        """1 or -1 where pass@k is better or worse than before, else 0."""
+        return self.judged.has("better") - self.judged.has("worse")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,40 +59,13 @@ class ArmPassK:
 
     @property
     def rises(self) -> tuple[PassK, ...]:
-        """The k at which it rose significantly."""
+        """The k at which it is better."""
         return tuple(point for point in self.points if point.change > 0)
 
     @property
     def falls(self) -> tuple[PassK, ...]:
-        """The k at which it fell significantly."""
+        """The k at which it is worse."""
         return tuple(point for point in self.points if point.change < 0)
-
-    @property
-    def sentence(self) -> str:
-        """What training did to pass@k, in one sentence."""
-        known = [point for point in self.points if point.delta is not None and point.delta.low is not None]
-        if not known:
-            return f"{self.label}: what training did to pass@k is not known."
-        if self.rises and self.falls:
-            return self._both(self.rises, self.falls)
-        ends = [known[0]] if len(known) == 1 else [known[0], known[-1]]
-        if not self.rises and not self.falls:
-            return f"{self.label} changes pass@k at no k significantly: {' and '.join(map(_said, ends))}."
-        verb, moved = ("raises", self.rises) if self.rises else ("lowers", self.falls)
-        shown = [point for point in ends if point.change] or [moved[0]]
-        rest = [point for point in ends if not point.change]
-        unsure = f", with no significant change of {' and '.join(map(_said, rest))}" if rest else ""
-        return f"{self.label} {verb} {' and '.join(map(_said, shown))}{unsure}."
-
-    def _both(self, rises: Sequence[PassK], falls: Sequence[PassK]) -> str:
-        up, down = (rises[0], falls[-1]) if rises[0].k < falls[-1].k else (rises[-1], falls[0])
-        first, last = sorted((up, down), key=lambda point: point.k)
-        more, less = ("more", "fewer") if first is up else ("fewer", "more")
-        meaning = f"{more} items have a right one among {first.k} answers"
-        if first.k == 1:
-            meaning = f"a single answer is right {'more' if first is up else 'less'} often"
-        meaning += f", and {less} items have a right one among {last.k} answers"
-        return f"{self.label} raises {_said(up)} and lowers {_said(down)}: {meaning}."
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,16 +93,15 @@ class TargetPassK:
         """Return the result as JSON values."""
         return {
             "evaluation": self.spec.model_dump(mode="json"),
-            "base": {metric_name(k): _level_summary(found) for k, found in self.base},
+            "base": {metric_name(k): level_summary(found) for k, found in self.base},
             "arms": [
                 {
                     "label": arm.label,
-                    "sentence": arm.sentence,
                     **{
                         metric_name(point.k): {
-                            "tuned": _level_summary(point.tuned),
+                            "tuned": level_summary(point.tuned),
                             "delta": estimate_summary(point.delta),
-                            "p_corrected": point.p_corrected,
+                            **point.judged.summary(),
                         }
                         for point in arm.points
                     },
@@ -136,13 +111,13 @@ class TargetPassK:
         }
 
 
-def read_passk(evidence: Evidence, arms: Sequence[ArmEvidence], resamples: Resamples) -> TargetPassK | None:
+def read_passk(evidence: Evidence, arms: Sequence[ArmEvidence], family: Family) -> TargetPassK | None:
     """Return pass@k on one target; None where no answers were sampled.
 
     Args:
         evidence: of the study.
         arms: of the target.
-        resamples: where the draws of seeds and items come from.
+        family: that changes are corrected in.
     """
     spec = next((arm.arm.sampled for arm in arms if arm.arm.sampled), None)
     if spec is None or spec.sampling is None:
@@ -156,54 +131,56 @@ def read_passk(evidence: Evidence, arms: Sequence[ArmEvidence], resamples: Resam
     columns = columns_of(records)
     ks = spec.sampling.k
     of_base = {k: scores_of(base, columns, metric_name(k)) for k in ks} if base else {}
-    levels = [(k, level) for k in of_base if (level := level_of(of_base[k], spec.id, resamples)) is not None]
-    read = []
-    for place, arm, found in answered:
-        points = []
-        for k in ks:
-            mine = scores_of(found, columns, metric_name(k))
-            delta = difference(mine, of_base[k], resamples, spec.id) if k in of_base else None
-            in_points = None if delta is None else estimate(delta.turned(100.0), resamples, POINTS)
-            points.append(PassK(k, level_of(mine, spec.id, resamples), in_points))
-        read.append(ArmPassK(arm.arm.label, place, tuple(points)))
+    levels = [(k, one) for k in of_base if (one := level_of(of_base[k], spec.id)) is not None]
+    points: dict[int, list[PassK]] = {place: [] for place, _, _ in answered}
+    for k in ks:
+        scores = {arm.arm.label: scores_of(found, columns, metric_name(k)) for _, arm, found in answered}
+        spread = run_spread(scores)
+        margin = evidence.view.margin.on_target(POINTS)
+        for (place, _, _), (name, mine) in zip(answered, scores.items(), strict=True):
+            delta = difference(mine, of_base[k], spec.id, fraction=True) if k in of_base else None
+            in_points = None
+            if delta is not None:
+                in_points = estimate(delta.times(100.0), POINTS, spread=spread.of_run(name, 100.0))
+            judged = family.ask(in_points, margin=margin, against_base=True)
+            points[place].append(PassK(k, level_of(mine, spec.id, spread=spread.of_run(name)), judged))
+    read = tuple(ArmPassK(arm.arm.label, place, tuple(points[place])) for place, arm, _ in answered)
     label = evidence.labels[arms[0].arm.target.id]
     judges = spec.id == arms[0].arm.target.id
-    return TargetPassK(spec, label, len(columns), tuple(levels), _corrected(read), judges)
+    return TargetPassK(spec, label, len(columns), tuple(levels), read, judges)
 
 
 def _records(arm: ArmEvidence, spec: EvalSpec) -> list[tuple[int | None, EvaluationRecord]]:
     return [(run.spec.seed, run.evaluations[spec.id]) for run in arm.runs if spec.id in run.evaluations]
 
 
-def level_of(scores: Scores, stream: str, resamples: Resamples, unit: str = FRACTION) -> Estimate | None:
-    """Return the mean over seeds and items with its interval; None where a seed has no scored item."""
-    used = scores.scored
-    if not used.any(axis=1).all():
-        return None
-    seeds = [seed or 0 for seed in scores.seeds]
-    contrast = Contrast(
-        seeds=tuple(seeds),
-        per_seed=scores.means(),
-        matrix=resamples.means(scores, seeds, used, stream),
-        items=int(used.any(axis=0).sum()),
-        left_out=int((~used).sum()),
+def run_spread(scores: Mapping[str, Scores]) -> Pooled:
+    """Return how far the means of the runs of some arms, by label, lie apart."""
+    means = {label: zip(one.seeds, one.means(), strict=True) for label, one in scores.items()}
+    return pooled(
+        {label: {seed: float(value) for seed, value in found if seed is not None} for label, found in means.items()}
     )
-    return estimate(contrast, resamples, unit)
 
 
-def _level_summary(found: Estimate | None) -> dict[str, Any] | None:
+def level_of(
+    scores: Scores, task: str, unit: str = FRACTION, *, scale: float = 1.0, spread: Sequence[SeedSpread] = ()
+) -> Estimate | None:
+    """Return the mean over seeds and items with its interval; None where a seed has no scored item.
+
+    Args:
+        scores: of an arm, or of the pretrained model.
+        task: id of the evaluation.
+        unit: of the result; it is taken to be a fraction if that is ``fraction`` or ``%``.
+        scale: what the mean is multiplied with.
+        spread: of a run, scaled.
+    """
+    found = level(scores, task, fraction=unit in (FRACTION, "%"))
+    if found is None:
+        return None
+    return estimate(found.times(scale), unit, spread=spread)
+
+
+def level_summary(found: Estimate | None) -> dict[str, Any] | None:
     """Return a level as JSON values, without its p-value: nobody asks whether it is 0."""
     values = estimate_summary(found)
     return None if values is None else {name: value for name, value in values.items() if name != "p"}
-
-
-def _corrected(arms: Sequence[ArmPassK]) -> tuple[ArmPassK, ...]:
-    values = iter(holm([point.delta.p if point.delta else None for arm in arms for point in arm.points]))
-    return tuple(
-        replace(arm, points=tuple(replace(point, p_corrected=next(values)) for point in arm.points)) for arm in arms
-    )
-
-
-def _said(point: PassK) -> str:
-    assert point.delta is not None, "only points with a difference are told"
-    return f"{metric_name(point.k)} ({told(point.delta)})"

@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
-from peft_arena.analyze.evidence import Gap, RunEvidence, TaskInfo, all_scores, columns_of, last_failure, task_info
+from peft_arena.analyze.evidence import (
+    Columns,
+    Gap,
+    RunEvidence,
+    TaskInfo,
+    all_scores,
+    columns_of,
+    last_failure,
+    task_info,
+)
 from peft_arena.analyze.paired import Scores
 from peft_arena.analyze.paths import PRETRAINED, path_ends
 from peft_arena.core.errors import UserError
@@ -161,7 +170,7 @@ class Items:
 
     tasks: tuple[TaskInfo, ...]
     """The target first; only those that anything was evaluated on."""
-    columns: Mapping[str, Mapping[tuple[str, int], int]]
+    columns: Mapping[str, Columns]
     unknown: tuple[str, ...] = ()
     """Names of tasks that nothing was evaluated on."""
 
@@ -194,7 +203,7 @@ def common_items(specs: Sequence[EvalSpec], everything: Sequence[Evaluations]) -
         return Items((), {}, tuple(spec.task.name for spec in specs))
     columns = {key: columns_of(found) for key, found in records.items() if found}
     tasks = tuple(
-        task_info(spec, str(found[0].card.get("name") or spec.task.name), found[0], len(columns[spec.id]))
+        task_info(spec, str(found[0].card.get("name") or spec.task.name), found[0], columns[spec.id])
         for spec in specs
         if (found := records[spec.id])
     )

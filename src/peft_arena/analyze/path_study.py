@@ -13,17 +13,15 @@ from typing import Any
 import numpy as np
 
 from peft_arena.analyze.effects import estimate_summary
+from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, Gap, TaskInfo
-from peft_arena.analyze.paired import Estimate, Resamples
-from peft_arena.analyze.path_claims import Claim, Difference, claim_of, compare_sides, corrected, without_draws
+from peft_arena.analyze.family import Family
+from peft_arena.analyze.path_claims import Claim, Walked, claims_of, compare_sides
 from peft_arena.analyze.path_reading import Evaluations, RunScan, ScanReader, common_items, path_words
 from peft_arena.analyze.paths import Ends, path_ends
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.store.store import Store
-
-CURVE_DRAWS = 1000
-"""Bootstrap draws of the points of a curve at most; claims get all that are asked for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +79,7 @@ class ArmPath:
 
     @property
     def gained(self) -> bool:
-        """Whether the tuned model gains significantly on the target, on validation items."""
+        """Whether the tuned model's interval of the gain on validation items lies above zero."""
         gain = None if self.tuned is None else self.tuned.gain
         return gain is not None and gain.low is not None and gain.low > 0
 
@@ -124,7 +122,7 @@ class TargetPaths:
     def overshoots(self) -> tuple[ArmPath, ...]:
         """Confirmed ones: those whose tuned model gained first, then by the change of the retention."""
         found = [arm for arm in self.arms if arm.claim.verdict == "overshoot"]
-        return tuple(sorted(found, key=lambda arm: (not arm.gained, -_value(arm.claim.difference.retention))))
+        return tuple(sorted(found, key=lambda arm: (not arm.gained, -_value(arm.claim.retention.estimate))))
 
     def of(self, label: str) -> tuple[ArmPath, ...]:
         """Return every path of an arm."""
@@ -140,7 +138,7 @@ def _value(found: Estimate | None) -> float:
 
 
 def read_paths(
-    store: Store, evidence: Evidence, arms: Sequence[ArmEvidence], *, seed: int, draws: int
+    store: Store, evidence: Evidence, arms: Sequence[ArmEvidence], family: Family
 ) -> tuple[TargetPaths | None, tuple[Gap, ...]]:
     """Read and judge the paths of all arms of one target.
 
@@ -148,8 +146,7 @@ def read_paths(
         store: where the records are.
         evidence: everything else that is known of the study.
         arms: of one target.
-        seed: seeds the bootstrap.
-        draws: bootstrap draws.
+        family: that claims are corrected in.
 
     Returns:
         None where the study asks for no scan of these arms; and what is missing.
@@ -165,20 +162,18 @@ def read_paths(
     gaps: list[Gap] = []
     reader = ScanReader(store.run(evidence.view.base), gaps)
     base = reader.of_base((*scans[0].choose_on, *scans[0].claim_on))
-    found = []
-    for place, arm in enumerate(arms):
+    walked = []
+    for arm in arms:
         for scan in asked[arm.arm.label]:
-            # the same draws for all arms, from objects that do not outlive one: they keep what they were asked for
-            rough, resamples = (Resamples(np.random.default_rng(seed), n) for n in (min(draws, CURVE_DRAWS), draws))
             runs = [
                 reader.read(store.run(run.spec), run, scan, scan in evidence.view.paths.get(run.spec.run_id, ()))
                 for run in arm.runs
             ]
-            words = _unique_words(scan, asked[arm.arm.label])
-            claim = _lighter(claim_of(scan, runs, base, resamples))
-            found.append(_arm_path(arm, place, scan, words, runs, base, claim, rough))
-    claims = corrected([arm.claim for arm in found])
-    return TargetPaths(tuple(replace(arm, claim=claim) for arm, claim in zip(found, claims, strict=True))), tuple(gaps)
+            walked.append(Walked(arm.arm.label, _unique_words(scan, asked[arm.arm.label]), scan, runs))
+    claims = claims_of(walked, base, family, evidence.view.margin)
+    places = {arm.arm.label: place for place, arm in enumerate(arms)}
+    found = [_arm_path(one, places[one.label], base, claim) for one, claim in zip(walked, claims, strict=True)]
+    return TargetPaths(tuple(found)), tuple(gaps)
 
 
 def _asked(evidence: Evidence, arm: ArmEvidence) -> tuple[ScanSpec, ...]:
@@ -207,25 +202,17 @@ def _check_items(evidence: Evidence, arm: ArmEvidence, scans: Sequence[ScanSpec]
         raise UserError(f"paths of {study}: the first task of a scan is its target, {target.name}, got {first.name}")
 
 
-def _arm_path(
-    arm: ArmEvidence,
-    place: int,
-    scan: ScanSpec,
-    words: str,
-    runs: Sequence[RunScan],
-    base: Evaluations,
-    claim: Claim,
-    resamples: Resamples,
-) -> ArmPath:
-    found = [run for run in runs if run.record is not None]
+def _arm_path(walked: Walked, place: int, base: Evaluations, claim: Claim) -> ArmPath:
+    scan = walked.scan
+    found = [run for run in walked.runs if run.record is not None]
     everything = [answers for run in found for answers in (run.tuned, *run.points.values())]
     everything += [answers for run in found for _, answers in run.along]
     items = common_items(scan.choose_on, [base, *everything])
     old = items.scores([(None, base)])
 
     def point(at: float, answered: Sequence[tuple[int | None, Evaluations]]) -> PathPoint:
-        one = compare_sides(items, items.scores(answered), old, resamples)
-        return PathPoint(at, without_draws(one.target), without_draws(one.retention))
+        one = compare_sides(items, items.scores(answered), old)
+        return PathPoint(at, one.on_target(), one.in_retention())
 
     points = tuple(
         point(factor, answered)
@@ -234,11 +221,11 @@ def _arm_path(
     )
     tuned = point(TUNED, [(run.seed, run.tuned) for run in found]) if found else None
     return ArmPath(
-        label=arm.arm.label,
+        label=walked.label,
         place=place,
         scan=scan,
-        words=words,
-        runs=tuple(replace(run, points={}, tuned={}, chosen={}, along=()) for run in runs),
+        words=walked.words,
+        runs=tuple(replace(run, points={}, tuned={}, chosen={}, along=()) for run in walked.runs),
         points=points,
         tuned=tuned,
         along=tuple(point(step, answered) for step, answered in _save_points(found)),
@@ -260,13 +247,6 @@ def _save_points(runs: Sequence[RunScan]) -> list[tuple[float, list[tuple[int | 
     ]
 
 
-def _lighter(claim: Claim) -> Claim:
-    found = claim.difference
-    tasks = tuple((task, light) for task, one in found.tasks if (light := without_draws(one)) is not None)
-    difference = Difference(without_draws(found.target), without_draws(found.retention), tasks)
-    return replace(claim, difference=difference, loss=without_draws(claim.loss))
-
-
 def _arm_summary(arm: ArmPath) -> dict[str, Any]:
     claim = arm.claim
     return {
@@ -274,20 +254,20 @@ def _arm_summary(arm: ArmPath) -> dict[str, Any]:
         "path": arm.scan.path.model_dump(mode="json"),
         "scan": arm.scan.id,
         "words": arm.words,
-        "tolerance": arm.scan.tolerance,
+        "margin": claim.target.margin,
         "chosen": {str(seed): factor for seed, factor in claim.chosen.items()},
         "reasons": {str(run.seed): run.record.reason if run.record else run.absent for run in arm.runs},
         "verdict": claim.verdict,
         "why_not": claim.why_not or None,
         "missing": claim.missing or None,
-        "target": estimate_summary(claim.difference.target),
-        "target_p_corrected": claim.target_p,
+        "target": estimate_summary(claim.target.estimate),
+        "target_judged": claim.target.summary(),
         "target_at_most_worse": claim.at_most_worse,
-        "retention": estimate_summary(claim.difference.retention),
-        "retention_p_corrected": claim.retention_p,
+        "retention": estimate_summary(claim.retention.estimate),
+        "retention_judged": claim.retention.summary(),
         "recovered": claim.recovered,
-        "lost": estimate_summary(claim.loss),
-        "tasks": {task.label: estimate_summary(found) for task, found in claim.difference.tasks},
+        "lost": estimate_summary(claim.loss.estimate),
+        "tasks": {task.label: estimate_summary(found) for task, found in claim.tasks},
         "orthogonality": arm.orthogonality,
         "expressed": sorted({run.record.expressed for run in arm.found if run.record}),
         "points": [_point(point, "factor") for point in arm.points],

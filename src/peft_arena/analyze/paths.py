@@ -1,11 +1,11 @@
-"""Choosing a point of a path from validation items: the smallest factor whose target is not worse.
+"""Choosing a point of a path from validation items: the smallest factor whose target may be as good.
 
-A point may be chosen if it lies between the pretrained and the tuned model and its target on validation items is not
-worse than the tuned model's, in three senses at once: the paired 95 % interval of the difference does not lie below
-zero; the difference itself is not below minus the tolerance, since few items make wide intervals; and the interval of
-the difference from the best point of the grid (the tuned model included) does not lie below zero. It must also keep
-more than the tuned model, by the estimate of mean retention. Of the points that may be chosen, the one with the
-smallest factor is. Nothing is claimed here: the chosen point is judged on other items
+A point may be chosen if it lies between the pretrained and the tuned model and nothing on validation items speaks
+against its target: the paired 95 % interval of the difference from the tuned model does not lie below zero; the
+difference itself is not below minus the margin, since few items make wide intervals; and the interval of the difference
+from the best point of the grid (the tuned model included) does not lie below zero. It must also keep more than the
+tuned model, by the estimate of mean retention. Of the points that may be chosen, the one with the smallest factor is.
+Nothing is claimed here, and none of the five words is used: the chosen point is judged on other items
 (:mod:`peft_arena.analyze.path_claims`).
 """
 
@@ -18,15 +18,14 @@ from typing import NamedTuple
 import numpy as np
 
 from peft_arena.analyze.effects import POINTS, oriented, unit_of
+from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import TaskInfo, columns_of, scores_of, task_info
-from peft_arena.analyze.paired import Contrast, Estimate, Resamples, Scores, estimate, mean_of
+from peft_arena.analyze.paired import Contrast, Scores, mean_of
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.core.specs import EvalSpec, PathSpec
 from peft_arena.store.records import EvaluationRecord, PathRow
 
-DRAWS = 4000
-"""Bootstrap draws of a choice."""
 PRETRAINED = 0.0
 _SEED = 0
 """Stands for the one run that is looked at."""
@@ -36,7 +35,6 @@ BEYOND = "beyond the tuned model: shown, never chosen"
 IS_PRETRAINED = "the pretrained model itself"
 IS_TUNED = "the tuned model itself"
 NO_SCORE = "not evaluated, or no item that both it and the tuned model answered could be scored"
-NO_INTERVAL = "fewer than two items: no interval"
 
 
 @dataclass(frozen=True)
@@ -77,9 +75,6 @@ def choose(
     spec: ScanSpec,
     tuned: Sequence[EvaluationRecord],
     points: Mapping[float, Sequence[EvaluationRecord]],
-    *,
-    seed: int = 0,
-    draws: int = DRAWS,
 ) -> Choice:
     """Choose a point of one run's path by the rule in the module's text.
 
@@ -87,8 +82,6 @@ def choose(
         spec: of the scan.
         tuned: of the tuned model, one for each of ``spec.choose_on`` in its order.
         points: factor of the grid to its evaluations, in the same order; a factor that is not there cannot be chosen.
-        seed: seeds the bootstrap; the same records and seed give the same choice.
-        draws: bootstrap draws.
 
     Returns:
         The choice. Intervals cover items only, as there is one run.
@@ -102,7 +95,7 @@ def choose(
                 f"a point of the path is chosen by {_named(spec.choose_on)}, "
                 f"got evaluations of {_named(record.spec for record in found)}"
             )
-    seen = _Seen(spec, tuned, points, Resamples(np.random.default_rng(seed), draws))
+    seen = _Seen(spec, tuned, points)
     best = seen.best()
     ends = path_ends(spec.path)
     rows = tuple(seen.row(factor, best, _out_of_question(ends, factor)) for factor in spec.grid)
@@ -112,7 +105,7 @@ def choose(
     first = allowed[0]
     among = f"the smallest of {len(allowed)} factors" if len(allowed) > 1 else "the only factor"
     reason = (
-        f"{first.factor:g} is {among} whose target on validation items is not worse than the tuned model's: "
+        f"{first.factor:g} is {among} whose target on validation items may be as good as the tuned model's: "
         f"difference {_told(first.target_change, seen.unit)}, mean retention {_told(first.retention_change, POINTS)}"
     )
     return Choice(first.factor, reason, rows)
@@ -156,9 +149,7 @@ class _Seen:
         spec: ScanSpec,
         tuned: Sequence[EvaluationRecord],
         points: Mapping[float, Sequence[EvaluationRecord]],
-        resamples: Resamples,
     ) -> None:
-        self.resamples = resamples
         self.tolerance = spec.tolerance
         self.factors = tuple(factor for factor in spec.grid if factor in points)
         self.tasks: list[TaskInfo] = []
@@ -167,7 +158,7 @@ class _Seen:
         for place, asked in enumerate(spec.choose_on):
             records = [tuned[place], *(points[factor][place] for factor in self.factors)]
             columns = columns_of(records)
-            self.tasks.append(task_info(asked, asked.task.name, tuned[place], len(columns)))
+            self.tasks.append(task_info(asked, asked.task.name, tuned[place], columns))
             self.tuned.append(scores_of([(_SEED, tuned[place])], columns))
             for factor in self.factors:
                 self.points[factor].append(scores_of([(_SEED, points[factor][place])], columns))
@@ -181,20 +172,20 @@ class _Seen:
 
     def target(self, left: Scores, right: Scores) -> Estimate | None:
         """Return left minus right on the target, positive where left is better."""
-        found = oriented(self.tasks[0], left, right, self.resamples)
-        return None if found is None else estimate(found, self.resamples, self.unit)
+        found = oriented(self.tasks[0], left, right)
+        return None if found is None else estimate(found, self.unit)
 
     def retention(self, factor: float) -> Estimate | None:
         """Return the mean over the retention tasks that are fractions, against the tuned model, in points."""
         parts: list[Contrast] = []
         for task, left, right in zip(self.tasks[1:], self.points[factor][1:], self.tuned[1:], strict=True):
             if task.is_fraction:
-                part = oriented(task, left, right, self.resamples)
+                part = oriented(task, left, right)
                 if part is None:
                     return None
                 parts.append(part)
         found = mean_of(parts)
-        return None if found is None else estimate(found, self.resamples, POINTS)
+        return None if found is None else estimate(found, POINTS)
 
     def row(self, factor: float, best: Scores, never: str) -> PathRow:
         """Return what is known of a factor; ``never``: why it is out of the question, empty if it is not."""
@@ -221,20 +212,20 @@ class _Seen:
         )
 
     def _worse(self, change: Estimate | None, from_best: Estimate | None) -> str:
-        """Say in which sense the target is worse; empty if in none."""
+        """Say what speaks against the target; empty if nothing does."""
         if change is None:
             return NO_SCORE
         if change.high is None:
-            return NO_INTERVAL
+            return change.missing
         if change.high < 0:
-            return f"worse on the target than the tuned model: {_told(_ends(change), self.unit)}"
+            return f"below the tuned model on the target: {_told(_ends(change), self.unit)}"
         if change.value < -self.tolerance - _SLACK:
             return (
                 f"on the target {_told(_ends(change), self.unit)} against the tuned model: "
-                f"more than the tolerance of {self.tolerance:g} below it"
+                f"more than the margin of {self.tolerance:g} below it"
             )
         if from_best is not None and from_best.high is not None and from_best.high < 0:
-            return f"worse on the target than the best point of the grid: {_told(_ends(from_best), self.unit)}"
+            return f"below the best point of the grid on the target: {_told(_ends(from_best), self.unit)}"
         return ""
 
 

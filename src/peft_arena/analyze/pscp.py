@@ -9,16 +9,17 @@ what the constants leave open at the measured values. An arm without one of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from typing import Any
 
-from peft_arena.analyze.compare import Versus, holm
 from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE, Cost
 from peft_arena.analyze.effects import ArmEffects, estimate_summary
+from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import Evidence, TaskInfo
-from peft_arena.analyze.paired import Estimate, Resamples, Scores, difference, estimate
-from peft_arena.analyze.passk import level_of
+from peft_arena.analyze.family import Family, Judgement
+from peft_arena.analyze.paired import Contrast, Scores, difference
+from peft_arena.analyze.passk import level_of, level_summary, run_spread
 from peft_arena.cost.pscp import Operations, PscpChoice, PscpConstants, pscp
 from peft_arena.cost.pscp_band import Band, Order, PscpBands, PscpInputs, pscp_bands
 from peft_arena.store.published import PublishedTable
@@ -70,8 +71,8 @@ class PscpPair:
 
     left: str
     right: str
-    versus: Versus
-    """Left minus right at the given constants, paired by seed and item, Holm-corrected over the pairs of the target."""
+    judged: Judgement
+    """Left minus right at the given constants, paired by seed and item, corrected in the study's family."""
     order: Order
     """What the constants do to the order."""
 
@@ -127,9 +128,8 @@ class TargetPscp:
                     "left": pair.left,
                     "right": pair.right,
                     "order": pair.order,
-                    "difference": estimate_summary(pair.versus.estimate),
-                    "p_corrected": pair.versus.p_corrected,
-                    "verdict": pair.versus.verdict,
+                    "difference": estimate_summary(pair.judged.estimate),
+                    **pair.judged.summary(),
                 }
                 for pair in self.pairs
             ],
@@ -137,7 +137,7 @@ class TargetPscp:
 
 
 def read_pscp(
-    evidence: Evidence, arms: Sequence[ArmEffects], costs: Mapping[str, Mapping[str, Cost]], resamples: Resamples
+    evidence: Evidence, arms: Sequence[ArmEffects], costs: Mapping[str, Mapping[str, Cost]], family: Family
 ) -> TargetPscp | None:
     """Return PSCP on one target; None where the study does not ask for it, or nothing was evaluated.
 
@@ -145,15 +145,19 @@ def read_pscp(
         evidence: of the study.
         arms: of the target.
         costs: arm label to metric to cost.
-        resamples: where the draws of seeds and items come from.
+        family: that differences are corrected in.
     """
     choice = evidence.view.pscp
     task = evidence.tasks.get(arms[0].evidence.arm.target.id) if arms else None
     if choice is None or task is None:
         return None
     unit, scale = (PERCENT, 100.0) if task.is_fraction else (task.unit, 1.0)
-    scores = {arm.label: _times(found, scale) for arm in arms if (found := arm.evidence.scores.get(task.spec.id))}
-    levels = {label: level_of(found, task.spec.id, resamples, unit) for label, found in scores.items()}
+    scores = {arm.label: found for arm in arms if (found := arm.evidence.scores.get(task.spec.id))}
+    spread = run_spread(scores)
+    levels = {
+        label: level_of(found, task.spec.id, unit, scale=scale, spread=spread.of_run(label, scale))
+        for label, found in scores.items()
+    }
     inputs = {arm.label: {name: costs[arm.label].get(name) for name in NAMES} for arm in arms}
     made: dict[Operations, dict[str, PscpScore]] = {}
     pairs: tuple[PscpPair, ...] = ()
@@ -172,8 +176,8 @@ def read_pscp(
         }
         if kind is choice.operations:
             orders = {(pair.left, pair.right): pair.order for pair in bands.pairs}
-            discounted = {label: _times(scores[label], factor) for label, factor in factors.items()}
-            pairs = _pairs(discounted, orders, resamples, task.spec.id, unit)
+            discounts = {label: scale * factor for label, factor in factors.items()}
+            pairs = _pairs(scores, discounts, orders, family, task)
     read = [
         ArmPscp(
             arm.label, place, levels.get(arm.label), inputs[arm.label], {kind: made[kind][arm.label] for kind in made}
@@ -231,10 +235,6 @@ def published_pscp(table: PublishedTable, choice: PscpChoice) -> PublishedPscp |
     return PublishedPscp(table.title, targets[0].title, kinds[0], bands, tuple(left_out))
 
 
-def _times(scores: Scores, factor: float) -> Scores:
-    return Scores(scores.seeds, scores.values * factor, scores.weights)
-
-
 def _complete(
     task: TaskInfo, levels: Mapping[str, Estimate | None], inputs: Mapping[str, Mapping[str, Cost | None]],
     kind: Operations,
@@ -274,35 +274,46 @@ def _factor(inputs: PscpInputs, constants: PscpConstants) -> float:
 
 
 def _scaled(level: Estimate | None, factor: float | None) -> Estimate | None:
-    return None if level is None or factor is None else level.scaled(factor, level.unit)
+    return None if level is None or factor is None else level.times(factor, level.unit)
 
 
 def _pairs(
-    scores: Mapping[str, Scores], orders: Mapping[tuple[str, str], Order], resamples: Resamples, stream: str, unit: str
-) -> tuple[PscpPair, ...]:
-    """Return the difference of every two scores, paired by seed and item, with p-values corrected together.
+    scores: Mapping[str, Scores], discounts: Mapping[str, float], orders: Mapping[tuple[str, str], Order],
+    family: Family, task: TaskInfo,
+) -> tuple[PscpPair, ...]:  # fmt: skip
+    """Return the difference of every two scores, paired by seed and item.
 
     Args:
-        scores: by label, each answer times the arm's discount.
+        scores: by label, of the arms of the target.
+        discounts: what the score of each arm that has every input is multiplied with.
         orders: what the constants do to the order of every two.
-        resamples: where the draws of seeds and items come from.
-        stream: names the stream of items.
-        unit: of the scores.
+        family: that differences are corrected in.
+        task: that the scores are of.
     """
-    every = list(combinations(scores, 2))
-    contrasts = [difference(scores[left], scores[right], resamples, stream) for left, right in every]
-    found = [None if contrast is None else estimate(contrast, resamples, unit) for contrast in contrasts]
-    corrected = holm([None if one is None else one.p for one in found])
-    return tuple(
-        PscpPair(left, right, Versus(one, p), orders[left, right])
-        for (left, right), one, p in zip(every, found, corrected, strict=True)
-    )
+    unit = PERCENT if task.is_fraction else task.unit
+    discounted = {label: scores[label].times(factor) for label, factor in discounts.items()}
+    spread = run_spread(discounted)
+    pairs = []
+    for left, right in combinations(discounted, 2):
+        found = difference(discounted[left], discounted[right], task.spec.id)
+        if found is not None and task.is_fraction:
+            found = _bounded(found, discounts[left], discounts[right])
+        between = spread.of_difference(left, right)
+        judged = family.ask(None if found is None else estimate(found, unit, spread=between))
+        pairs.append(PscpPair(left, right, judged, orders[left, right]))
+    return tuple(pairs)
+
+
+def _bounded(contrast: Contrast, left: float, right: float) -> Contrast:
+    """Return a difference of two discounted fractions, with what is possible: from minus right to left."""
+    (part,) = contrast.parts
+    whole = replace(part, kind="difference", scale=max(left, right), low=-right, high=left)
+    return replace(contrast, parts=(whole,))
 
 
 def _score_summary(found: PscpScore) -> dict[str, Any]:
-    values = estimate_summary(found.score)
     return {
-        "score": None if values is None else {name: value for name, value in values.items() if name != "p"},
+        "score": level_summary(found.score),
         "band": None if found.band is None else found.band._asdict(),
         "missing": found.missing or None,
     }

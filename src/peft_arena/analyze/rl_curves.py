@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peft_arena.analyze.paired import LEVEL
+from peft_arena.analyze.estimate import LEVEL
 from peft_arena.core.specs import RLSpec
 from peft_arena.store.records import LogEntry, RolloutEntry, TrainingRecord
 

@@ -6,22 +6,34 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from peft_arena.analyze.along import TrainingPoint, along_training
-from peft_arena.analyze.compare import AXES, Axis, Comparison, Rank, TradeOff, Versus, compare_arms, ranks, trade_offs
+from peft_arena.analyze.compare import (
+    AXES,
+    AgainstBase,
+    Axis,
+    Comparison,
+    Rank,
+    TradeOff,
+    compare_arms,
+    compare_with_base,
+    ranks,
+    trade_offs,
+)
 from peft_arena.analyze.costs import Cost, arm_costs
-from peft_arena.analyze.effects import ArmEffects, TaskEffect, arm_effects, estimate_summary
+from peft_arena.analyze.effects import ArmEffects, Spreads, TaskEffect, arm_effects, estimate_summary
+from peft_arena.analyze.estimate import LEVEL
 from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
+from peft_arena.analyze.family import Family, Judgement
 from peft_arena.analyze.geometry import TargetGeometry, read_geometry
-from peft_arena.analyze.over_targets import OverTargets, over_targets
-from peft_arena.analyze.paired import LEVEL, Resamples
+from peft_arena.analyze.over_targets import OverTargets, TargetEffects, over_targets
 from peft_arena.analyze.pareto import ParetoStatus, pareto
 from peft_arena.analyze.passk import TargetPassK, read_passk
 from peft_arena.analyze.path_study import TargetPaths, read_paths
 from peft_arena.analyze.pscp import TargetPscp, read_pscp
+from peft_arena.analyze.resamples import Resamples
 from peft_arena.analyze.rl import TargetRL, read_rl
 from peft_arena.analyze.rl_pairs import objective_pairs
+from peft_arena.analyze.seed_spread import Wild, wild_arms
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.specs import EvalSpec
 from peft_arena.store.store import Store
@@ -40,12 +52,16 @@ class TargetResult:
     arms: tuple[ArmEffects, ...]
     costs: Mapping[str, Mapping[str, Cost]]
     """Arm label to metric to cost."""
+    against_base: Mapping[str, AgainstBase]
+    """Arm label to how it compares with the pretrained model."""
     comparisons: tuple[Comparison, ...]
     ranks: Mapping[Axis, Mapping[str, Rank]]
     pareto: Mapping[str, ParetoStatus]
     trade_offs: tuple[TradeOff, ...]
     along: Mapping[str, tuple[TrainingPoint, ...]]
     """Arm label to its evaluated save points with the last; only arms with more than one."""
+    wild: Mapping[Axis, tuple[Wild, ...]]
+    """Arms whose trainings lie further apart than those of the others: pooling their spread is wrong for them."""
     geometry: TargetGeometry | None = None
     """None where the study measures none, or nothing is there yet."""
     paths: TargetPaths | None = None
@@ -66,8 +82,10 @@ class StudyResult:
     targets: tuple[TargetResult, ...]
     draws: int
     seed: int
+    family: Family
+    """Of all comparisons of the study."""
     over: OverTargets | None = None
-    """Means over all targets; None for a study of one."""
+    """Over all targets; None for a study of one."""
 
     @property
     def view(self) -> StudyView:
@@ -82,6 +100,10 @@ class StudyResult:
             "draws": self.draws,
             "seed": self.seed,
             "base": self.view.base.run_id,
+            "margin": {"target": self.view.margin.target, "retention": self.view.margin.retention},
+            "seed_sd": None if self.view.seed_sd is None else asdict(self.view.seed_sd),
+            "primary": [list(pair) for pair in self.view.primary],
+            "comparisons_corrected_together": self.family.size,
             "targets": [_target_summary(target) for target in self.targets],
             "over_targets": None if self.over is None else self.over.summary(),
             "gaps": [asdict(gap) for gap in self.evidence.gaps],
@@ -94,44 +116,71 @@ def analyze_study(store: Store, view: StudyView, *, seed: int = 0, draws: int = 
     Args:
         store: where the records are.
         view: which runs and evaluations belong to the study.
-        seed: seeds the bootstrap; the same records and seed give the same numbers.
-        draws: bootstrap draws.
+        seed: seeds the joint draws; the same records and seed give the same numbers.
+        draws: how many there are.
     """
     evidence = read_evidence(store, view)
-    resamples = Resamples(np.random.default_rng(seed), draws)
-    targets = tuple(_target(evidence, spec, resamples) for spec in view.targets)
+    family, resamples = Family(), Resamples(seed, draws)
+    asked = [_Target(store, evidence, spec, family) for spec in view.targets]
+    gaps = [gap for one in asked for gap in one.gaps]
+    over = over_targets(evidence, [one.effects for one in asked], family, resamples)
+    # every comparison is asked by now: from here on words are read
+    targets = tuple(one.result(resamples) for one in asked)
     if view.geometry:
-        found = [read_geometry(store, evidence, target.arms, seed) for target in targets]
-        evidence = replace(evidence, gaps=(*evidence.gaps, *(gap for _, gaps in found for gap in gaps)))
+        found = [read_geometry(store, evidence, target.arms) for target in targets]
+        gaps += [gap for _, missing in found for gap in missing]
         targets = tuple(replace(target, geometry=one) for target, (one, _) in zip(targets, found, strict=True))
-    if view.paths:
-        arms = [[arm.evidence for arm in target.arms] for target in targets]
-        scanned = [read_paths(store, evidence, found, seed=seed, draws=draws) for found in arms]
-        evidence = replace(evidence, gaps=(*evidence.gaps, *(gap for _, gaps in scanned for gap in gaps)))
-        targets = tuple(replace(target, paths=one) for target, (one, _) in zip(targets, scanned, strict=True))
-    return StudyResult(evidence, targets, draws, seed, over_targets(targets, view.pscp))
+    evidence = replace(evidence, gaps=(*evidence.gaps, *gaps))
+    return StudyResult(evidence, targets, draws, seed, family, over)
 
 
-def _target(evidence: Evidence, spec: EvalSpec, resamples: Resamples) -> TargetResult:
-    arms = tuple(arm_effects(evidence, arm, resamples) for arm in evidence.arms if arm.arm.target.id == spec.id)
-    comparisons = compare_arms(evidence, arms, resamples)
-    labels = [arm.label for arm in arms]
-    costs = {arm.label: arm_costs(arm.evidence) for arm in arms}
-    return TargetResult(
-        spec=spec,
-        label=evidence.labels[spec.id],
-        task=evidence.tasks.get(spec.id),
-        arms=arms,
-        costs=costs,
-        comparisons=comparisons,
-        ranks={axis: ranks(labels, comparisons, axis) for axis in AXES},
-        pareto=pareto(arms, comparisons),
-        trade_offs=trade_offs(comparisons),
-        along={arm.label: points for arm in arms if (points := along_training(evidence, arm, resamples))},
-        rl=read_rl(arms, objective_pairs(arms, comparisons)),
-        passk=read_passk(evidence, [arm.evidence for arm in arms], resamples),
-        pscp=read_pscp(evidence, arms, costs, resamples),
-    )
+class _Target:
+    """One target at work: all that is asked of the family first, then what is read of its answers."""
+
+    def __init__(self, store: Store, evidence: Evidence, spec: EvalSpec, family: Family) -> None:
+        own = [arm for arm in evidence.arms if arm.arm.target.id == spec.id]
+        self.evidence, self.spec = evidence, spec
+        self.spreads = Spreads(evidence, own)
+        self.arms = tuple(arm_effects(evidence, arm, self.spreads) for arm in own)
+        self.costs = {arm.label: arm_costs(arm.evidence) for arm in self.arms}
+        self.comparisons = compare_arms(evidence, self.arms, self.spreads, family)
+        self.against_base = compare_with_base(evidence, self.arms, family)
+        self.passk = read_passk(evidence, own, family)
+        self.pscp = read_pscp(evidence, self.arms, self.costs, family)
+        self.paths, self.gaps = read_paths(store, evidence, own, family) if evidence.view.paths else (None, ())
+
+    @property
+    def task(self) -> TaskInfo | None:
+        return self.evidence.tasks.get(self.spec.id)
+
+    @property
+    def effects(self) -> TargetEffects:
+        return TargetEffects(self.evidence.labels[self.spec.id], self.task, self.arms, self.comparisons, self.costs)
+
+    def result(self, resamples: Resamples) -> TargetResult:
+        labels = [arm.label for arm in self.arms]
+        runs = {"gain": {} if self.task is None else self.spreads.runs_on(self.task)}
+        runs["retention"] = self.spreads.retention_runs()
+        return TargetResult(
+            spec=self.spec,
+            label=self.evidence.labels[self.spec.id],
+            task=self.task,
+            arms=self.arms,
+            costs=self.costs,
+            against_base=self.against_base,
+            comparisons=self.comparisons,
+            ranks={axis: ranks(labels, self.comparisons, axis) for axis in AXES},
+            pareto=pareto(self.arms, self.comparisons, resamples),
+            trade_offs=trade_offs(self.comparisons),
+            along={
+                arm.label: points for arm in self.arms if (points := along_training(self.evidence, arm, self.spreads))
+            },
+            wild={axis: wild_arms(runs[axis]) for axis in AXES},
+            paths=self.paths,
+            rl=read_rl(self.arms, objective_pairs(self.arms, self.comparisons)),
+            passk=self.passk,
+            pscp=self.pscp,
+        )
 
 
 def _target_summary(target: TargetResult) -> dict[str, Any]:
@@ -143,12 +192,12 @@ def _target_summary(target: TargetResult) -> dict[str, Any]:
             {
                 "left": comparison.left,
                 "right": comparison.right,
-                "gain": _versus_summary(comparison.gain),
-                "retention": _versus_summary(comparison.retention),
+                **{axis: _judged_summary(comparison.on(axis)) for axis in AXES},
             }
             for comparison in target.comparisons
         ],
-        "trade_offs": [pair.sentence for pair in target.trade_offs],
+        "trade_offs": [{"keeps": pair.keeps, "forgets": pair.forgets} for pair in target.trade_offs],
+        "wild": {axis: [one._asdict() for one in found] for axis, found in target.wild.items()},
         **({} if target.geometry is None else {"geometry": target.geometry.summary()}),
         **({} if target.paths is None else {"paths": target.paths.summary()}),
         **({} if target.rl is None else {"rl": target.rl.summary()}),
@@ -168,7 +217,9 @@ def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
         "seeds_planned": len(arm.evidence.runs),
         "seeds_trained": len(arm.evidence.trained_seeds),
         "gain": _effect_summary(arm.gain),
+        "gain_judged": target.against_base[arm.label].gain.summary(),
         "retention_mean": estimate_summary(arm.mean),
+        "retention_judged": target.against_base[arm.label].retention.summary(),
         "retention_mean_missing": arm.mean_missing or None,
         "retention": {effect.task.label: _effect_summary(effect) for effect in arm.retention},
         "gain_rank": _rank_summary(target.ranks["gain"].get(arm.label)),
@@ -204,12 +255,8 @@ def _effect_summary(effect: TaskEffect | None) -> dict[str, Any] | None:
     }
 
 
-def _versus_summary(versus: Versus) -> dict[str, Any]:
-    return {
-        "difference": estimate_summary(versus.estimate),
-        "p_corrected": versus.p_corrected,
-        "verdict": versus.verdict,
-    }
+def _judged_summary(judged: Judgement) -> dict[str, Any]:
+    return {"difference": estimate_summary(judged.estimate), **judged.summary()}
 
 
 def _rank_summary(rank: Rank | None) -> dict[str, int] | None:

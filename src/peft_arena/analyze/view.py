@@ -79,6 +79,40 @@ class Refusal:
     reason: str
 
 
+DEFAULT_MARGIN = 2.0
+"""Points; where a study names no margin."""
+
+
+@dataclass(frozen=True)
+class Margin:
+    """What a study counts as no difference: the only tolerance there is."""
+
+    target: float | None = None
+    """Points where the target is a fraction, else the target's own unit; None: 2 points, and nothing elsewhere."""
+    retention: float = DEFAULT_MARGIN
+    """Points of mean retention."""
+
+    def on_target(self, unit: str) -> float | None:
+        """Return the margin of differences in a unit; None where the study names none for it."""
+        if self.target is not None:
+            return self.target
+        return DEFAULT_MARGIN if unit == "points" else None
+
+
+@dataclass(frozen=True)
+class SeedSd:
+    """How far trainings with different seeds lie apart, measured elsewhere and declared by the study."""
+
+    target: float
+    """Standard deviation of one run's target score, in the unit of its differences."""
+    retention: float
+    """That of its mean retention, in points."""
+    runs: int | None = None
+    """Runs it was measured on; None: taken as exact."""
+    source: str = ""
+    """Where it was measured."""
+
+
 @dataclass(frozen=True)
 class StudyView:
     """Everything the analysis and the report need to know about a study; the numbers come from the store."""
@@ -102,6 +136,12 @@ class StudyView:
     """How PSCP is computed; None where the study does not ask for it."""
     published: tuple[PublishedTable, ...] = ()
     """Tables of others that the report shows beside the study's own numbers; nothing is computed from them."""
+    margin: Margin = Margin()
+    """What counts as no difference."""
+    seed_sd: SeedSd | None = None
+    """Spread between trainings that the study declares; None where it declares none."""
+    primary: tuple[tuple[str, str], ...] = ()
+    """Pairs of arms, by label, that are compared before all others, at the full level."""
 
     def __post_init__(self) -> None:
         """Require a base model and labels that are unique among the arms of a target."""

@@ -27,8 +27,8 @@ class ScanSpec(Spec):
     claim_on: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
     """Test items of the same tasks in the same order; only the chosen point and the tuned one are judged on them."""
     tolerance: float = Field(default=2.0, ge=0, allow_inf_nan=False)
-    """Most that the chosen point's target may lie below the tuned model's on validation items: points for tasks
-    measured as fractions, else the task's unit."""
+    """The study's margin: most that the chosen point's target may lie below the tuned model's on validation items, in
+    points for tasks measured as fractions, else the task's unit."""
     save_points: bool = False
     """Also evaluate the save points of training on the validation items: the other curve."""
 

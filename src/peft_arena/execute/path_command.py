@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from peft_arena.analyze.view import Arm, StudyView
+from peft_arena.analyze.view import DEFAULT_MARGIN, Arm, Margin, StudyView
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
 from peft_arena.core.specs import EvalSpec, PathSpec, Point
@@ -73,7 +73,7 @@ def scan_run(
     tasks: Sequence[str] | None,
     items: int,
     test_items: int | None,
-    tolerance: float,
+    margin: float,
     save_points: bool,
     batch_size: int | None,
     bar: Bar,
@@ -91,7 +91,7 @@ def scan_run(
         items: validation items of each task at most.
         test_items: test items of each task; None: as the run has been evaluated (of several times the one with the
             most items), else all.
-        tolerance: see :class:`ScanSpec`.
+        margin: what counts as no difference, in points: on the target and on mean retention.
         save_points: also evaluate the save points on the validation items.
         batch_size: items at once.
         bar: opens a progress bar.
@@ -112,7 +112,7 @@ def scan_run(
     except ValueError as error:
         raise UserError(f"--grid: {error}") from None
     claims = _claims(run, tasks, test_items)
-    spec = scan_spec(path, factors, claims, items=items, tolerance=tolerance, save_points=save_points)
+    spec = scan_spec(path, factors, claims, items=items, margin=margin, save_points=save_points)
     with bar() as progress:
         progress(0.0, "the pretrained model")
         evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
@@ -172,6 +172,7 @@ def view_of_scan(run: RunDirectory, spec: ScanSpec) -> StudyView:
         arms=(Arm(label=label, runs=(run.spec,), target=target),),
         retention=tuple(retention),
         paths={run.run_id: (spec, *(one for one in same if one != spec))},
+        margin=Margin(spec.tolerance, spec.tolerance or DEFAULT_MARGIN),
     )
 
 

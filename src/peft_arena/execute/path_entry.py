@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from peft_arena.analyze.view import DEFAULT_MARGIN
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
@@ -39,10 +40,15 @@ class PathsEntry(Spec):
     paths: Annotated[tuple[PathEntry, ...], Field(min_length=1)] = (PathEntry(),)
     items: int = Field(default=ITEMS, ge=2)
     """Validation items of each task at most, by which a point is chosen."""
-    tolerance: float = Field(default=2.0, ge=0, allow_inf_nan=False)
-    """See :class:`peft_arena.core.paths.ScanSpec`."""
     save_points: bool = False
     """Also evaluate the save points on the validation items."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_tolerance(cls, value: object) -> object:
+        if isinstance(value, Mapping) and "tolerance" in value:
+            raise ValueError("'tolerance' is the study's margin now: margin: {target: POINTS}, beside paths")
+        return value
 
     @field_validator("grid", mode="before")
     @classmethod
@@ -53,13 +59,19 @@ class PathsEntry(Spec):
 class PathsPlan:
     """From the section of a study file to what is scanned of a run."""
 
-    def __init__(self, entry: PathsEntry, locate: Locate) -> None:
+    def __init__(self, entry: PathsEntry, locate: Locate, margin: float | None = None) -> None:
         """Check everything that does not depend on the run.
+
+        Args:
+            entry: the section.
+            locate: gives the place of a key in the study file.
+            margin: of the study on the target; None: the default.
 
         Raises:
             UserError: an unknown rule or setting, a path that is asked for twice, or a grid that does not ascend.
         """
         self.entry = entry
+        self.margin = DEFAULT_MARGIN if margin is None else margin
         self._locate = locate
         self.paths = tuple(
             path_of(found.rule, found.config, found.way, locate(("paths", "paths", place)))
@@ -87,7 +99,7 @@ class PathsPlan:
                 self.entry.grid,
                 evaluations,
                 items=self.entry.items,
-                tolerance=self.entry.tolerance,
+                margin=self.margin,
                 save_points=self.entry.save_points,
                 locate=self._locate,
             )
@@ -110,7 +122,7 @@ def scan_spec(
     evaluations: Sequence[EvalSpec],
     *,
     items: int,
-    tolerance: float,
+    margin: float,
     save_points: bool,
     locate: Locate = lambda keys: "path scan",
 ) -> ScanSpec:
@@ -121,7 +133,7 @@ def scan_spec(
         grid: factors.
         evaluations: on test items, the target first.
         items: validation items of each task at most.
-        tolerance: see :class:`ScanSpec`.
+        margin: most that the target of a chosen point may lie below the tuned model's on validation items.
         save_points: whether save points are evaluated as well.
         locate: gives the place of a key in the study file.
 
@@ -138,7 +150,7 @@ def scan_spec(
         "grid": list(grid),
         "choose_on": [choose.model_dump() for choose, _ in pairs],
         "claim_on": [claim.model_dump() for _, claim in pairs],
-        "tolerance": tolerance,
+        "tolerance": margin,
         "save_points": save_points,
     }
     return build(ScanSpec, table, where="paths", locate=lambda keys: locate(("paths", *keys)))

@@ -196,6 +196,7 @@ def study_from(
     )
     _refuse_twins(arms, str(path or "study"))
     reader.check_rl(arms)
+    reader.check_primary()
     asked = [spec.task.id for spec in (*targets, *retention)]
     for spec in (*targets, *retention):
         if asked.count(spec.task.id) > 1:
@@ -207,7 +208,7 @@ def study_from(
         geometry = GeometryPlan(file.geometry, retention, task_spec, reader.locate)
         for spec in targets:
             geometry.specs(spec.task)
-    paths = None if file.paths is None else PathsPlan(file.paths, reader.locate)
+    paths = None if file.paths is None else PathsPlan(file.paths, reader.locate, file.margin.target)
     found = [(spec.id, reader.sampled(index, spec)) for index, spec in enumerate(targets)]
     sampled = {key: spec for key, spec in found if spec is not None}
     study = Study(file, base, arms, targets, retention, geometry_plan=geometry, paths_plan=paths, sampled=sampled)
@@ -332,10 +333,13 @@ class _Reader:
                 refused = str(error)
         spec = _method_spec(entry.method, method)
         runs = []
-        for seed, start in zip(self.file.seeds, starts, strict=True):
+        for seed, start in zip(self.seeds(index), starts, strict=True):
             train = train_spec(settings, evaluation.task, method, self.file.model, start)
             runs.append(RunSpec(model=model, method=spec, train=train, seed=seed))
         return Arm(self.label(index), entry.method, evaluation, tuple(runs), refused, spent)
+
+    def seeds(self, index: int) -> tuple[int, ...]:
+        return self.file.arms[index].seeds or self.file.seeds
 
     def label(self, index: int) -> str:
         return self.file.arms[index].label or self.file.arms[index].method
@@ -357,7 +361,7 @@ class _Reader:
         """Return where each run of an arm begins, and why it cannot: its source is a refused arm; empty if it can."""
         entry = settings.start
         if entry is None:
-            return tuple(None for _ in self.file.seeds), ""
+            return tuple(None for _ in self.seeds(self.making[-1])), ""
         where = settings.locate(("init_from",))
         if entry.run is not None:
             if self.find_run is None:
@@ -367,7 +371,7 @@ class _Reader:
                 )
             found = self.find_run(entry.run)
             start = start_at(settings, entry, found, model, f"run {found.run_id}")
-            return tuple(start for _ in self.file.seeds), ""
+            return tuple(start for _ in self.seeds(self.making[-1])), ""
         assert entry.arm is not None, "exactly one is given"
         labels = [self.label(index) for index in range(len(self.file.arms))]
         if entry.arm not in labels:
@@ -379,10 +383,29 @@ class _Reader:
             circle = [*self.making[self.making.index(index) :], index]
             raise UserError(f"arms begin at each other: {' at '.join(labels[one] for one in circle)} (in {where})")
         source = self.arm(model, index, target, evaluation)
+        by_seed = {run.seed: run for run in source.runs}
+        lacking = [seed for seed in self.seeds(self.making[-1]) if seed not in by_seed]
+        if lacking:
+            raise UserError(
+                f"arm '{settings.label}' begins at arm '{entry.arm}' with the same seed, and that has no seed "
+                f"{', '.join(map(str, lacking))}, only {', '.join(map(str, by_seed))} (in {where})"
+            )
+        runs = [by_seed[seed] for seed in self.seeds(self.making[-1])]
         if source.refused:
             barred = f"begins at arm '{entry.arm}', which is refused: {source.refused}"
-            return tuple(InitFrom(run=run, step=entry.step) for run in source.runs), barred
-        return tuple(start_at(settings, entry, run, model, f"arm '{entry.arm}'") for run in source.runs), ""
+            return tuple(InitFrom(run=run, step=entry.step) for run in runs), barred
+        return tuple(start_at(settings, entry, run, model, f"arm '{entry.arm}'") for run in runs), ""
+
+    def check_primary(self) -> None:
+        """Refuse pairs that are none."""
+        labels = [self.label(index) for index in range(len(self.file.arms))]
+        for place, pair in enumerate(self.file.primary):
+            where = self.locate(("primary", place))
+            for label in pair:
+                if label not in labels:
+                    raise unknown("arm", label, labels, where)
+            if len(set(pair)) < len(pair):
+                raise UserError(f"primary compares two different arms, got '{pair[0]}' twice (in {where})")
 
     def check_rl(self, arms: Sequence[Arm]) -> None:
         """Refuse settings of reinforcement learning where no arm is trained by it: they would do nothing."""

@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from peft_arena.analyze.view import DEFAULT_MARGIN
 from peft_arena.core.specs import ModelSpec, Name, Sampling, Spec, Table
 from peft_arena.execute.assumptions import Assumptions
 from peft_arena.execute.budget import Budget
 from peft_arena.execute.geometry_entry import GeometryEntry
 from peft_arena.execute.path_entry import PathsEntry
 from peft_arena.execute.pscp_entry import PscpEntry
+
+Seed = Annotated[int, Field(ge=0)]
 
 
 class TargetEntry(Spec):
@@ -54,6 +57,44 @@ class RetentionEntry(Spec):
         return self
 
 
+class MarginEntry(Spec):
+    """What counts as no difference; one number stands for both."""
+
+    target: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    """Points where the target is a fraction, else the target's own unit; 2 points unless given, and nothing for targets
+    in another unit."""
+    retention: float = Field(default=DEFAULT_MARGIN, gt=0, allow_inf_nan=False)
+    """Points of mean retention."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both(cls, value: object) -> object:
+        return _for_both(value)
+
+
+class SeedSdEntry(Spec):
+    """Standard deviation between trainings with different seeds, measured elsewhere; one number stands for both."""
+
+    target: float = Field(gt=0, allow_inf_nan=False)
+    """Of the target's score: points where it is a fraction, else its own unit."""
+    retention: float = Field(gt=0, allow_inf_nan=False)
+    """Of mean retention, points."""
+    runs: int | None = Field(default=None, ge=2)
+    """Runs it was measured on; taken as exact if left out."""
+    source: str = ""
+    """Where it was measured; the report says so."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _both(cls, value: object) -> object:
+        return _for_both(value)
+
+
+def _for_both(value: object) -> object:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"target": value, "retention": value} if number else value
+
+
 class ArmEntry(Spec):
     """A method with its settings, one competitor of the comparison."""
 
@@ -65,6 +106,8 @@ class ArmEntry(Spec):
     """Training settings of this arm, over those of the study and the target; ``objective`` and ``init_from`` too."""
     budget: Budget | None = None
     """Parameters to train, over what the study says; null for none."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    """Seeds of this arm, over those of the study: two of one arm say how far trainings lie apart."""
 
 
 class Execution(Spec):
@@ -100,7 +143,13 @@ class StudyFile(Spec):
     budget: Budget | None = None
     """Parameters that every arm trains, by choosing each method's size; an arm may say otherwise."""
     arms: tuple[ArmEntry, ...] = Field(min_length=1)
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: tuple[Seed, ...] = Field(min_length=1)
+    margin: MarginEntry = MarginEntry()
+    """What counts as no difference: behind *no worse*, *equivalent*, *retained*, and the choice of a path's point."""
+    seed_sd: SeedSdEntry | None = None
+    """How far trainings lie apart, where the study has one seed."""
+    primary: tuple[Annotated[tuple[str, ...], Field(min_length=2, max_length=2)], ...] = ()
+    """Pairs of arms, by label, that the study is about: compared before all others, at the full level."""
     evaluate_at: Literal["final", "save_points"] = "final"
     geometry: GeometryEntry | None = None
     """What is measured of the geometry of every run's final weights."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_arena.analyze.compare import AXES
 from peft_arena.analyze.study import DRAWS, StudyResult, analyze_study
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.errors import UserError
@@ -16,7 +17,8 @@ if TYPE_CHECKING:
     import polars as pl
 
     from peft_arena.analyze.effects import ArmEffects
-    from peft_arena.analyze.paired import Estimate
+    from peft_arena.analyze.estimate import Estimate
+    from peft_arena.analyze.family import Judgement
     from peft_arena.report.figures import Drawn
     from peft_arena.store.tables import RunRecords
 
@@ -32,8 +34,8 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
         store: where the records are.
         view: which runs and evaluations belong to the study.
         out: directory to write to; made if it does not exist.
-        seed: seeds the bootstrap.
-        draws: bootstrap draws.
+        seed: seeds the joint draws.
+        draws: how many there are.
 
     Returns:
         What ``summary.json`` says.
@@ -190,8 +192,13 @@ def _records(result: StudyResult) -> list[RunRecords]:
 def _effects(result: StudyResult) -> pl.DataFrame:
     import polars as pl
 
-    rows = [row for target in result.targets for arm in target.arms for row in _effect_rows(target.label, arm)]
-    return pl.DataFrame(rows, schema=_effect_schema(), orient="row")
+    rows = []
+    for target in result.targets:
+        for arm in target.arms:
+            judged = target.against_base[arm.label]
+            said = {"target": _words(judged.gain), "mean retention": _words(judged.retention)}
+            rows += [{**row, **said.get(row["role"], {})} for row in _effect_rows(target.label, arm)]
+    return pl.DataFrame(rows, schema={**_effect_schema(), **_word_schema()}, orient="row")
 
 
 def _along(result: StudyResult) -> pl.DataFrame:
@@ -238,31 +245,46 @@ def _comparisons(result: StudyResult) -> pl.DataFrame:
             "left": pair.left,
             "right": pair.right,
             "axis": axis,
-            **_columns(versus.estimate),
-            "p_corrected": versus.p_corrected,
-            "verdict": versus.verdict,
+            **_columns(pair.on(axis).estimate),
+            **_words(pair.on(axis)),
+            "turned": ", ".join(pair.on(axis).turned().words),
         }
         for target in result.targets
         for pair in target.comparisons
-        for axis, versus in (("gain", pair.gain), ("retention", pair.retention))
+        for axis in AXES
     ]
     text = dict.fromkeys(("target", "left", "right", "axis"), pl.String)
-    end = {"p_corrected": pl.Float64, "verdict": pl.String}
-    return pl.DataFrame(rows, schema={**text, **_schema(), **end}, orient="row")
+    return pl.DataFrame(rows, schema={**text, **_schema(), **_word_schema(), "turned": pl.String}, orient="row")
+
+
+def _words(judged: Judgement) -> dict[str, Any]:
+    """Return what is said of a comparison: the words and the interval at their own level."""
+    said = judged.summary()
+    return {**{name: said[name] for name in _SAID}, "words": ", ".join(said["words"])}
+
+
+def _word_schema() -> dict[str, Any]:
+    import polars as pl
+
+    return {**dict.fromkeys(_SAID, pl.Float64), "about": pl.String, "words": pl.String}
+
+
+_SAID = ("p_corrected", "p_no_worse", "margin", "level", "low_corrected", "high_corrected", "detectable", "about")
 
 
 def _schema() -> dict[str, Any]:
     import polars as pl
 
     floats = dict.fromkeys(("value", "low", "high", "stderr", "p"), pl.Float64)
-    return {**floats, "unit": pl.String, "seeds": pl.Int64, "items": pl.Int64, "left_out": pl.Int64}
+    counts = dict.fromkeys(("seeds", "items", "units", "left_out"), pl.Int64)
+    return {**floats, "unit": pl.String, **counts, "unscored": pl.Float64, "covers": pl.String}
 
 
 def _columns(found: Estimate | None, prefix: str = "") -> dict[str, Any]:
     return {f"{prefix}{name}": getattr(found, name, None) for name in _NAMES}
 
 
-_NAMES = ("value", "low", "high", "stderr", "p", "unit", "seeds", "items", "left_out")
+_NAMES = ("value", "low", "high", "stderr", "p", "unit", "seeds", "items", "units", "left_out", "unscored", "covers")
 
 
 def _only(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

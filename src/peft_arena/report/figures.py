@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.estimate import Estimate
 from peft_arena.report.labels import Box, place_labels
 from peft_arena.report.numbers import estimate_text, quantity, signed
 

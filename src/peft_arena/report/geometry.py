@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.analyze.correlate import Coefficient, Correlation
+from peft_arena.analyze.correlate import FEWEST_JUDGED, Correlation
+from peft_arena.analyze.family import ALPHA
 from peft_arena.analyze.geometry import MAIN, NOT_APPLICABLE, ArmGeometry, TargetGeometry, make_run, metric_name
 from peft_arena.core.errors import UserError
 from peft_arena.report.markup import Markup, cell, join, table, tag
@@ -165,7 +166,7 @@ def correlation_table(geometry: TargetGeometry) -> Markup:
     by_metric: dict[str, dict[str, Correlation]] = {}
     for found in geometry.correlations:
         by_metric.setdefault(found.metric, {})[found.outcome] = found
-    usable = [name for name, both in by_metric.items() if any(found.pearson for found in both.values())]
+    usable = [name for name, both in by_metric.items() if any(found.value is not None for found in both.values())]
     if not usable:
         reasons = dict.fromkeys(found.reason for found in geometry.correlations if found.reason)
         why = next(iter(reasons), "nothing was measured")
@@ -173,7 +174,7 @@ def correlation_table(geometry: TargetGeometry) -> Markup:
     main = [name for name in MAIN if name in usable] or usable[:_MOST_CORRELATIONS]
     others = [name for name in usable if name not in main]
     parts: list[object] = [
-        _correlation_rows(geometry, by_metric, main, "Geometry against forgetting and gain, over runs")
+        _correlation_rows(geometry, by_metric, main, "Geometry against forgetting and gain, over arms")
     ]
     if others:
         more = _correlation_rows(geometry, by_metric, others, "The other quantities", note=False)
@@ -188,58 +189,41 @@ def _correlation_rows(
     caption: str,
     note: bool = True,
 ) -> Markup:
-    head = ["quantity", "runs", "arms"]
-    head += [text for outcome in ("forgetting", "gain") for text in (f"{outcome}: Pearson r", "p", "Spearman ρ", "p")]
+    head = ["quantity", "arms", "forgetting: Spearman ρ", "p", "gain: Spearman ρ", "p"]
     rows = []
     for metric in metrics:
         both = by_metric[metric]
-        used = [found for found in both.values() if found.pearson is not None]
+        used = [found for found in both.values() if found.value is not None]
         told = "; ".join(
-            f"{one.outcome}: {one.runs} runs of {one.arms} arms, {one.left_out} runs left out that lack a number"
-            for one in used
+            f"{one.outcome}: {one.arms} arms, {one.left_out} arms left out that lack a number" for one in used
         )
         rows.append(
             [
                 _heading(metric),
-                cell(span_of([one.runs for one in used]), title=told),
                 cell(span_of([one.arms for one in used]), title=told),
                 *(part for name in ("forgetting", "gain") for part in _coefficient_cells(both[name])),
             ]
         )
-    looked = geometry.looked_at
     text = (
-        f"{looked} quantities were looked at; every p-value is of a permutation of the arms' means and Holm-corrected "
-        "over the quantities, each column for itself. Brackets: uncorrected 95 % intervals that resample whole arms, "
-        "as seeds of one arm are not independent methods; below four arms there are neither. Bold: corrected p below "
-        "0.05. A correlation over few methods is not a cause: a method that changes more of one thing often changes "
-        f"more of everything.{_out_of_reach(geometry)}"
+        f"{geometry.looked_at} quantities were looked at. Rank correlations over arms, each with the mean of its runs; "
+        "p-values are Holm-corrected over the quantities, each column for itself; brackets: uncorrected 95 % intervals "
+        "(Bonett and Wright 2000). Bold: corrected p below 0.05. A correlation over few methods is not a cause: a "
+        f"method that changes more of one thing often changes more of everything. With fewer than {FEWEST_JUDGED} arms "
+        "there is neither interval nor p-value, and nothing can be said."
     )
     return table(caption, head, rows, "geometry", text if note else "")
 
 
-def _out_of_reach(geometry: TargetGeometry) -> str:
-    """Say so where so few arms were compared that even a perfect correlation would not be significant."""
-    least = geometry.least_p
-    if least is None or least < 0.05:
-        return ""
-    return (
-        f" With so few arms even a perfect correlation would have a corrected p of {p_text(least)}: this table can "
-        "suggest what to look at, not show it."
-    )
-
-
 def _coefficient_cells(found: Correlation) -> list[Markup]:
-    cells = []
-    for one in (found.pearson, found.spearman):
-        if one is None:
-            cells += [cell(tag("span", NONE, class_="none"), title=found.reason), cell(NONE)]
-            continue
-        ends = "no interval" if one.low is None or one.high is None else f"{plain(one.low, 2)}, {plain(one.high, 2)}"
-        sure = one.p_corrected is not None and one.p_corrected < 0.05
-        value = tag("b", plain(one.value, 2)) if sure else plain(one.value, 2)
-        title = f"uncorrected p {p_text(one.p)}"
-        cells += [cell(join([value, tag("small", f"[{ends}]")])), cell(p_text(one.p_corrected), title=title)]
-    return cells
+    if found.value is None:
+        return [cell(tag("span", NONE, class_="none"), title=found.reason), cell(NONE)]
+    sure = found.p_corrected is not None and found.p_corrected < ALPHA
+    value = tag("b", plain(found.value, 2)) if sure else plain(found.value, 2)
+    ends = f"{found.arms} arms: no interval"
+    if found.low is not None and found.high is not None:
+        ends = f"[{plain(found.low, 2)}, {plain(found.high, 2)}]"
+    title = f"uncorrected p {p_text(found.p)}"
+    return [cell(join([value, tag("small", ends)])), cell(p_text(found.p_corrected), title=title)]
 
 
 def geometry_tables(result: StudyResult) -> dict[str, pl.DataFrame]:
@@ -289,18 +273,15 @@ def _long_rows(label: str, geometry: TargetGeometry) -> list[tuple[Any, ...]]:
 def _flat_schema() -> dict[str, Any]:
     import polars as pl
 
-    names = [f"{kind}{end}" for kind in ("pearson", "spearman") for end in ("", "_low", "_high", "_p", "_p_corrected")]
     text = dict.fromkeys(("target", "metric", "outcome"), pl.String)
-    counts = dict.fromkeys(("runs", "arms", "left_out"), pl.Int64)
-    return {**text, **counts, **dict.fromkeys(names, pl.Float64), "reason": pl.String}
+    counts = dict.fromkeys(("arms", "left_out"), pl.Int64)
+    numbers = dict.fromkeys(("spearman", "low", "high", "p", "p_corrected"), pl.Float64)
+    return {**text, **counts, **numbers, "reason": pl.String}
 
 
 def _flat(label: str, found: Correlation) -> tuple[Any, ...]:
-    def fields(one: Coefficient | None) -> tuple[float | None, ...]:
-        return (None,) * 5 if one is None else (one.value, one.low, one.high, one.p, one.p_corrected)
-
-    counts = (found.runs, found.arms, found.left_out)
-    return (label, found.metric, found.outcome, *counts, *fields(found.pearson), *fields(found.spearman), found.reason)
+    numbers = (found.value, found.low, found.high, found.p, found.p_corrected)
+    return (label, found.metric, found.outcome, found.arms, found.left_out, *numbers, found.reason)
 
 
 def write_geometry_page(records: Sequence[tuple[str, GeometryRecord, pl.DataFrame | None]], out: Path) -> list[Path]:

@@ -312,7 +312,7 @@ def against_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
     """Return every quantity against forgetting and against the gain, a run a mark."""
     choices = []
     for found in geometry.correlations:
-        if found.pearson is None:
+        if found.value is None:
             continue
         data = []
         for arm in geometry.arms:
@@ -327,9 +327,7 @@ def against_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
                 data.append({"style": arm.place, "x": x, "y": y, "text": seeds})
         title = metric_name(found.metric).title
         unit = "points" if found.outcome == "forgetting" else geometry.gain_unit
-        told = (
-            f"Pearson {coefficient_text(found.pearson)}, Spearman {coefficient_text(found.spearman)}, {found.runs} runs"
-        )
+        told = f"Spearman {coefficient_text(found)}, {found.arms} arms"
         axes = {"xaxis": chart_axis(title, exponentformat="power"), "yaxis": chart_axis(f"{found.outcome} ({unit})")}
         choices.append(Choice(f"{found.outcome} against {title}", data, {**axes, "annotations": [text_above(told)]}))
     if not choices:
@@ -339,8 +337,8 @@ def against_chart(geometry: TargetGeometry, named: set[str], key: str) -> Chart 
         for arm in geometry.arms
     ]
     text = (
-        "Each mark is a run; forgetting is minus its mean retention. Brackets are 95 % intervals that resample whole "
-        f"arms. {geometry.looked_at} quantities were looked at: some look related by chance, and none of this is a "
-        "cause."
+        "Each mark is a run; forgetting is minus its mean retention. Rank correlations are over arms, with 95 % "
+        f"intervals. {geometry.looked_at} quantities were looked at: some look related by chance, and none of this is "
+        "a cause."
     )
     return Chart(key, "Geometry against what was forgotten", text, choices, chart_layout(460), styles, "quantity")

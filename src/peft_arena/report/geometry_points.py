@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from peft_arena.analyze.correlate import Coefficient, Correlation
+from peft_arena.analyze.correlate import Correlation
 from peft_arena.analyze.geometry import ArmGeometry, Mean, TargetGeometry, metric_name
 from peft_arena.report.figures import DOT, FAINT, INK, Drawn, look, settle, shorten, text_sizes
 from peft_arena.report.geometry_lines import legend_above, wide_scale
@@ -215,20 +215,19 @@ def kl_figure(geometry: TargetGeometry, named: set[str], name: str) -> Drawn | N
     )
 
 
-def coefficient_text(found: Coefficient | None, reason: str = "") -> str:
-    """Render a coefficient with its interval, for example ``0.71 [0.30, 0.90]``."""
-    if found is None:
-        return reason or "not defined"
-    ends = (
-        "no interval" if found.low is None or found.high is None else f"{plain(found.low, 2)}, {plain(found.high, 2)}"
-    )
-    return f"{plain(found.value, 2)} [{ends}]"
+def coefficient_text(found: Correlation) -> str:
+    """Render a rank correlation with its interval, for example ``0.71 [0.30, 0.90]``; without one for few arms."""
+    if found.value is None:
+        return "not defined"
+    if found.low is None or found.high is None:
+        return f"{plain(found.value, 2)} ({found.arms} arms: no interval)"
+    return f"{plain(found.value, 2)} [{plain(found.low, 2)}, {plain(found.high, 2)}]"
 
 
 def correlation_figure(geometry: TargetGeometry, named: set[str], name: str) -> Drawn | None:
     """Draw the main quantities against what each run forgot, a panel each; None where no run has both."""
     known = {found.metric: found for found in geometry.correlations if found.outcome == "forgetting"}
-    shown = [metric for metric in AGAINST if metric in known and known[metric].pearson is not None]
+    shown = [metric for metric in AGAINST if metric in known and known[metric].value is not None]
     if not shown:
         return None
     columns = min(4, len(shown))
@@ -245,19 +244,14 @@ def correlation_figure(geometry: TargetGeometry, named: set[str], name: str) -> 
     canvas.supylabel("forgetting (points)", fontsize=10, color=INK)
     legend_above(canvas, [arm for arm in geometry.arms if arm.label in named and any(_known(arm, shown))], lines=False)
     settle(canvas)
-    said = "; ".join(
-        f"{metric_name(metric).title}: Pearson {coefficient_text(known[metric].pearson)}, "
-        f"Spearman {coefficient_text(known[metric].spearman)}"
-        for metric in shown
-    )
+    said = "; ".join(f"{metric_name(metric).title}: Spearman {coefficient_text(known[metric])}" for metric in shown)
     return Drawn(
         name=name,
         canvas=canvas,
-        alt=f"Geometry against forgetting over {_runs(known, shown)} runs. {said}.",
+        alt=f"Geometry against forgetting over {_arms(known, shown)} arms. {said}.",
         caption=(
-            f"Each mark is a run, n = {_runs(known, shown)} runs of {_arms(known, shown)} arms; forgetting is minus "
-            "its mean retention. r: Pearson, ρ: Spearman, of the values as they are (also where an axis is "
-            "logarithmic), with 95 % intervals that resample whole arms. A correlation over few runs is no cause: "
+            "Each mark is a run; forgetting is minus its mean retention. ρ: Spearman's rank correlation over "
+            f"{_arms(known, shown)} arms, each with the mean of its runs. A correlation over few arms is not a cause: "
             f"a method that moves more in one sense often moves more in others, and {geometry.looked_at} quantities "
             "were looked at, so some look related by chance."
         ),
@@ -276,10 +270,6 @@ def narrow_log(axis: Axes, values: Sequence[float]) -> None:
 
 def _known(arm: ArmGeometry, metrics: Sequence[str]) -> list[bool]:
     return [arm.mean(metric).value is not None for metric in metrics]
-
-
-def _runs(known: Mapping[str, Correlation], shown: Sequence[str]) -> str:
-    return span_of([known[metric].runs for metric in shown])
 
 
 def _arms(known: Mapping[str, Correlation], shown: Sequence[str]) -> str:
@@ -308,7 +298,7 @@ def _scatter(
     if min(values) > 0 and max(values) >= 30 * min(values):
         narrow_log(axis, values)
     axis.set_title(
-        f"r = {coefficient_text(found.pearson)}\nρ = {coefficient_text(found.spearman)}",
+        f"ρ = {coefficient_text(found)}",
         fontsize=9,
         color=INK,
         loc="left",

@@ -1,20 +1,29 @@
-"""The few sentences an engineer reads first; each is backed by a corrected comparison or by a count."""
+"""The few sentences an engineer reads first; each word in them is one of the five, with the numbers it rests on."""
 
 from __future__ import annotations
 
-from peft_arena.analyze.compare import ALPHA, Standing, both_ways, holm, standing
+from collections.abc import Mapping
+
+from peft_arena.analyze.compare import AXES, Standing, both_ways, standing
 from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE
 from peft_arena.analyze.effects import ArmEffects
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.estimate import Estimate
+from peft_arena.analyze.family import Judgement
+from peft_arena.analyze.paired import MANY_UNSCORED
 from peft_arena.analyze.study import StudyResult, TargetResult
-from peft_arena.report.numbers import estimate_text, listed, quantity, signed
+from peft_arena.report.numbers import digits_of, plain, quantity, signed
 from peft_arena.report.passk import passk_sentences
 from peft_arena.report.paths_text import overshoot_sentence
 from peft_arena.report.rl_text import rl_caveat, rl_sentence
+from peft_arena.report.words import about_runs, detectable_text, judged_text, named, sentence, subject
+
+MUCH_ALIKE = 1.1
+"""Ratio of two detectable differences up to which the larger stands for both."""
+_AXIS_NAMES = {"gain": "the gain", "retention": "mean retention"}
 
 
 def headline(result: StudyResult) -> list[str]:
-    """Return the study's main findings as sentences, per target; every difference that is stated is significant."""
+    """Return the study's main findings as sentences, per target."""
     sentences = []
     for target in result.targets:
         prefix = f"{target.label}: " if len(result.targets) > 1 else ""
@@ -29,123 +38,193 @@ def target_headline(target: TargetResult) -> list[str]:
     if not gains:
         return [f"No arm can be compared yet: none of {len(target.arms)} has a gain over a base score."]
     best = standing({label: found.value for label, found in gains.items()}, target.comparisons, "gain")
-    found = [_gain(target, gains, best), _retention(target), _better_trade(target, best)]
+    found = [_gain(target, gains, best), _retention(target), _keeping(target), _better_trade(target, best)]
     found.append("" if target.rl is None else rl_sentence(target.rl))
     found.append("" if target.passk is None else passk_sentences(target.passk))
     found += ["" if target.paths is None else overshoot_sentence(target.paths, target.label), _cheapest(target, best)]
-    return [sentence for sentence in found if sentence]
+    return [sentence(text) for text in found if text]
 
 
-def _gain(target: TargetResult, gains: dict[str, Estimate], best: Standing) -> str:
-    first = gains[best.first]
+def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -> str:
+    """Say which arms gain most, or that none can be told from another."""
     if len(gains) == 1:
-        known = "" if first.excludes_zero else ", not distinguishable from zero"
-        return f"{best.first}, the only arm with results, changes the target score by {estimate_text(first)}{known}."
-    if len(best.group) == len(gains) and best.alike:
-        values = sorted(found.value for found in gains.values())
-        span = f"{signed(values[0])} to {signed(values[-1])} {first.unit}"
-        return f"All {len(gains)} arms are tied on the gain on {target.label} ({span})."
-    start = f"{best.first} gains most" if not best.unclear else f"{best.first} has the highest gain estimate"
-    text = f"{start} on {target.label}, {estimate_text(first)}"
-    others = len(best.worse)
-    if best.worse and not best.tied:
-        rest = (
-            _named(best.worse)
-            if best.unclear
-            else "the other arm"
-            if others == 1
-            else f"each of the {others} other arms"
-        )
-        text += f", significantly more than {rest}"
-    if best.tied:
-        text += f", tied with {_named(best.tied, most=8)}"
-    if best.worse and best.tied:
-        text += f"; {_count(others, 'other arm gains', 'other arms gain')} significantly less than {best.first}"
-    return f"{text}{_not_comparable(best)}."
+        (label,) = gains
+        judged = target.against_base[label].gain
+        return f"{subject([label], about_runs([judged]))} is {_against_base(judged, f'on {target.label}')}."
+    pairs = _among(target, best.best, "gain")
+    runs = about_runs(pairs)
+    if len(best.best) == len(gains) and best.alike:
+        equal = all(pair.has("equivalent") for pair in pairs)
+        what = "are equivalent" if equal else "are undecided"
+        found = "" if equal else _resolution(pairs)
+        return f"{subject(list(gains), runs)} {what} in gain on {target.label} ({_span(gains)}{found})."
+    top = target.against_base[best.highest[0]].gain
+    who = _one_of(best.best, runs or about_runs([top]))
+    text = f"best in gain on {target.label}: {who} ({_span(gains, best.best)}"
+    text += "" if len(best.best) == 1 else _resolution(pairs)
+    text += f"; {len(best.highest)} have exactly the highest score)" if len(best.highest) > 1 else ")"
+    if best.worse:
+        text += f"; worse than the highest: {named(best.worse)}"
+    if best.unclear:
+        text += f"; not comparable with the highest: {named(best.unclear)}"
+    return f"{text}."
+
+
+def _one_of(labels: list[str], runs: bool) -> str:
+    """Return who may be the best: several are named together, for none of them is known to be it."""
+    return f"{'one of ' if len(labels) > 1 else ''}{subject(labels, runs)}"
+
+
+def _against_base(judged: Judgement, where: str) -> str:
+    """Return the word of an arm against the pretrained model, with its numbers.
+
+    Args:
+        judged: the comparison.
+        where: on what.
+    """
+    than = {"better": "than", "worse": "than", "no worse": "than", "equivalent": "to"}.get(judged.word, "against")
+    more = detectable_text(judged) if judged.word == "undecided" else ""
+    also = f", and {judged.words[1]} within {judged.margin:g}" if len(judged.words) > 1 else ""
+    return (
+        f"{judged.word} {than} the pretrained model {where}{also}: {judged_text(judged)}{f'; {more}' if more else ''}"
+    )
+
+
+def _among(target: TargetResult, labels: list[str], axis: str) -> list[Judgement]:
+    """Return the comparisons among some arms."""
+    wanted = set(labels)
+    return [
+        pair.gain if axis == "gain" else pair.retention
+        for pair in target.comparisons
+        if pair.left in wanted and pair.right in wanted
+    ]
+
+
+def _resolution(pairs: list[Judgement]) -> str:
+    """Say which difference between arms would have been found, from the least to the most over pairs."""
+    known = [(pair.detectable, pair) for pair in pairs if pair.detectable is not None and pair.word == "undecided"]
+    if not known:
+        return ""
+    least, most = min(known, key=lambda one: one[0] or 0.0), max(known, key=lambda one: one[0] or 0.0)
+    told = detectable_text(most[1])
+    estimate = least[1].estimate
+    if estimate is None or not told:
+        return ""
+    digits = digits_of(estimate.unit)
+    low, high = plain(least[0] or 0.0, digits), plain(most[0] or 0.0, digits)
+    if told.startswith("no possible"):
+        return f"; {told} between some"
+    if (most[0] or 0.0) <= MUCH_ALIKE * (least[0] or 0.0):
+        return f"; a difference of {told}"
+    return f"; differences of {low} to {high}, depending on the pair, would be found"
 
 
 def _retention(target: TargetResult) -> str:
-    means = {arm.label: arm.mean for arm in target.arms if arm.mean}
-    if not means:
+    """Say which arms forget, which retain, and which are undecided."""
+    judged = {label: one.retention for label, one in target.against_base.items() if one.retention.estimate is not None}
+    if not judged:
         return ""
-    corrected = holm([found.p for found in means.values()])
-    losers = [
-        label
-        for (label, found), p in zip(means.items(), corrected, strict=True)
-        if p is not None and p < ALPHA and found.value < 0
-    ]
-    if not losers:
-        share = "No arm" if len(means) > 1 else next(iter(means))
-        verb = "forgets significantly" if len(means) > 1 else "does not forget significantly"
-        return f"{share} {verb}: mean retention changes by {_span(means)}."
-    if len(means) == 1:
-        return f"{losers[0]} forgets significantly: mean retention changes by {estimate_text(means[losers[0]])}."
-    text = f"{len(losers)} of {_count(len(means), 'arm forgets', 'arms forget')} significantly"
-    worst = min(means, key=lambda label: means[label].value)
-    if worst in losers:
-        table = both_ways(target.comparisons)
-        clear = all(table[worst, other].retention.verdict == "worse" for other in means if other != worst)
-        which = f"{worst} most" if clear else f"the lowest estimate is that of {worst}"
-        text += f", {which} (mean retention {estimate_text(means[worst])})"
-    best = standing({label: found.value for label, found in means.items()}, target.comparisons, "retention")
-    if best.worse:
-        group = best.group
-        them = listed(group) if len(group) <= 4 else f"{len(group)} arms, {best.first} first,"
-        tied = "" if len(group) == 1 else ", tied"
-        more = f"significantly more than {_named(best.worse)}" if best.unclear else "most"
-        if best.unclear and best.tied:
-            them, more = best.first, f"{more} and is tied with {_named(best.tied, most=8)}"
-        one = them == best.first
-        text += f"; {them} {'keeps' if one else 'keep'} {more} ({_span(means, [best.first] if one else group)}"
-        text += ")" if one else f"{tied})"
-    return f"{text}{_not_comparable(best)}."
+    losing = [label for label, one in judged.items() if one.has("worse")]
+    retained = [label for label, one in judged.items() if one.has("no worse") and label not in losing]
+    known = {label: one.estimate for label, one in judged.items() if one.estimate is not None}
+    runs = about_runs(list(judged.values()))
+    margin = next(iter(judged.values())).margin
+    if len(judged) == 1:
+        (label,) = judged
+        return f"{subject([label], runs)} is {_against_base(judged[label], 'in mean retention')}."
+    parts = []
+    if losing:
+        lowest = min(losing, key=lambda label: known[label].value)
+        of = f"{len(losing)} of {len(judged)} arms forget (mean retention worse than the pretrained model's)"
+        parts.append(f"{of}: {named(losing)}, the lowest {lowest} at {judged_text(judged[lowest])}")
+    if retained:
+        parts.append(f"no worse than the pretrained model within {margin:g} points: {named(retained)}")
+    rest = [label for label in judged if label not in losing and label not in retained]
+    if rest:
+        parts.append(f"undecided: {named(rest)} ({_span(known, rest)}{_resolution([judged[label] for label in rest])})")
+    start = "in these runs, " if runs else ""
+    text = f"{start}{'; '.join(parts)}."
+    return f"{text[:1].upper()}{text[1:]}" if start else text if losing else f"Mean retention: {text}"
 
 
-def _not_comparable(best: Standing) -> str:
-    """Name the arms of which nothing can be said against the first."""
-    return f"; not comparable with {best.first}: {_named(best.unclear)}" if best.unclear else ""
+def _keeping(target: TargetResult) -> str:
+    """Say which arms keep most, where some are worse."""
+    means = {arm.label: arm.mean.value for arm in target.arms if arm.mean}
+    if len(means) < 2:
+        return ""
+    best = standing(means, target.comparisons, "retention")
+    if not best.worse:
+        return ""
+    known = {arm.label: arm.mean for arm in target.arms if arm.mean}
+    pairs = _among(target, best.best, "retention")
+    tables = both_ways(target.comparisons)
+    against = [tables[label, best.highest[0]].retention for label in best.worse if label not in best.highest]
+    more = "" if len(best.best) == 1 else _resolution(pairs)
+    who = _one_of(best.best, about_runs([*pairs, *against]))
+    text = f"best in mean retention: {who} ({_span(known, best.best)}{more})"
+    text += f"; worse than the highest: {named(best.worse)}"
+    return f"{text}{f'; not comparable with the highest: {named(best.unclear)}' if best.unclear else ''}."
 
 
-def _named(labels: list[str], most: int = 4) -> str:
-    return listed(labels) if len(labels) <= most else f"{len(labels)} arms ({listed(labels[:3])} among them)"
+def _span(known: Mapping[str, Estimate], labels: list[str] | None = None) -> str:
+    found = [known[label] for label in labels or known]
+    values = sorted(one.value for one in found)
+    unit, digits = found[0].unit, digits_of(found[0].unit)
+    if len(values) == 1 or signed(values[0], digits) == signed(values[-1], digits):
+        return f"{signed(values[0], digits)} {unit}"
+    return f"{signed(values[0], digits)} to {signed(values[-1], digits)} {unit}"
 
 
-def _span(means: dict[str, Estimate], labels: list[str] | None = None) -> str:
-    values = sorted(means[label].value for label in labels or means)
-    if len(values) == 1:
-        return f"{signed(values[0])} points"
-    return f"{signed(values[0])} to {signed(values[-1])} points"
+def trade_sentence(keeps: str, forgets: str, retention: Judgement, gain: Judgement) -> str:
+    """Say that one arm keeps more than another and gains no less, with the numbers.
+
+    Args:
+        keeps: label of the arm that keeps more.
+        forgets: label of the other.
+        retention: first minus second.
+        gain: the same.
+    """
+    runs = about_runs([retention, gain])
+    how = "is better in gain too" if gain.has("better") else f"is no worse in gain within {gain.margin:g}"
+    text = (
+        f"{subject([keeps], runs)} is better in mean retention than {subject([forgets], runs)} "
+        f"({judged_text(retention)}) and {how} ({judged_text(gain)})."
+    )
+    return sentence(text)
 
 
 def _better_trade(target: TargetResult, best: Standing) -> str:
-    """Return the clearest case among the arms that gain most: the same gain, less forgotten."""
-    inside = [pair for pair in target.trade_offs if pair.forgets in best.group]
-    return f"{inside[0].sentence[:-1]}: the better trade." if inside else ""
+    """Return the clearest case among the arms that gain most: no less gain, less forgotten."""
+    inside = [pair for pair in target.trade_offs if pair.forgets in best.best]
+    if not inside:
+        return ""
+    first = inside[0]
+    return f"{trade_sentence(first.keeps, first.forgets, first.retention, first.gain)[:-1]}: the better trade."
 
 
 def _cheapest(target: TargetResult, best: Standing) -> str:
     """Say which of the arms that gain most is cheapest; measured costs only where the ranges do not overlap."""
-    if not best.tied:
+    if len(best.best) < 2:
         return ""
     parts = []
     for metric, verb in ((TRAINABLE, "trains the fewest parameters"), (PEAK_MEMORY, "needs the least training memory")):
-        found = {label: target.costs[label].get(metric) for label in best.group}
+        found = {label: target.costs[label].get(metric) for label in best.best}
         costs = {label: cost for label, cost in found.items() if cost is not None and cost.value is not None}
-        if len(costs) < len(best.group):
+        if len(costs) < len(best.best):
             continue
         first, *others = sorted(costs, key=lambda label, costs=costs: costs[label].value or 0.0)  # type: ignore[misc]
         if (costs[first].high or 0.0) < min(costs[label].low or 0.0 for label in others):
             parts.append((first, f"{verb} ({quantity(costs[first].value, costs[first].unit)})"))
     if not parts:
         return ""
-    start = f"Of {best.first} and those tied with it" if best.unclear else "Of the arms that gain most"
+    start = "of the arms that may be best in gain"
     if len({label for label, _ in parts}) == 1:
         return f"{start}, {parts[0][0]} {' and '.join(text for _, text in parts)}."
     return f"{start}, {', and '.join(f'{label} {text}' for label, text in parts)}."
 
 
 def caveats(result: StudyResult) -> list[str]:
-    """Return what a reader must know before believing the findings: missing runs, arms with one seed."""
+    """Return what a reader must know before believing the findings."""
     found = []
     runs = [run for arm in result.evidence.arms for run in arm.runs]
     untrained = sum(run.training is None for run in runs)
@@ -153,13 +232,52 @@ def caveats(result: StudyResult) -> list[str]:
         found.append(
             f"{untrained} of {_count(len(runs), 'run is', 'runs are')} missing or failed; they are listed below."
         )
-    if any(_single(arm) for target in result.targets for arm in target.arms):
-        found.append("Arms with one seed: their intervals cover items only, not the spread between training runs.")
+    arms = [arm for target in result.targets for arm in target.arms]
+    if any(arm.gain and arm.gain.delta and arm.gain.delta.about_runs for arm in arms):
+        found.append(
+            "One seed is one run: intervals cover items only, and nothing here is said of a method. Another training "
+            "with another seed may come out in another order."
+        )
+    if result.view.seed_sd is not None and any(_covered_by_declaration(arm) for arm in arms):
+        sd = result.view.seed_sd
+        where = f" ({sd.source})" if sd.source else ""
+        found.append(
+            f"Spread between trainings as the study declares it{where}: standard deviation {sd.target:g} on the target "
+            f"and {sd.retention:g} points of mean retention."
+        )
+    found += [text for target in result.targets for text in (*_wild(target), *_unscored(target))]
     return [*found, *(text for target in result.targets if target.rl is not None and (text := rl_caveat(target.rl)))]
 
 
-def _single(arm: ArmEffects) -> bool:
-    return arm.gain is not None and arm.gain.delta is not None and arm.gain.delta.seeds == 1
+def _covered_by_declaration(arm: ArmEffects) -> bool:
+    return arm.gain is not None and arm.gain.delta is not None and arm.gain.delta.covers == "items, and seed_sd"
+
+
+def _wild(target: TargetResult) -> list[str]:
+    """Name the arms whose trainings lie further apart than those of the others."""
+    return [
+        f"{one.label} on {target.label}: its trainings lie further apart in {_AXIS_NAMES[axis]} (standard deviation "
+        f"{one.sd:.1f}) than those of the other arms ({one.others:.1f}); comparisons with it are called different "
+        "falsely more often than 5 % with two or three seeds (docs/statistics.md)."
+        for axis in AXES
+        for one in target.wild[axis]
+    ]
+
+
+def _unscored(target: TargetResult) -> list[str]:
+    """Name the arms with many answers that could not be scored."""
+    shares = {
+        arm.label: found.unscored
+        for arm in target.arms
+        if (found := arm.gain.delta if arm.gain else None) is not None and found.unscored > MANY_UNSCORED
+    }
+    if not shares:
+        return []
+    listed = ", ".join(f"{label} {100 * share:.1f} %" for label, share in shares.items())
+    return [
+        f"Answers on {target.label} that could not be scored, of either side: {listed}. Intervals hold for whatever "
+        "these answers were worth, where that is known."
+    ]
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -169,9 +287,8 @@ def _count(number: int, one: str, many: str) -> str:
 def uncompared(target: TargetResult) -> list[str]:
     """Return the pairs of arms with results that could not be compared: no common seed or no common answer."""
     have = {arm.label for arm in target.arms if arm.gain and arm.gain.delta}
-    table = both_ways(target.comparisons)
     return [
-        f"{left} and {right}"
-        for (left, right), pair in table.items()
-        if left < right and {left, right} <= have and pair.gain.estimate is None
+        f"{pair.left} and {pair.right}"
+        for pair in target.comparisons
+        if {pair.left, pair.right} <= have and pair.gain.estimate is None
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peft_arena.analyze.effects import SHARE
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.estimate import Estimate
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -30,21 +30,21 @@ def digits_of(unit: str) -> int:
     return {"points": 1, SHARE: 2}.get(unit, 3)
 
 
-def _in_unit(value: float, unit: str) -> str:
+def in_unit(value: float, unit: str) -> str:
     """Render a change with its sign, and a share, which is none, without."""
     return (plain if unit == SHARE else signed)(value, digits_of(unit))
 
 
 def interval(found: Estimate) -> str:
-    """Render the interval, for example ``[−1.2, +0.4]``; says so where there is none."""
+    """Render the 95 % interval, for example ``[−1.2, +0.4]``; says so where there is none."""
     if found.low is None or found.high is None:
         return "[no interval]"
-    return f"[{_in_unit(found.low, found.unit)}, {_in_unit(found.high, found.unit)}]"
+    return f"[{in_unit(found.low, found.unit)}, {in_unit(found.high, found.unit)}]"
 
 
 def estimate_text(found: Estimate, unit: bool = True) -> str:
     """Render value, unit and interval, for example ``+3.1 points [+1.0, +5.2]``."""
-    return f"{_in_unit(found.value, found.unit)}{' ' + found.unit if unit else ''} {interval(found)}"
+    return f"{in_unit(found.value, found.unit)}{' ' + found.unit if unit else ''} {interval(found)}"
 
 
 def score(value: float | None, unit: str) -> str:

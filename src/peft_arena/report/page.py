@@ -11,10 +11,10 @@ from peft_arena.analyze.compare import TradeOff
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.figures import MANY, Drawn
 from peft_arena.report.geometry import GEOMETRY, geometry_section
-from peft_arena.report.headline import caveats, headline, uncompared
+from peft_arena.report.headline import caveats, headline, trade_sentence, uncompared
 from peft_arena.report.markup import Markup, escape, join, table, tag
 from peft_arena.report.numbers import listed
-from peft_arena.report.over_targets import over_targets_table
+from peft_arena.report.over_targets import over_targets_section
 from peft_arena.report.page_tables import (
     along_table,
     budget_table,
@@ -52,31 +52,41 @@ NOTES = (
     ),
     (
         "Intervals",
-        "95 %, from a paired bootstrap that resamples seeds and items independently, the same items for all seeds "
-        "and both models. The draws are scaled to the variance of a two-way random-effects model with "
-        "Satterthwaite's degrees of freedom, because two to five seeds alone give intervals that are too narrow. "
-        "In simulated studies with three seeds they held the truth in 92 to 96 % of cases, with two seeds in 87 "
-        "to 97 %. With one seed they cover items only.",
+        "Set of the values that the test behind the p-value does not reject, so that interval and p-value never "
+        "disagree. They cover items (groups of items that share a passage or a template count once) and, with two or "
+        "more seeds, trainings: the spread between trainings is pooled over the arms. Fractions get pseudo-items "
+        "(Agresti and Min 2005), so that no interval has width 0. What simulated studies with known truth say of them, "
+        "seeds by items, is in docs/statistics.md.",
+    ),
+    (
+        "One seed",
+        "Nothing is known of the spread between trainings: every sentence is of this run, and not of its method.",
     ),
     (
         "Pairs",
         "Items are matched by id, arms by seed. An answer that either side lacks or that could not be scored is "
-        "left out of both and counted.",
+        "left out of both and counted. Where more than 1 % could not be scored, the interval runs from all of them "
+        "wrong to all of them right.",
     ),
     (
-        "Tied",
-        "Two arms are called different only if the p-value, Holm-corrected over all pairs of arms on that axis, "
-        "is below 0.05. A tie means that these data do not separate the two.",
+        "Better, worse",
+        "The p-value, Holm-corrected over all comparisons of the study, is below 0.05.",
+    ),
+    (
+        "No worse, equivalent, undecided",
+        "No worse: not lower by the margin, by a one-sided test, corrected; “retained” is no worse than the pretrained "
+        "model. Equivalent: neither lower nor higher by the margin. Undecided: none of these; beside it stands the "
+        "difference that would have been found in four of five repetitions. The margin is the study's.",
     ),
     (
         "Pareto front",
-        "An arm is dominated if another is significantly better on gain or retention and its estimate on the "
-        "other is at least as high. The percentage is the share of joint bootstrap draws in which the arm is on "
-        "the front.",
+        "An arm is dominated if another is better on gain or retention and no worse on the other. The percentage is "
+        "the share of joint draws of seeds and items in which the arm is on the front.",
     ),
     (
         "Costs",
-        "Means over seeds as recorded; how each was measured or counted stands in the cost table.",
+        "Means over seeds as recorded, with their range on hover and no error; how each was measured or counted stands "
+        "in the cost table.",
     ),
 )
 """How every number was obtained."""
@@ -94,7 +104,7 @@ def render_page(result: StudyResult, figures: Mapping[str, Sequence[tuple[Drawn,
     css = resources.files("peft_arena.report").joinpath("page.css").read_text(encoding="utf-8")
     sections: list[tuple[str, str, Markup]] = []
     if result.over is not None:
-        sections.append(("over", "Over all targets", over_targets_table(result.over)))
+        sections.append(("over", "Over all targets", over_targets_section(result.over)))
     for target in result.targets:
         suffix = f" on {target.label}" if len(result.targets) > 1 else ""
         sections += _target_sections(result, target, figures.get(target.label, ()), suffix)
@@ -199,9 +209,9 @@ def _target_sections(
 
 
 def _trades(target: TargetResult) -> Markup:
-    """List, for every arm that forgets more than it needs to, the arm that keeps most at no lower gain."""
+    """List, for every arm that forgets more than it needs to, the arm that keeps most and gains no less."""
     if not target.trade_offs:
-        return tag("p", "No arm forgets significantly less than another at no lower gain.", class_="note")
+        return tag("p", "No arm is better in mean retention than another and no worse in gain.", class_="note")
     by_loser: dict[str, list[TradeOff]] = {}
     for pair in target.trade_offs:
         by_loser.setdefault(pair.forgets, []).append(pair)
@@ -211,8 +221,8 @@ def _trades(target: TargetResult) -> Markup:
     for label in order[:_MOST_TRADES]:
         first, *others = by_loser[label]
         also = listed([pair.keeps for pair in others])
-        more = f" {also} {'does' if len(others) == 1 else 'do'} so too." if others else ""
-        items.append(tag("li", f"{first.sentence}{more}"))
+        more = f" {also} {'is' if len(others) == 1 else 'are'} so too." if others else ""
+        items.append(tag("li", f"{trade_sentence(first.keeps, first.forgets, first.retention, first.gain)}{more}"))
     rest = len(order) - len(items)
     note = (
         tag("p", f"The same can be said against {rest} more arms; see comparisons.csv.", class_="note") if rest else ""
@@ -261,7 +271,7 @@ def _provenance(result: StudyResult) -> Markup:
     ]
     created = sorted(run.created for run in result.evidence.runs if run.created)
     rows.append(("runs created", f"{created[0]} to {created[-1]}" if created else "none"))
-    rows.append(("statistics", f"{result.draws} bootstrap draws, seed {result.seed}"))
+    rows.append(("statistics", _statistics(result)))
     pairs = [tag(kind, text) for name, value in rows for kind, text in (("dt", name), ("dd", value or "not recorded"))]
     runs = [
         [
@@ -277,6 +287,20 @@ def _provenance(result: StudyResult) -> Markup:
         table("Runs", ["run", "id", "created (UTC)"], runs, "runs", text=(1, 2)),
     )
     return join([tag("dl", *pairs), whole])
+
+
+def _statistics(result: StudyResult) -> str:
+    """Say what words were given by."""
+    margin = result.view.margin
+    on_target = "2 points, for fractions" if margin.target is None else f"{margin.target:g}"
+    primary = "; ".join(f"{left} against {right}" for left, right in result.view.primary)
+    parts = [
+        f"{result.family.size} comparisons corrected together",
+        f"margin {on_target} on the target, {margin.retention:g} points on mean retention",
+        *([f"compared first: {primary}"] if primary else []),
+        f"{result.draws} joint draws, seed {result.seed}",
+    ]
+    return "; ".join(parts)
 
 
 def _notes() -> Markup:

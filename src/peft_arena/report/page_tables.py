@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from peft_arena.analyze.compare import Comparison, Versus
+from peft_arena.analyze.compare import Comparison
 from peft_arena.analyze.costs import MAIN_COSTS, TRAINABLE, Cost
 from peft_arena.analyze.effects import ArmEffects, TaskEffect, unit_of
+from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.evidence import ROUNDING, Evidence, Gap, TaskInfo
-from peft_arena.analyze.paired import Estimate
+from peft_arena.analyze.family import ALPHA, Judgement
+from peft_arena.analyze.holm import holm
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.markup import Markup, cell, escape, join, table, tag
 from peft_arena.report.numbers import (
@@ -25,6 +27,7 @@ from peft_arena.report.numbers import (
     score,
     signed,
 )
+from peft_arena.report.words import cell_kind, ends_text, pair_text, word_text
 
 _BLUE, _ORANGE = (33, 113, 181), (217, 95, 14)
 _FULL_COLOUR_POINTS = 30.0
@@ -49,9 +52,11 @@ def main_table(target: TargetResult) -> Markup:
     several = len({arm.evidence.arm.objective for arm in target.arms}) > 1
     rows = [_main_row(target, arm, [column.metric for column in shown], several) for arm in _ordered(target)]
     note = (
-        "Square brackets: 95 % intervals. Ranks are the places an arm may hold: arms with overlapping ranks may be "
-        "tied; the comparisons below say which. Pareto front: share of bootstrap draws in which no other arm is at "
-        "least as good on both."
+        "Words are against the pretrained model, and square brackets are the intervals that say the same: at 95 % "
+        "after the correction for all comparisons of the study; 95 % intervals of each number alone are in "
+        "effects.csv. “No worse” means retained, within the margin. Ranks are the places an arm may hold: arms with "
+        "overlapping ranks are not told apart. Pareto front: share of joint draws in which no other arm is at least as "
+        "good on both. The order of the rows is that of the estimates."
     )
     if hidden:
         note += f" Not measured in any run: {', '.join(hidden)}."
@@ -79,9 +84,9 @@ def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str], sev
     return [
         first,
         cell(scores),
-        _estimate_cell(gain.delta if gain else None, "not evaluated", planned),
+        judged_cell(target.against_base[arm.label].gain, "not evaluated", planned),
         cell(target.ranks["gain"].get(arm.label, NONE)),
-        _estimate_cell(arm.mean, arm.mean_missing, planned),
+        judged_cell(target.against_base[arm.label].retention, arm.mean_missing, planned),
         cell(target.ranks["retention"].get(arm.label, NONE)),
         _worst_cell(worst),
         _pareto_cell(target, arm.label),
@@ -89,17 +94,51 @@ def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str], sev
     ]
 
 
-def _estimate_cell(found: Estimate | None, missing: str, planned: int | None = None) -> Markup:
+def estimate_cell(found: Estimate | None, missing: str, planned: int | None = None) -> Markup:
+    """Return a cell with a number and its 95 % interval; ``missing``: why there is none."""
     if found is None:
         return cell(tag("span", NONE, class_="none", title=missing or None), title=missing or None)
     value = signed(found.value, digits_of(found.unit))
-    covers = "items only (one seed)" if found.seeds == 1 else f"{found.seeds} seeds and the items"
-    out = f"; {found.left_out} answers left out" if found.left_out else ""
-    few = "1 seed: items only" if found.seeds == 1 else f"{found.seeds} seeds"
-    one = tag("small", few) if found.seeds == 1 or (planned is not None and found.seeds < planned) else ""
+    ends = interval(found) if found.known else f"[no interval: {found.missing}]"
+    return cell(join([value, tag("small", ends), _seeds_small(found, planned)]), title=_about(found))
+
+
+def judged_cell(judged: Judgement, missing: str, planned: int | None = None) -> Markup:
+    """Return a cell with a difference, the interval that says the same as its word, and the word.
+
+    Args:
+        judged: the comparison.
+        missing: why there is none, where there is none.
+        planned: seeds that were planned; fewer are shown.
+    """
+    found = judged.estimate
+    if found is None or not found.known:
+        return estimate_cell(found, missing, planned)
     return cell(
-        join([value, tag("small", interval(found)), one]), title=f"interval covers {covers}; {found.items} items{out}"
+        join(
+            [
+                signed(found.value, digits_of(found.unit)),
+                tag("small", ends_text(judged.interval, found.unit)),
+                tag("small", word_text(judged)),
+                _seeds_small(found, planned),
+            ]
+        ),
+        title=_about(found),
     )
+
+
+def _seeds_small(found: Estimate, planned: int | None) -> Markup:
+    few = "1 seed: this run" if found.about_runs else f"{found.seeds} seed{'s' if found.seeds > 1 else ''}"
+    shown = found.about_runs or (planned is not None and found.seeds < planned)
+    return tag("small", few) if shown else Markup("")
+
+
+def _about(found: Estimate) -> str:
+    """Say what an interval rests on."""
+    units = f" in {found.units} groups" if found.units < found.items else ""
+    out = f"; {found.left_out} answers left out" if found.left_out else ""
+    bounded = ", the interval holds for whatever they were worth" if found.bounded else ""
+    return f"interval covers {found.covers}; {found.items} items{units}{out}{bounded}"
 
 
 def _worst_cell(worst: TaskEffect | None) -> Markup:
@@ -150,31 +189,42 @@ def heat_table(evidence: Evidence, target: TargetResult) -> Markup:
         found = evidence.base_scores.get(task.spec.id)
         value = None if found is None else float(found.means()[0])
         base.append(cell(score(value if value == value else None, task.unit)))
-    rows = [base] + [_heat_row(arm, tasks) for arm in _ordered(target)]
+    sure = _sure_cells(target)
+    rows = [base] + [_heat_row(arm, tasks, sure) for arm in _ordered(target)]
     apart = [task.label for task in tasks if not task.is_fraction]
     note = (
-        "Change from the base model, turned so that positive is better. Blue is better, orange worse, full colour at "
-        "30 points; bold: the interval of this one cell excludes zero (not corrected for the number of cells)."
+        "Change from the base model, turned so that positive is better, with 95 % intervals of each number alone. Blue "
+        "is up, orange down, full colour at 30 points; bold: differs from zero after the correction for all cells of "
+        "this table (Holm)."
     )
     if apart:
-        note += f" In another unit and not in the mean: {', '.join(apart)} (coloured where the interval excludes zero)."
+        note += f" In another unit and not in the mean: {', '.join(apart)} (coloured where bold)."
     return table("Change on every retention task", head, rows, "heat", note)
 
 
-def _heat_row(arm: ArmEffects, tasks: Sequence[TaskInfo]) -> list[Markup]:
+def _sure_cells(target: TargetResult) -> set[tuple[str, str]]:
+    """Return arm and evaluation of the cells that differ from zero after correction; the empty one is the mean."""
+    cells = [(arm.label, "", arm.mean) for arm in target.arms]
+    cells += [(arm.label, one.task.spec.id, one.delta) for arm in target.arms for one in arm.retention]
+    corrected = holm([None if found is None else found.p for _, _, found in cells])
+    return {(label, key) for (label, key, _), p in zip(cells, corrected, strict=True) if p is not None and p < ALPHA}
+
+
+def _heat_row(arm: ArmEffects, tasks: Sequence[TaskInfo], sure: set[tuple[str, str]]) -> list[Markup]:
     effects = {effect.task.spec.id: effect for effect in arm.retention}
-    cells = [_heat_cell(arm.mean, None, arm.mean_missing)]
+    cells = [_heat_cell(arm.mean, None, arm.mean_missing, (arm.label, "") in sure)]
     for task in tasks:
         effect = effects.get(task.spec.id)
-        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated"))
+        bold = (arm.label, task.spec.id) in sure
+        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", bold))
     return [Markup(join([arm.label])), *cells]
 
 
-def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str) -> Markup:
+def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str, sure: bool) -> Markup:
     if found is None:
         return cell(NONE, kind="heat none", title=missing)
     in_points = found.unit == "points"
-    strength = min(abs(found.value) / _FULL_COLOUR_POINTS, 1.0) if in_points else 0.25 * found.excludes_zero
+    strength = min(abs(found.value) / _FULL_COLOUR_POINTS, 1.0) if in_points else 0.25 * sure
     colour = _BLUE if found.value > 0 else _ORANGE
     told = (
         []
@@ -183,10 +233,10 @@ def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str) 
     )
     if effect is not None and effect.kept is not None:
         told.append(f"share of the base score above chance kept: {estimate_text(effect.kept, unit=False)}")
-    told.append(f"{found.seeds} seeds, {found.items} items, {found.left_out} answers left out")
+    told.append(_about(found))
     return cell(
         join([signed(found.value, digits_of(found.unit)), tag("small", interval(found))]),
-        kind="heat sure" if found.excludes_zero else "heat",
+        kind="heat sure" if sure else "heat",
         title="; ".join(told),
         style=f"background:rgba({colour[0]},{colour[1]},{colour[2]},{0.75 * strength:.2f})",
     )
@@ -199,12 +249,13 @@ def pairs_table(target: TargetResult) -> Markup:
     head += ["retention, difference (points)", "p (Holm)", "retention"]
     order = sorted(target.comparisons, key=_surprise)
     rows = [
-        [_pair_name(pair), *versus_cells(pair.gain, pair), *versus_cells(pair.retention, pair)]
+        [pair_name(pair), *pair_cells(pair.gain, pair), *pair_cells(pair.retention, pair)]
         for pair in order[:_MOST_PAIRS]
     ]
     note = (
-        "Pairs are matched by seed and item; brackets are uncorrected 95 % intervals, p-values are Holm-corrected "
-        "over all pairs of the column. Tied: p is 0.05 or more, which does not prove that the two are equal."
+        "Pairs are matched by seed and item. p-values are Holm-corrected over all comparisons of the study, and each "
+        "bracket is the interval that says the same as the word beside it. Undecided says nothing of how large a "
+        "difference may be: beside it stands the one that would have been found in four of five repetitions."
     )
     if len(order) > _MOST_PAIRS:
         note += f" The {_MOST_PAIRS} pairs with the smallest p-values of {len(order)}; all are in comparisons.csv."
@@ -212,23 +263,26 @@ def pairs_table(target: TargetResult) -> Markup:
 
 
 def _surprise(pair: Comparison) -> float:
-    return min(versus.p_corrected if versus.p_corrected is not None else 2.0 for versus in (pair.gain, pair.retention))
+    return min(one.p_corrected if one.p_corrected is not None else 2.0 for one in (pair.gain, pair.retention))
 
 
-def _pair_name(pair: Comparison) -> Markup:
+def pair_name(pair: Comparison) -> Markup:
+    """Return both arms of a pair."""
     return join([pair.left, Markup(' <span class="none">against</span> '), pair.right])
 
 
-def versus_cells(versus: Versus, pair: Comparison) -> list[Markup]:
-    """Return the difference of a pair on one axis, its p-value and what they say."""
-    if versus.estimate is None:
-        return [cell(NONE), cell(NONE), cell("not comparable", "txt none")]
-    words = {"better": f"{pair.left} better", "worse": f"{pair.right} better", "tied": "tied", "unknown": "no interval"}
-    kind = "txt none" if versus.verdict in ("tied", "unknown") else "txt better"
+def pair_cells(judged: Judgement, pair: Comparison) -> list[Markup]:
+    """Return the difference of a pair on one axis, its p-value and its words."""
+    if judged.estimate is None:
+        return [cell(NONE), cell(NONE), cell(judged.word, "txt none")]
+    if not judged.estimate.known:
+        return [estimate_cell(judged.estimate, ""), cell(NONE), cell(judged.word, "txt none")]
+    found = judged.estimate
+    value = join([signed(found.value, digits_of(found.unit)), tag("small", ends_text(judged.interval, found.unit))])
     return [
-        _estimate_cell(versus.estimate, ""),
-        cell(p_text(versus.p_corrected)),
-        cell(words[versus.verdict], kind),
+        cell(value, title=_about(found)),
+        cell(p_text(judged.p_corrected)),
+        cell(pair_text(judged, pair.left, pair.right), cell_kind(judged)),
     ]
 
 
@@ -242,12 +296,12 @@ def along_table(target: TargetResult) -> Markup:
                 [
                     join([label]),
                     cell(plain(point.step, 0)),
-                    _estimate_cell(gain.delta if gain else None, "not evaluated"),
-                    _estimate_cell(kept, point.effects.mean_missing),
+                    estimate_cell(gain.delta if gain else None, "not evaluated"),
+                    estimate_cell(kept, point.effects.mean_missing),
                 ]
             )
     head = ["arm", "step", f"gain ({unit_of(target.task) if target.task else 'points'})", "mean retention (points)"]
-    note = "Square brackets: 95 % intervals. Every task at every save point is in along.csv."
+    note = "Square brackets: 95 % intervals of each number alone. Every task at every save point is in along.csv."
     return table("Save points, mean over seeds", head, rows, "along", note)
 
 
@@ -341,6 +395,14 @@ def tasks_table(result: StudyResult) -> Markup:
         chance = NONE if task.chance is None else score(task.chance, task.unit)
         source = ", ".join(str(task.card[key]) for key in ("source", "revision", "licence") if task.card.get(key))
         what = f"{task.title}: {task.metric}, {task.unit}, {task.better} is better. {source}"
-        rows.append([join([task.label]), cell(role, "txt"), cell(task.items), cell(chance), cell(what, "txt")])
+        rows.append(
+            [
+                join([task.label]),
+                cell(role, "txt"),
+                cell(task.items if task.units == task.items else f"{task.items} in {task.units} groups"),
+                cell(chance),
+                cell(what, "txt"),
+            ]
+        )
     head = ["task", "role", "items", "chance", "metric and data"]
     return table("What was asked", head, rows, "tasks", text=(1, 4))

@@ -14,13 +14,14 @@ from peft_arena.core.passk import metric_name
 from peft_arena.report.figures import FAINT, INK, Drawn, ends_of, settle
 from peft_arena.report.geometry_lines import legend_above, line_style
 from peft_arena.report.markup import Markup, cell, join, table, tag
-from peft_arena.report.numbers import NONE, digits_of, interval, p_text, plain, signed
+from peft_arena.report.numbers import NONE, digits_of, p_text, plain, signed
+from peft_arena.report.words import about_runs, ends_text, judged_text, sentence, subject, word_text
 
 if TYPE_CHECKING:
     import polars as pl
     from matplotlib.axes import Axes
 
-    from peft_arena.analyze.paired import Estimate
+    from peft_arena.analyze.estimate import Estimate
 
 PASSK = "passk-"
 """Begins the name of every figure of the section."""
@@ -70,7 +71,7 @@ def passk_figure(found: TargetPassK, named: set[str], name: str) -> Drawn | None
     return Drawn(
         name=name,
         canvas=canvas,
-        alt=f"pass@k of the pretrained model and of {len(arms)} arms. {' '.join(arm.sentence for arm in arms)}",
+        alt=f"pass@k of the pretrained model and of {len(arms)} arms. {' '.join(arm_sentence(arm) for arm in arms)}",
         caption=_caption(len(arms) - len(shown)),
     )
 
@@ -79,7 +80,7 @@ def _caption(others: int) -> str:
     text = (
         "Left: how likely one of k sampled answers is right, the pretrained model dashed with its band. Right: the "
         "paired difference. Bars and band: 95 % intervals; arms stand beside each other at the same k. Bars on the "
-        "left do not tell whether a difference is significant, those on the right do, uncorrected."
+        "left do not tell whether two models differ; the words in the table do."
     )
     return text + (f" Grey lines without a name: {others} other arms." if others else "")
 
@@ -120,7 +121,7 @@ def passk_section(found: TargetPassK, images: Sequence[tuple[Drawn, Markup]]) ->
     """Return the section of one target: a sentence per arm, the figure, the table."""
     from peft_arena.report.svg import captioned
 
-    told = tag("ul", *(tag("li", arm.sentence) for arm in found.arms)) if found.base else Markup("")
+    told = tag("ul", *(tag("li", arm_sentence(arm)) for arm in found.arms)) if found.base else Markup("")
     return join([told, *(captioned(figure, image) for figure, image in images), passk_table(found)])
 
 
@@ -143,8 +144,8 @@ def passk_table(found: TargetPassK) -> Markup:
         f"{sampling.samples} answers to each of {found.items} test items of {found.label}, at {sampling.words}; "
         "all models with the same random numbers. A sample passes with full marks "
         "only. pass@k: share of sets of k samples that hold a right one, without bias (Chen et al. 2021). Changes: "
-        "paired by seed and item. Brackets: uncorrected 95 % intervals over seeds and items; with one seed items. "
-        "p-values: Holm-corrected over the arms and k of this table. "
+        "paired by seed and item; p-values are Holm-corrected over all comparisons of the study, and brackets beside "
+        "changes are the intervals that say the same. "
         f"Gain above is of {'the mean over these answers' if found.judges else 'greedy answers'}; "
         "retention is of greedy ones."
     )
@@ -156,9 +157,10 @@ def _cells(point: PassK) -> list[Markup]:
     delta = point.delta
     if delta is None:
         return [_level_cell(point.tuned), cell(tag("span", NONE, class_="none")), cell(NONE)]
-    text = join([signed(delta.value, digits_of(delta.unit)), tag("small", interval(delta))])
-    title = f"{delta.seeds} seed{'s' if delta.seeds > 1 else ': items only'}, {delta.items} items"
-    return [_level_cell(point.tuned), cell(text, kind, title=title), cell(p_text(point.p_corrected))]
+    ends = ends_text(point.judged.interval, delta.unit)
+    text = join([signed(delta.value, digits_of(delta.unit)), tag("small", ends), tag("small", word_text(point.judged))])
+    title = f"interval covers {delta.covers}; {delta.items} items"
+    return [_level_cell(point.tuned), cell(text, kind, title=title), cell(p_text(point.judged.p_corrected))]
 
 
 def _level_cell(found: Estimate | None) -> Markup:
@@ -170,7 +172,40 @@ def _level_cell(found: Estimate | None) -> Markup:
 
 def passk_sentences(found: TargetPassK) -> str:
     """Return for the headline which arms raise pass@k at one k and lower it at another; empty where none does."""
-    return " ".join(arm.sentence for arm in found.arms if arm.rises and arm.falls)
+    return " ".join(arm_sentence(arm) for arm in found.arms if arm.rises and arm.falls)
+
+
+def arm_sentence(arm: ArmPassK) -> str:
+    """Return what training did to pass@k, in one sentence."""
+    known = [point for point in arm.points if point.delta is not None and point.delta.known]
+    who = sentence(subject([arm.label], about_runs([point.judged for point in known])))
+    if not known:
+        return f"{who}: what training did to pass@k is not known."
+    if arm.rises and arm.falls:
+        return _both(who, arm.rises, arm.falls)
+    ends = [known[0]] if len(known) == 1 else [known[0], known[-1]]
+    if not arm.rises and not arm.falls:
+        return f"{who}: pass@k is undecided at every k: {' and '.join(map(_said, ends))}."
+    word, moved = ("better", arm.rises) if arm.rises else ("worse", arm.falls)
+    shown = [point for point in ends if point.change] or [moved[0]]
+    rest = [point for point in ends if not point.change]
+    unsure = f"; undecided: {' and '.join(map(_said, rest))}" if rest else ""
+    return f"{who}: {' and '.join(map(_said, shown))} {word} than before{unsure}."
+
+
+def _both(who: str, rises: Sequence[PassK], falls: Sequence[PassK]) -> str:
+    up, down = (rises[0], falls[-1]) if rises[0].k < falls[-1].k else (rises[-1], falls[0])
+    first, last = sorted((up, down), key=lambda point: point.k)
+    more, less = ("more", "fewer") if first is up else ("fewer", "more")
+    meaning = f"{more} items have a right one among {first.k} answers"
+    if first.k == 1:
+        meaning = f"a single answer is right {'more' if first is up else 'less'} often"
+    meaning += f", and {less} items have a right one among {last.k} answers"
+    return f"{who}: {_said(up)} better and {_said(down)} worse than before: {meaning}."
+
+
+def _said(point: PassK) -> str:
+    return f"{metric_name(point.k)} ({judged_text(point.judged)})"
 
 
 def passk_frame(found: Mapping[str, TargetPassK]) -> pl.DataFrame:
@@ -193,7 +228,8 @@ def passk_frame(found: Mapping[str, TargetPassK]) -> pl.DataFrame:
                 **_columns(point.tuned, ""),
                 **_columns(point.delta, "change_"),
                 "change_p": None if point.delta is None else point.delta.p,
-                "change_p_corrected": point.p_corrected,
+                "change_p_corrected": point.judged.p_corrected,
+                "change_words": ", ".join(point.judged.words),
             }
             for arm in one.arms
             for point in arm.points
@@ -201,7 +237,9 @@ def passk_frame(found: Mapping[str, TargetPassK]) -> pl.DataFrame:
     text: dict[str, Any] = dict.fromkeys(("target", "arm", "eval_id"), pl.String)
     numbers = [f"{prefix}{name}" for prefix in ("", "change_") for name in _NUMBERS]
     floats = dict.fromkeys((*numbers, "change_p", "change_p_corrected"), pl.Float64)
-    return pl.DataFrame(rows, schema={**text, "samples": pl.Int64, "k": pl.Int64, **floats}, orient="row")
+    return pl.DataFrame(
+        rows, schema={**text, "samples": pl.Int64, "k": pl.Int64, **floats, "change_words": pl.String}, orient="row"
+    )
 
 
 _NUMBERS = ("value", "low", "high")

@@ -14,14 +14,15 @@ from peft_arena.analyze.path_claims import Verdict
 from peft_arena.analyze.path_study import ArmPath, PathPoint, TargetPaths, read_paths
 from peft_arena.core.errors import UserError
 from peft_arena.report.markup import Markup, cell, join, table, tag
-from peft_arena.report.numbers import NONE, digits_of, interval, p_text, plain, signed
+from peft_arena.report.numbers import NONE, digits_of, p_text, plain
+from peft_arena.report.page_tables import estimate_cell, judged_cell
 from peft_arena.report.paths_text import claim_sentence, factors_text, share_text
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from peft_arena.analyze.estimate import Estimate
     from peft_arena.analyze.evidence import Evidence, Gap
-    from peft_arena.analyze.paired import Estimate
     from peft_arena.analyze.view import StudyView
     from peft_arena.report.figures import Drawn
     from peft_arena.store.store import Store
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 PATHS = "paths-"
 """Begins the name of every figure of the section."""
 PAGE = "paths.html"
-DRAWS = 4000
 INTRODUCTION = (
     "A path leads from the pretrained model, factor 0, to the tuned one, factor 1. If a point before its end does as "
     "well on the target and keeps more of everything else, training went further than it needed to: it overshot."
@@ -38,31 +38,30 @@ READING = (
     (
         "How a point is chosen",
         "Per seed, on validation items. A factor may be chosen if it lies between the pretrained and the tuned model "
-        "and its target is not worse: the paired 95 % interval of its difference from the tuned model does not lie "
-        "below zero, the difference is not below minus the tolerance, and the interval of its difference from the best "
-        "point of the grid does not lie below zero. It must also keep more than the tuned model, by the estimate of "
-        "mean retention. The smallest such factor is chosen. Factors above 1 are shown and never chosen. Where no "
+        "and nothing speaks against its target: the paired 95 % interval of its difference from the tuned model does "
+        "not lie below zero, the difference is not below minus the margin, and the interval of its difference from the "
+        "best point of the grid does not lie below zero. It must also keep more than the tuned model, by the estimate "
+        "of mean retention. The smallest such factor is chosen. Factors above 1 are shown and never chosen. Where no "
         "factor may be chosen the seed keeps its tuned model, and its difference is zero.",
     ),
     (
         "What is claimed",
         "The chosen point against the tuned model on test items, which had no part in the choice, paired by seed and "
-        "item. Brackets are uncorrected 95 % intervals; p-values are Holm-corrected over all arms and paths of the "
-        "column. Overshoot: mean retention is significantly better after correction, the interval of the target does "
-        "not lie below zero, and its difference is not below minus the tolerance. That is not proof of an equal "
-        "target: “at most worse” is minus the lower end of its interval, and where all answers agree the exact "
-        "binomial bound.",
+        "item. p-values are Holm-corrected over all comparisons of the study, and brackets say the same as the words. "
+        "Overshoot: the chosen point is better in mean retention and no worse on the target within the margin, both "
+        "corrected. “At most worse” is minus the lower end of the target's 95 % interval.",
     ),
     (
         "Regained",
-        "(chosen − tuned) / (pretrained − tuned) in mean retention on test items; only where the tuned model's loss is "
-        "significant.",
+        "(chosen − tuned) / (pretrained − tuned) in mean retention on test items; only where the tuned model is worse "
+        "than the pretrained one.",
     ),
 )
 _WORDS: dict[Verdict, tuple[str, str]] = {
     "overshoot": ("overshoot", "txt better"),
     "target worse": ("target worse", "txt worse"),
-    "no overshoot shown": ("no overshoot shown", "txt none"),
+    "undecided": ("undecided", "txt none"),
+    "no point chosen": ("no point chosen", "txt none"),
     "unknown": ("nothing claimed", "txt none"),
 }
 
@@ -108,14 +107,14 @@ def paths_section(paths: TargetPaths, images: Sequence[tuple[Drawn, Markup]]) ->
 
 def claims_table(paths: TargetPaths) -> Markup:
     """Return what the chosen points are worth on test items, confirmed overshoots first."""
-    unit = next((found.unit for arm in paths.arms if (found := arm.claim.difference.target)), "points")
+    unit = next((found.unit for arm in paths.arms if (found := arm.claim.target.estimate)), "points")
     head: list[object] = ["arm", "path", "chosen factor", f"target, change ({unit})", "p (Holm)"]
     head += ["mean retention, change (points)", "p (Holm)", "verdict", f"at most worse ({unit})", "regained"]
     order = {label: place for place, label in enumerate(dict.fromkeys(arm.label for arm in paths.overshoots))}
     rows = [_claim_row(arm) for arm in sorted(paths.arms, key=lambda arm: order.get(arm.label, len(order)))]
     note = (
-        f"{_items_note(paths)} Brackets: uncorrected 95 % intervals; with one seed they cover items only. No overshoot "
-        "shown does not prove that there is none."
+        f"{_items_note(paths)} Brackets say the same as the words; with one seed they cover items only. Undecided does "
+        "not mean that there is no overshoot."
     )
     caption = "Chosen points against the tuned models, on test items"
     return table(caption, head, rows, "pairs", note, text=(1, 2, 7))
@@ -126,11 +125,11 @@ def _items_note(paths: TargetPaths) -> str:
     if known is None:
         return ""
     chosen = ", ".join(f"{task.label} {task.items}" for task in known.validation)
-    tasks = next((arm.claim.difference.tasks for arm in paths.arms if arm.claim.difference.tasks), ())
+    tasks = next((arm.claim.tasks for arm in paths.arms if arm.claim.tasks), ())
     judged = ", ".join(f"{task.label} {task.items}" for task, _ in tasks)
-    tolerances = sorted({arm.scan.tolerance for arm in paths.arms})
+    margins = sorted({arm.claim.target.margin for arm in paths.arms if arm.claim.target.margin is not None})
     unit = unit_of(known.validation[0])
-    allowed = f"Tolerance: {' or '.join(f'{value:g}' for value in tolerances)} {unit}."
+    allowed = f"Margin: {' or '.join(f'{value:g}' for value in margins)} {unit}." if margins else ""
     return f"Validation items: {chosen}. {allowed}" + (f" Test items: {judged}." if judged else "")
 
 
@@ -139,16 +138,16 @@ def _claim_row(arm: ArmPath) -> list[Markup]:
     word, kind = _WORDS[claim.verdict]
     why = claim.missing or ("no point may be chosen" if claim.none_chosen else claim.why_not)
     worse = claim.at_most_worse
-    digits = digits_of(claim.difference.target.unit) if claim.difference.target else 1
+    digits = digits_of(claim.target.estimate.unit) if claim.target.estimate else 1
     reasons = "; ".join(f"seed {run.seed}: {run.record.reason if run.record else run.absent}" for run in arm.runs)
     return [
         join([arm.label]),
         cell(join([arm.words, _small(_points_as(arm))]), "txt", style="min-width:9rem"),
         cell(factors_text(arm), "txt", title=reasons or None),
-        _estimate_cell(claim.difference.target, why),
-        cell(p_text(claim.target_p)),
-        _estimate_cell(claim.difference.retention, why),
-        cell(p_text(claim.retention_p)),
+        judged_cell(claim.target, why),
+        cell(p_text(claim.target.p_corrected)),
+        judged_cell(claim.retention, why),
+        cell(p_text(claim.retention.p_corrected)),
         cell(join([word, _small(why)]), kind, style="min-width:7rem"),
         cell(NONE if worse is None else plain(worse, digits)),
         cell(share_text(claim.recovered)),
@@ -167,15 +166,6 @@ def _points_as(arm: ArmPath) -> str:
     return f"written as {as_what}{bent}" if as_what else ""
 
 
-def _estimate_cell(found: Estimate | None, missing: str) -> Markup:
-    if found is None:
-        return cell(tag("span", NONE, class_="none"), title=missing or None)
-    covers = "1 seed: items only" if found.seeds == 1 else f"{found.seeds} seeds"
-    out = f", {found.left_out} answers left out" if found.left_out else ""
-    value = join([signed(found.value, digits_of(found.unit)), tag("small", interval(found))])
-    return cell(value, title=f"{covers}, {found.items} items{out}")
-
-
 def points_table(paths: TargetPaths) -> Markup:
     """Return every factor and save point on validation items against the base model."""
     rows = []
@@ -191,8 +181,8 @@ def points_table(paths: TargetPaths) -> Markup:
                     join([arm.label]),
                     cell(arm.words, "txt"),
                     cell(_at_text(kind, point), "txt"),
-                    _estimate_cell(point.gain, "not evaluated"),
-                    _estimate_cell(point.kept, "not evaluated"),
+                    estimate_cell(point.gain, "not evaluated"),
+                    estimate_cell(point.kept, "not evaluated"),
                     cell(may, title=why or None),
                     cell(arm.chosen.get(point.at, "") if kind == "path" else ""),
                 ]
@@ -220,10 +210,10 @@ def _tasks_table(paths: TargetPaths) -> Markup | None:
             cell(arm.words, "txt"),
             cell(task.label, "txt"),
             cell(found.unit, "txt"),
-            _estimate_cell(found, ""),
+            estimate_cell(found, ""),
         ]
         for arm in paths.arms
-        for task, found in (() if arm.claim.none_chosen else arm.claim.difference.tasks)
+        for task, found in (() if arm.claim.none_chosen else arm.claim.tasks)
     ]
     if not rows:
         return None
@@ -252,7 +242,7 @@ def path_tables(found: Mapping[str, TargetPaths]) -> dict[str, pl.DataFrame]:
     counts = dict.fromkeys(("trained", "kept_tuned"), pl.Int64)
     judged = {**_estimate_schema("target"), "target_p_corrected": pl.Float64, "target_at_most_worse": pl.Float64}
     judged |= {**_estimate_schema("retention"), "retention_p_corrected": pl.Float64, "recovered": pl.Float64}
-    end = dict.fromkeys(("verdict", "missing"), pl.String)
+    end = dict.fromkeys(("target_words", "retention_words", "verdict", "missing"), pl.String)
     return {
         "paths": pl.DataFrame(points, schema={**text, **middle, **numbers}, orient="row"),
         "rewinds": pl.DataFrame(claims, schema={**text, "chosen": pl.String, **counts, **judged, **end}, orient="row"),
@@ -276,11 +266,13 @@ def _claim_columns(arm: ArmPath) -> dict[str, Any]:
         "chosen": "; ".join(f"seed {seed}: {NONE if at is None else f'{at:g}'}" for seed, at in claim.chosen.items()),
         "trained": sum(run.trained for run in arm.runs),
         "kept_tuned": len(claim.kept_tuned),
-        **_estimate_columns(claim.difference.target, "target"),
-        "target_p_corrected": claim.target_p,
+        **_estimate_columns(claim.target.estimate, "target"),
+        "target_p_corrected": claim.target.p_corrected,
+        "target_words": ", ".join(claim.target.words),
         "target_at_most_worse": claim.at_most_worse,
-        **_estimate_columns(claim.difference.retention, "retention"),
-        "retention_p_corrected": claim.retention_p,
+        **_estimate_columns(claim.retention.estimate, "retention"),
+        "retention_p_corrected": claim.retention.p_corrected,
+        "retention_words": ", ".join(claim.retention.words),
         "recovered": claim.recovered,
         "verdict": claim.verdict,
         "missing": claim.missing,
@@ -300,9 +292,7 @@ def _estimate_columns(found: Estimate | None, name: str) -> dict[str, Any]:
     return {f"{name}_{part}": getattr(found, part, None) for part in (*_NUMBERS, "unit", "seeds")}
 
 
-def write_paths(
-    store: Store, view: StudyView, out: Path | None, *, seed: int = 0, draws: int = DRAWS
-) -> dict[str, Any]:
+def write_paths(store: Store, view: StudyView, out: Path | None) -> dict[str, Any]:
     """Analyse the paths of a study, or of a single run given as one, and write figures, tables and a page.
 
     Writes ``paths.html``, ``paths.csv``, ``rewinds.csv``, ``summary.json`` and ``figures/*.{svg,png}``; files of the
@@ -312,8 +302,6 @@ def write_paths(
         store: where the records are.
         view: which runs and scans.
         out: directory to write to, made if it does not exist; None: only return the summary.
-        seed: seeds the bootstrap.
-        draws: bootstrap draws.
 
     Returns:
         What ``summary.json`` says.
@@ -322,13 +310,14 @@ def write_paths(
         UserError: the view asks for no scan, its scans use different items, or the directory cannot be written.
     """
     from peft_arena.analyze.evidence import read_evidence
+    from peft_arena.analyze.family import Family
 
-    evidence = read_evidence(store, view)
+    evidence, family = read_evidence(store, view), Family()
     found: dict[str, TargetPaths] = {}
     gaps: list[Gap] = []
     for spec in view.targets:
         arms = [arm for arm in evidence.arms if arm.arm.target.id == spec.id]
-        paths, missing = read_paths(store, evidence, arms, seed=seed, draws=draws)
+        paths, missing = read_paths(store, evidence, arms, family)
         gaps += missing
         if paths is not None:
             found[evidence.labels[spec.id]] = paths
@@ -336,8 +325,6 @@ def write_paths(
         raise UserError(f"{view.name} asks for no scan of a path")
     summary = {
         "study": view.name,
-        "draws": draws,
-        "seed": seed,
         "base": view.base.run_id,
         "headline": _sentences(found),
         "targets": [{"target": label, "paths": paths.summary()} for label, paths in found.items()],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from peft_arena.analyze.path_study import ArmPath, TargetPaths
-from peft_arena.report.numbers import NONE, estimate_text, listed, plain
+from peft_arena.report.numbers import NONE, listed, plain
+from peft_arena.report.words import about_runs, judged_text, sentence, subject, word_text
 
 
 def factors_text(arm: ArmPath) -> str:
@@ -34,7 +35,7 @@ def overshoot_sentence(paths: TargetPaths, target: str) -> str:
 
 def claim_sentence(arm: ArmPath, target: str) -> str:
     """Say what test items say of an arm along a path."""
-    claim, kept, change = arm.claim, arm.claim.difference.retention, arm.claim.difference.target
+    claim = arm.claim
     start = f"{arm.label} along its path ({arm.words})"
     if claim.verdict == "overshoot":
         return _overshoot(arm, target)
@@ -43,28 +44,29 @@ def claim_sentence(arm: ArmPath, target: str) -> str:
     if claim.none_chosen:
         reasons = dict.fromkeys(run.record.reason for run in arm.found if run.record is not None)
         return f"{start}: the tuned model stays: {'; '.join(reasons)}."
-    if change is None or kept is None or claim.verdict == "unknown":
+    change = claim.target.estimate
+    if change is None or claim.verdict == "unknown":
         return f"{start}: too few items for an interval, so nothing is claimed."
     numbers = (
-        f"on {change.items} test items {target} changes by {estimate_text(change)} against the tuned model and mean "
-        "retention by "
-        f"{estimate_text(kept)}"
+        f"on {change.items} test items {target} is {word_text(claim.target)} against the tuned model "
+        f"({judged_text(claim.target)}), and mean retention {word_text(claim.retention)} "
+        f"({judged_text(claim.retention)})"
     )
     if claim.verdict == "target worse":
         return f"{start}, factor {factors_text(arm)}: the target is worse after all: {numbers}."
-    return f"{start}, factor {factors_text(arm)}: no overshoot shown ({claim.why_not}): {numbers}."
+    return f"{start}, factor {factors_text(arm)}: undecided whether it overshot ({claim.why_not}): {numbers}."
 
 
 def _overshoot(arm: ArmPath, target: str) -> str:
     claim = arm.claim
-    kept, change = claim.difference.retention, claim.difference.target
-    assert kept is not None and change is not None, "an overshoot has both numbers"
+    change = claim.target.estimate
+    assert change is not None, "an overshoot has both numbers"
     share = "" if claim.recovered is None else f", {share_text(claim.recovered)} of what was lost"
-    better = change.low is not None and change.low > 0
+    better = "better too" if claim.target.has("better") else f"no worse within {claim.target.margin:g}"
     wrecked = "" if arm.gained else f" The tuned model itself gained nothing on {target} that validation items show."
+    who = sentence(subject([arm.label], about_runs([claim.target, claim.retention])))
     return (
-        f"{arm.label} overshot: at factor {factors_text(arm)} of its path ({arm.words}), chosen on validation items, "
-        f"mean retention on test items is {estimate_text(kept)} against the tuned model{share}, and {target} is "
-        f"{'better too' if better else 'not significantly worse'}: {estimate_text(change)} over {change.items} items."
-        f"{wrecked}"
+        f"{who} overshot: at factor {factors_text(arm)} of its path ({arm.words}), chosen on validation items, "
+        f"mean retention on test items is better than the tuned model's ({judged_text(claim.retention)}{share}), and "
+        f"{target} is {better} ({judged_text(claim.target)}) over {change.items} items.{wrecked}"
     )

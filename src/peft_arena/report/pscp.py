@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from peft_arena.analyze.costs import Cost
-    from peft_arena.analyze.paired import Estimate
+    from peft_arena.analyze.estimate import Estimate
 
 PSCP = "pscp-"
 """Begins the name of every figure of the section."""
@@ -129,13 +129,14 @@ def pscp_sentences(found: TargetPscp) -> list[str]:
     depends = f"its rank depends on the constants: {band.ranks} of {len(ranked)}"
     first += f"; {f'it is first at all {found.points} choices of the constants' if band.last == 1 else depends}."
     mine = [pair for pair in found.pairs if arm.label in (pair.left, pair.right)]
-    near = [pair.right if pair.left == arm.label else pair.left for pair in mine if pair.versus.verdict in _NOT_APART]
+    near = [pair.right if pair.left == arm.label else pair.left for pair in mine if not _apart(pair)]
     if near:
-        first += f" Not significantly different from it at the study's constants: {listed(near)}."
+        first += f" Undecided against it at the study's constants: {listed(near)}."
     return [first, *_pair_sentences(found), *told]
 
 
-_NOT_APART = ("tied", "unknown")
+def _apart(pair: PscpPair) -> bool:
+    return pair.judged.has("better") or pair.judged.has("worse")
 
 
 def _formula() -> list[object]:
@@ -149,13 +150,13 @@ def _formula() -> list[object]:
 
 def _pair_sentences(found: TargetPscp) -> list[str]:
     robust, depends = found.of("robust"), found.of("depends")
-    apart = sum(pair.versus.verdict in ("better", "worse") for pair in robust)
+    apart = sum(map(_apart, robust))
     text = (
         f"{len(robust)} of {len(found.pairs)} pairs are ordered robustly: one arm is above the other at all "
         f"{found.points} choices of the constants."
     )
     if robust:
-        text += f" In {apart} of these the difference is also significant over seeds and items."
+        text += f" In {apart} of these one is better over seeds and items as well."
     told = [text]
     if depends:
         named = [f"{pair.left} and {pair.right}" for pair in depends[:MOST_PAIRS]]
@@ -217,14 +218,15 @@ def pairs_table(found: TargetPscp) -> Markup:
 
 def _pair_cells(pair: PscpPair, unit: str) -> list[Markup]:
     words = {"robust": "robust", "depends": "depends on the constants", "equal": "equal"}
-    found = pair.versus.estimate
+    found = pair.judged.estimate
     last = cell(words[pair.order], "txt")
     if found is None:
         return [cell(tag("span", NONE, class_="none")), cell(NONE), last]
-    kind = {"better": "num better", "worse": "num worse"}.get(pair.versus.verdict, "num")
-    ends = "" if found.low is None or found.high is None else _bracket(found.low, found.high, unit, signed)
+    kind = {"better": "num better", "worse": "num worse"}.get(pair.judged.word, "num")
+    limits = pair.judged.interval
+    ends = "" if limits is None else _bracket(*limits, unit, signed)
     shown = join([signed(found.value, _digits(unit)), tag("small", ends)])
-    return [cell(shown, kind), cell(p_text(pair.versus.p_corrected)), last]
+    return [cell(shown, kind), cell(p_text(pair.judged.p_corrected)), last]
 
 
 def _score_cells(found: PscpScore, unit: str, whole: bool) -> list[Markup]:
@@ -241,7 +243,7 @@ def _estimate_cell(found: Estimate | None, unit: str) -> Markup:
     if found is None:
         return cell(tag("span", NONE, class_="none"))
     ends = "" if found.low is None or found.high is None else _bracket(found.low, found.high, unit)
-    title = f"{found.seeds} seed{'s' if found.seeds > 1 else ': items only'}, {found.items} items"
+    title = f"interval covers {found.covers}; {found.items} items"
     return cell(join([_number(found.value, unit), tag("small", ends)]), title=title)
 
 
@@ -340,8 +342,9 @@ def pscp_tables(found: Mapping[str, TargetPscp]) -> dict[str, pl.DataFrame]:
             "left": pair.left,
             "right": pair.right,
             "operations": one.choice.operations.value,
-            **{name: getattr(pair.versus.estimate, name, None) for name in ("value", "low", "high", "p")},
-            "p_corrected": pair.versus.p_corrected,
+            **{name: getattr(pair.judged.estimate, name, None) for name in ("value", "low", "high", "p")},
+            "p_corrected": pair.judged.p_corrected,
+            "words": ", ".join(pair.judged.words),
             "order": pair.order,
         }
         for target, one in found.items()
@@ -350,6 +353,7 @@ def pscp_tables(found: Mapping[str, TargetPscp]) -> dict[str, pl.DataFrame]:
     columns: dict[str, Any] = {
         **dict.fromkeys(("target", "left", "right", "operations"), pl.String),
         **dict.fromkeys(("value", "low", "high", "p", "p_corrected"), pl.Float64),
+        "words": pl.String,
         "order": pl.String,
     }
     return {

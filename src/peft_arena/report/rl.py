@@ -10,9 +10,10 @@ from peft_arena.analyze.rl_curves import BY_NAME, TENTH, Change, RLArm
 from peft_arena.analyze.rl_pairs import ObjectivePair
 from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import NONE, plain, rate, signed
-from peft_arena.report.page_tables import cost_cell, versus_cells
+from peft_arena.report.page_tables import cost_cell, pair_cells
 from peft_arena.report.rl_figures import PAGE, panels_of
 from peft_arena.report.rl_samples import samples_section
+from peft_arena.report.rl_text import pair_sentence
 
 if TYPE_CHECKING:
     from peft_arena.analyze.costs import Cost
@@ -41,7 +42,7 @@ def rl_section(target: TargetResult, images: Sequence[tuple[Drawn, Markup]]) -> 
     parts: list[object] = []
     if rl.pairs:
         parts.append(pairs_table(rl.pairs))
-        told = tag("ul", *(tag("li", pair.sentence) for pair in rl.pairs))
+        told = tag("ul", *(tag("li", pair_sentence(pair)) for pair in rl.pairs))
         parts.append(tag("details", tag("summary", "The same in sentences"), told))
     parts += [_origins(rl.arms), warnings_list(rl)]
     if panels_of(rl):
@@ -94,12 +95,12 @@ def pairs_table(pairs: Sequence[ObjectivePair]) -> Markup:
         )
         first = join([both.left, Markup(' <span class="none">against</span> '), both.right])
         first = join([first, tag("small", told)])
-        rows.append([first, *versus_cells(both.gain, both), *versus_cells(both.retention, both)])
+        rows.append([first, *pair_cells(both.gain, both), *pair_cells(both.retention, both)])
     note = (
         "The same method with the same configuration, trained in two ways; left minus right, paired by seed and item, "
-        "both against the same pretrained model. Brackets are uncorrected 95 % intervals; p-values are Holm-corrected "
-        "over the pairs of this table. Steps, tokens and learning rates may differ too: a difference is one between "
-        "two trainings as they were run. Arms that began at another run are not in this table."
+        "both against the same pretrained model. p-values are those of the table of all pairs, corrected over the "
+        "study, and brackets say the same as the words. Steps, tokens and learning rates may differ too: a difference "
+        "is one between two trainings as they were run. Arms that began at another run are not in this table."
     )
     return table("The same method trained in two ways", head, rows, "pairs", note, text=(3, 6))
 

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
-from peft_arena.analyze.compare import AXES
+from peft_arena.analyze.compare import AXES, Axis
 from peft_arena.analyze.rl import TargetRL
-from peft_arena.report.numbers import listed
+from peft_arena.analyze.rl_pairs import ObjectivePair
+from peft_arena.report.numbers import listed, p_text
+from peft_arena.report.words import about_runs, judged_text, sentence, subject
 
-_NAMES = {"gain": "gain", "retention": "mean retention"}
-_WORDS = {"better": "significantly higher", "worse": "significantly lower", "tied": "no significant difference"}
+_NAMES: dict[Axis, str] = {"gain": "gain", "retention": "mean retention"}
+
+
+def pair_sentence(pair: ObjectivePair) -> str:
+    """Return a pair in one sentence, with differences, intervals and corrected p-values."""
+    both = pair.comparison
+    judged = [both.on(axis) for axis in AXES]
+    parts = []
+    for axis, one in zip(AXES, judged, strict=True):
+        if one.word == "not comparable":
+            parts.append(f"not comparable in {_NAMES[axis]}")
+            continue
+        p = p_text(one.p_corrected)
+        sign = "" if p.startswith("<") else "= "
+        parts.append(f"{' and '.join(one.words)} in {_NAMES[axis]} ({judged_text(one)}, p {sign}{p})")
+    who = sentence(subject([both.left], about_runs(judged)))
+    return f"{who} against {both.right}: {'; '.join(parts)}."
 
 
 def rl_sentence(rl: TargetRL) -> str:
     """Return what the pairs with supervised fine-tuning say; empty without one that can be compared."""
-    known = [pair for pair in rl.pairs if pair.comparison.gain.verdict != "unknown" and "sft" in pair.objectives]
+    known = [pair for pair in rl.pairs if pair.comparison.gain.word != "not comparable" and "sft" in pair.objectives]
     if len(known) < 2:
-        return known[0].sentence if known else ""
+        return pair_sentence(known[0]) if known else ""
     parts = []
     for axis in AXES:
-        verdicts = [pair.comparison.on(axis).verdict for pair in known]
-        counts = [f"{words} in {verdicts.count(verdict)}" for verdict, words in _WORDS.items() if verdict in verdicts]
-        if counts:
-            parts.append(f"{_NAMES[axis]} {listed(counts)}")
-    return f"Reinforcement learning against fine-tuning of the same method, {len(known)} pairs: {'; '.join(parts)}."
+        words = [pair.comparison.on(axis).word for pair in known]
+        counts = [f"{word} in {words.count(word)}" for word in dict.fromkeys(words)]
+        parts.append(f"{_NAMES[axis]} {listed(counts)}")
+    runs = about_runs([pair.comparison.on(axis) for pair in known for axis in AXES])
+    start = "These runs of reinforcement learning" if runs else "Reinforcement learning"
+    return f"{start} against fine-tuning of the same method, {len(known)} pairs: {'; '.join(parts)}."
 
 
 def rl_caveat(rl: TargetRL) -> str:

@@ -1,0 +1,225 @@
+"""The words that a comparison earns, and the family of comparisons in which it is corrected.
+
+Five words, defined here and used everywhere:
+
+* *better*, *worse*: the two-sided p-value, corrected, is below 0.05;
+* *no worse*: the truth is above minus the margin, by a one-sided test, corrected;
+* *equivalent*: the truth is above minus and below plus the margin, by both one-sided tests (Schuirmann 1987; Lakens
+  2017), corrected;
+* *undecided*: none of these.
+
+A real loss within the margin is *worse* and *no worse*, and both are said. What is better is no worse. *Undecided* says
+nothing of how large a difference may be; beside it stands the difference that would have been found in four of five
+repetitions, (t(1 - α / 2m) + t(0.8)) · error for m comparisons.
+
+All differences that a study calls better or worse are one family, corrected together by Holm's procedure, so that the
+chance of any false one among equal arms is at most 5 %. What is *no worse* is another: "retained" over arms, and over
+pairs of arms for the rest. The interval beside a word is at the level that the correction leaves for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from peft_arena.analyze.estimate import LEVEL, Estimate
+from peft_arena.analyze.holm import Corrected, correct
+
+ALPHA = 1 - LEVEL
+POWER = 0.8
+"""Chance of being found that a detectable difference has."""
+BETTER, WORSE, EQUIVALENT, NO_WORSE, UNDECIDED = "better", "worse", "equivalent", "no worse", "undecided"
+NOT_COMPARABLE = "not comparable"
+"""No common seed, answer or interval: none of the five words."""
+Word = Literal["better", "worse", "equivalent", "no worse", "undecided", "not comparable"]
+Side = Literal["lower", "upper"]
+
+
+@dataclass(eq=False)
+class _Asked:
+    estimate: Estimate | None
+    margin: float | None
+    against_base: bool
+    step: int
+
+
+class Family:
+    """Comparisons that are corrected together; closed by the first word that is read of any of them."""
+
+    def __init__(self) -> None:
+        """Start without comparisons."""
+        self._asked: list[_Asked] = []
+        self._differences: list[Corrected | None] | None = None
+        self._margins: dict[Side, list[Corrected | None]] = {}
+
+    def ask(
+        self,
+        estimate: Estimate | None,
+        *,
+        margin: float | None = None,
+        against_base: bool = False,
+        step: int | None = None,
+    ) -> Judgement:
+        """Add a comparison and return what will be said of it.
+
+        Args:
+            estimate: left minus right, positive where left is better; None where the two cannot be compared.
+            margin: what counts as nothing, in the estimate's unit; None where the study names none for it.
+            against_base: whether right is the pretrained model.
+            step: number of a primary comparison, which is tested before all others; None for the others.
+
+        Raises:
+            RuntimeError: a word of the family was read before, so that another comparison would change it.
+        """
+        if self._differences is not None:
+            raise RuntimeError("a comparison was added to a family whose words are already in use")
+        self._asked.append(_Asked(estimate, margin, against_base, 10**6 if step is None else step))
+        return Judgement(estimate, margin, self, len(self._asked) - 1)
+
+    @property
+    def size(self) -> int:
+        """How many comparisons have a p-value."""
+        return sum(one.estimate is not None and one.estimate.known for one in self._asked)
+
+    def difference(self, place: int) -> Corrected | None:
+        """Return what became of the two-sided p-value of a comparison."""
+        if self._differences is None:
+            self._close()
+        assert self._differences is not None
+        return self._differences[place]
+
+    def margin(self, place: int, side: Side) -> Corrected | None:
+        """Return what became of a one-sided p-value: the truth is above minus (``lower``) or below plus the margin."""
+        if self._differences is None:
+            self._close()
+        return self._margins[side][place]
+
+    def _close(self) -> None:
+        asked = self._asked
+        self._differences = correct(
+            [None if one.estimate is None else one.estimate.p for one in asked], [one.step for one in asked]
+        )
+        self._margins = {"lower": [None] * len(asked), "upper": [None] * len(asked)}
+        for against_base in (True, False):
+            places = [place for place, one in enumerate(asked) if one.against_base == against_base]
+            sides: list[tuple[int, Side]] = [(place, side) for place in places for side in ("lower", "upper")]
+            found = correct([_beyond_margin(asked[place], side) for place, side in sides])
+            for (place, side), one in zip(sides, found, strict=True):
+                self._margins[side][place] = one
+
+
+def _beyond_margin(asked: _Asked, side: Side) -> float | None:
+    found, margin = asked.estimate, asked.margin
+    if found is None or margin is None:
+        return None
+    return found.p_above(-margin) if side == "lower" else found.p_below(margin)
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """One comparison, left minus right, positive where left is better, and the words it earns."""
+
+    estimate: Estimate | None
+    margin: float | None
+    family: Family
+    place: int
+    """In the family."""
+    is_turned: bool = False
+    """Whether left and right were swapped after it was asked."""
+
+    @property
+    def p_corrected(self) -> float | None:
+        """Two-sided p-value, corrected over the family; None where there is no interval."""
+        found = self.family.difference(self.place)
+        return None if found is None else found.p
+
+    def _margin_p(self, side: Side) -> Corrected | None:
+        if self.is_turned:
+            side = "upper" if side == "lower" else "lower"
+        return self.family.margin(self.place, side)
+
+    @property
+    def p_no_worse(self) -> float | None:
+        """One-sided p-value of "no worse than the margin allows", corrected; None without a margin."""
+        found = self._margin_p("lower")
+        return None if found is None else found.p
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """What is said of left against right, the first word the most."""
+        p, found = self.p_corrected, self.estimate
+        if found is None or p is None:
+            return ("not comparable",)
+        low, high = (one is not None and one.p < ALPHA for one in (self._margin_p("lower"), self._margin_p("upper")))
+        if p < ALPHA and found.value > 0:
+            return ("better", "equivalent") if low and high else ("better",)
+        if p < ALPHA:
+            return ("worse", "no worse") if low else ("worse",)
+        if low:
+            return ("equivalent",) if high else ("no worse",)
+        return ("undecided",)
+
+    @property
+    def word(self) -> Word:
+        """The first of :attr:`words`."""
+        return self.words[0]
+
+    def has(self, word: Word) -> bool:
+        """Say whether a word holds; what is better or equivalent is no worse."""
+        words = self.words
+        return word in words or (word == "no worse" and ("better" in words or "equivalent" in words))
+
+    @property
+    def level(self) -> float | None:
+        """Coverage of the interval that says the same as :attr:`word`; None without an interval."""
+        found = self.family.difference(self.place)
+        if self.word in ("equivalent", "no worse"):
+            sides = ("lower", "upper") if self.word == "equivalent" else ("lower",)
+            tested = [one for side in sides if (one := self._margin_p(side)) is not None]  # type: ignore[arg-type]
+            return 1 - 2 * ALPHA / max(tested, key=lambda one: one.p / one.times).times
+        return None if found is None else 1 - ALPHA / found.times
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval at :attr:`level`: excludes zero where left is better or worse, and else holds it."""
+        level = self.level
+        return None if self.estimate is None or level is None else self.estimate.interval(level)
+
+    @property
+    def detectable(self) -> float | None:
+        """Least true difference that would have been found in four of five repetitions; None without an interval."""
+        found = self.estimate
+        if found is None or found.lower is None or found.upper is None:
+            return None
+        pivot = max(found.lower, found.upper, key=lambda one: one.half(LEVEL))
+        tail = ALPHA / (2 * max(self.family.size, 1))
+        return (pivot.quantile(tail) + pivot.quantile(1 - POWER)) * pivot.error
+
+    def turned(self) -> Judgement:
+        """Return right against left."""
+        found = None if self.estimate is None else self.estimate.times(-1, self.estimate.unit)
+        return Judgement(found, self.margin, self.family, self.place, not self.is_turned)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what is said as JSON values; the estimate's own are not in it."""
+        ends = self.interval
+        undecided = self.word == "undecided"
+        return {
+            "words": list(self.words),
+            "verdict": self.word,
+            "about": None if self.estimate is None else "this run" if self.estimate.about_runs else "the method",
+            "p_corrected": self.p_corrected,
+            "p_no_worse": self.p_no_worse,
+            "margin": self.margin,
+            "level": self.level,
+            "low_corrected": None if ends is None else ends[0],
+            "high_corrected": None if ends is None else ends[1],
+            "detectable": self.detectable if undecided else None,
+        }
+
+
+def judge_alone(estimates: Sequence[Estimate | None], margin: float | None = None) -> list[Judgement]:
+    """Return the judgements of a family that is all there is."""
+    family = Family()
+    return [family.ask(one, margin=margin) for one in estimates]
