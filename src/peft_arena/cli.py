@@ -111,10 +111,12 @@ def plan(
     from peft_arena import console
     from peft_arena.execute.estimate import estimate
     from peft_arena.execute.plan import plan as make_plan
+    from peft_arena.execute.reach import reaches
     from peft_arena.store.store import Store
 
     loaded = _study(study, overrides)
-    console.show_plan(loaded, make_plan(loaded, Store(runs)), as_json, estimate(loaded, gpu), every_run)
+    plans = make_plan(loaded, Store(runs))
+    console.show_plan(loaded, plans, as_json, estimate(loaded, gpu), every_run, reaches(loaded))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from peft_arena.console_plan import plan_footer, plan_rows, plan_totals
 if TYPE_CHECKING:
     from peft_arena.execute.estimate import StudyEstimate
     from peft_arena.execute.plan import RunPlan
+    from peft_arena.execute.reach import Reach
     from peft_arena.execute.run import StudyOutcome
     from peft_arena.execute.study import Study
     from peft_arena.store.records import GeometryRecord, PathRecord
@@ -212,6 +213,7 @@ def show_plan(
     as_json: bool,
     estimates: StudyEstimate | None = None,
     every_run: bool = False,
+    reach: Sequence[Reach] = (),
 ) -> None:
     """Print what a study would do: a line for each arm with the states of its runs and what one of them costs.
 
@@ -221,6 +223,7 @@ def show_plan(
         as_json: print everything as JSON, every run with its stages.
         estimates: what the arms cost; None leaves that out.
         every_run: also print a line for each run.
+        reach: what the planned items can show.
     """
     rows = [
         {
@@ -241,6 +244,7 @@ def show_plan(
         runs = [{**row, "stages": list(parts)} for row, parts in zip(rows, stages, strict=True)]
         chosen = {label: {**asdict(spent), "said": str(spent)} for label, spent in budgets.items()}
         said: dict[str, Any] = {"study": study.file.name, "budgets": chosen, "runs": runs}
+        said["margins"] = [one.summary() for one in reach]
         if estimates is not None:
             said["estimates"] = {
                 "gpu": estimates.gpu,
@@ -261,6 +265,9 @@ def show_plan(
     console.print(_count(plans))
     for line in plan_footer(estimates, totals):
         console.print(line, markup=False)
+    for one in reach:
+        if one.is_short:
+            console.print(str(one), markup=False)
 
 
 def show_status(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:

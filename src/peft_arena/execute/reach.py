@@ -1,0 +1,94 @@
+"""Whether the planned items can show what the study's margin asks for.
+
+That a difference lies within a margin takes items: with q the share of items on which two models answer differently,
+the difference of two accuracies over n paired items has a variance of about q / n (McNemar's design; Connor 1987,
+Biometrics 43), and a one-sided test at 5 % that is to succeed in nine of ten studies needs n = 8.6 q / margin². More
+seeds lower this only by what one model's answers differ between trainings, so it is stated for one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from peft_arena.analyze.view import DEFAULT_MARGIN
+from peft_arena.core.specs import EvalSpec
+from peft_arena.execute.study import Study
+from peft_arena.tasks.foreign import is_foreign
+from peft_arena.tasks.registry import task_of
+
+FEWEST_DIFFER, MOST_DIFFER = 0.1, 0.2
+"""Share of items on which tuned and pretrained model, or two tuned models, answer differently."""
+FACTOR = 8.6
+"""(z(0.95) + z(0.9))²."""
+HUNDRED = 100.0
+
+
+class Reach(NamedTuple):
+    """What the planned items can show at best."""
+
+    what: str
+    margin: float
+    """Points that the study calls no difference."""
+    reach: float
+    """Least margin, in points, that the items would show with few answers that differ."""
+    items: int
+    """Planned, on all its tasks."""
+    needed: tuple[int, int]
+    """Items that the margin takes, with few and with many answers that differ, in the same proportions."""
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the items cannot show the margin even where few answers differ."""
+        return self.reach > self.margin
+
+    def summary(self) -> dict[str, Any]:
+        """Return JSON values."""
+        return {**self._asdict(), "is_short": self.is_short}
+
+    def __str__(self) -> str:
+        """Say what is planned, what is needed, and what the items reach."""
+        low, high = self.needed
+        return (
+            f"few items for the margin of {self.margin:g} points {self.what}: {self.items:,} planned, {low:,} to "
+            f"{high:,} needed where 10 to 20 % of answers differ; “no worse” can be shown within {self.reach:.1f} points"
+        )
+
+
+def reaches(study: Study) -> list[Reach]:
+    """Return what the items of every target and of mean retention can show; where items are not known, nothing.
+
+    Args:
+        study: read and expanded.
+    """
+    margin = study.file.margin
+    found = []
+    for target in study.targets:
+        allowed = margin.target or DEFAULT_MARGIN
+        found += _reach(f"on {target.task.name}", allowed, [_count(study, target)] if _is_fraction(target) else [])
+    averaged = [_count(study, spec) for spec in study.retention if _is_fraction(spec)]
+    what = f"of mean retention over {len(averaged)} task{'' if len(averaged) == 1 else 's'}"
+    return [*found, *_reach(what, margin.retention, averaged)]
+
+
+def _is_fraction(spec: EvalSpec) -> bool:
+    """Say whether a task's headline is a fraction; lm-eval's are taken to be, and their number is asked for."""
+    return is_foreign(spec.task.name) or task_of(spec.task).card.headline.unit == "fraction"
+
+
+def _count(study: Study, spec: EvalSpec) -> int | None:
+    """Return how many items are planned; None where the study says no number."""
+    sizes = study.file.execution.estimate.tasks.get(spec.task.name)
+    known = [count for count in (spec.items, None if sizes is None else sizes.items) if count is not None]
+    return min(known, default=None)
+
+
+def _reach(what: str, margin: float, counts: Sequence[int | None]) -> list[Reach]:
+    known = [count for count in counts if count is not None]
+    if not known or len(known) < len(counts):
+        return []
+    share = sum(1.0 / count for count in known) / len(known) ** 2
+    reach = HUNDRED * math.sqrt(FACTOR * FEWEST_DIFFER * share)
+    needed = [sum(known) * share * FACTOR * differ / (margin / HUNDRED) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
+    return [Reach(what, margin, reach, sum(known), (math.ceil(needed[0]), math.ceil(needed[1])))]
