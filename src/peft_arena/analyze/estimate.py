@@ -7,7 +7,8 @@ An interval is the set of values that the test does not reject: value ∓ t · e
   neither (Agresti and Min 2005, Biometrics 61): value · n / (n + 2), variance · (n / (n + 2))² + 1 / (n + 2)². A mean
   of fractions gets four, half of them right (Agresti and Coull 1998, The American Statistician 52). So no interval has
   width 0 because all answers agree, and near 0 and 1 it is wide enough. n is the number of independent answers with the
-  same variance: that of items with one seed, more where seeds answer differently, fewer where items share a passage.
+  same variance: that of items with one seed, more where seeds answer differently, fewer where items share a passage,
+  and never more than the side with fewer answers gave: the base model answers each item once.
 * **Seeds.** The spread between trainings that all arms show (:mod:`peft_arena.analyze.seed_spread`), the noise of
   single answers included. That noise is then taken out of the variance of items, so that it counts once.
 * **Unscored answers.** Where more than one in a hundred could not be scored, the interval runs from the lower end with
@@ -302,7 +303,8 @@ def _independent(part: Part, items: float) -> float:
     """Return how many independent answers would give the same variance: at least as many as units."""
     if items <= 0:
         return float(part.units)
-    return float(np.clip(part.answers * part.answer_variance / items, part.units, part.answers))
+    most = max(part.fewest, part.units)
+    return float(np.clip(part.answers * part.answer_variance / items, part.units, most))
 
 
 def _pivot(contrast: Contrast, spread: Sequence[SeedSpread]) -> Pivot:

@@ -106,6 +106,8 @@ class Part:
     """Items used in at least one seed."""
     answers: int
     """Answers (seed × item) used."""
+    fewest: int
+    """Answers of the side that has fewer: the base model's one run answers each item once, whatever the seeds."""
     kind: Literal["difference", "level", "other"] = "other"
     """A difference of two means of fractions, one such mean, or anything else."""
     scale: float = 1.0
@@ -205,7 +207,7 @@ def difference(left: Scores, right: Scores, task: str, *, fraction: bool = False
     either, both = (one.weights > 0) | (other.weights > 0), (one.weights > 0) & (other.weights > 0)
     lost = both & ~used
     share = float(lost.sum() / max(both.sum(), 1))
-    part = _difference_part(one, other, used, task, fraction)
+    part = _difference_part(one, other, used, task, fraction, right.seeds == (None,))
     if fraction and right.seeds == (None,):
         low, high = _range_of(other, used)
         part = replace(part, low=-high, high=1.0 - low)
@@ -214,17 +216,25 @@ def difference(left: Scores, right: Scores, task: str, *, fraction: bool = False
     bounds = None
     if share > MANY_UNSCORED and fraction and _plain_fractions(one, other):
         ends = [
-            _difference_part(_filled(one, lost, mine), _filled(other, lost, 1.0 - mine), used | lost, task, fraction)
+            _difference_part(
+                _filled(one, lost, mine),
+                _filled(other, lost, 1.0 - mine),
+                used | lost,
+                task,
+                fraction,
+                right.seeds == (None,),
+            )
             for mine in (0.0, 1.0)
         ]
         bounds = Bounds(*(Contrast(tuple(seeds), (replace(end, low=-1.0, high=1.0),)) for end in ends))
     return Contrast(tuple(seeds), (part,), int((either & ~used).sum()), share, bounds)
 
 
-def _difference_part(left: Scores, right: Scores, used: Mask, task: str, fraction: bool) -> Part:
+def _difference_part(left: Scores, right: Scores, used: Mask, task: str, fraction: bool, is_from_base: bool) -> Part:
     one, other = pulls_of(left, used), pulls_of(right, used)
     kind: Literal["difference", "other"] = "difference" if fraction else "other"
-    return _part(task, one.means - other.means, one.items - other.items, used, left.units, kind)
+    part = _part(task, one.means - other.means, one.items - other.items, used, left.units, kind)
+    return replace(part, fewest=part.items) if is_from_base else part
 
 
 def _part(
@@ -240,11 +250,11 @@ def _part(
     items, answers = int(touched.sum()), int(used.sum())
     alone = float((pulls**2).sum()) / len(pulls) ** 2 * items / max(items - 1, 1)
     if units is None:
-        return Part(task, per_seed, pulls, alone, items, items, answers, kind)
+        return Part(task, per_seed, pulls, alone, items, items, answers, answers, kind)
     count = int(units.max()) + 1
     together = np.array([np.bincount(units, weights=row, minlength=count) for row in pulls], dtype=np.float64)
     held = int(np.unique(units[touched]).size)
-    return Part(task, per_seed, together, alone, held, items, answers, kind)
+    return Part(task, per_seed, together, alone, held, items, answers, answers, kind)
 
 
 def _plain_fractions(*sides: Scores) -> bool:

@@ -52,7 +52,7 @@ class Reach(NamedTuple):
         low, high = self.needed
         return (
             f"few items for the margin of {self.margin:g} points {self.what}: {self.items:,} planned, {low:,} to "
-            f"{high:,} needed where 10 to 20 % of answers differ; “no worse” can be shown within {self.reach:.1f} points"
+            f"{high:,} needed where 10 to 20 % of answers differ; “no worse” is in reach within {self.reach:.1f}"
         )
 
 
