@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test explore lint docs install clean
+.PHONY: demo micro test explore lint readme docs install clean
 
 install: .venv/installed
 
@@ -32,6 +32,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The numbers of the README and the docs, from the records in results/.
+readme: install
+	$(BIN)/python -m scripts.numbers
 
 docs: install
 	$(BIN)/python -m peft_arena.methods.pages docs/methods

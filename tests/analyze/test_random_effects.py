@@ -58,7 +58,7 @@ def test_the_mean_over_targets_is_covered():
             inside[count] += found.estimate.low <= 5 <= found.estimate.high
             further += count == 8 and found.prediction[0] <= 5 + 2 * rng.normal() <= found.prediction[1]
     assert all(0.92 <= hits / 500 <= 0.99 for hits in inside.values())
-    assert 0.88 <= further / 500 <= 0.99  # with few targets a little below what it says
+    assert further / 500 >= 0.93
 
 
 def test_errors_that_targets_share_do_not_average_out():

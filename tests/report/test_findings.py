@@ -47,7 +47,7 @@ def test_several_best_arms_are_named_together_in_the_order_of_the_study(tmp_path
 
 def test_arms_that_cannot_be_told_apart_are_undecided_with_what_would_be_found(tmp_path):
     gain = findings(tmp_path, [Truth(name, gain=0.4) for name in "abc"])[0][0]
-    assert gain.startswith("a, b and c are undecided in gain on operator (+")
+    assert gain.startswith("a, b and c are undecided against each other in gain on operator (+")
     assert "would be found" in gain
 
 

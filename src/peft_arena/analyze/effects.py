@@ -76,7 +76,7 @@ def _turn(task: TaskInfo) -> float:
 
 def oriented(task: TaskInfo, left: Scores, right: Scores) -> Contrast | None:
     """Return left minus right on a task, positive where left is better, in :func:`unit_of` the task."""
-    found = difference(left, right, task.spec.id, fraction=task.is_fraction)
+    found = difference(left, right, task.key, fraction=task.is_fraction)
     return None if found is None else found.times(_turn(task))
 
 
@@ -92,15 +92,15 @@ class Spreads:
 
     def runs_on(self, task: TaskInfo) -> dict[str, dict[int, float]]:
         """Return the value of each run on a task by arm and seed, in the unit of its differences."""
-        found = {arm.arm.label: arm.scores.get(task.spec.id) for arm in self._arms}
+        found = {arm.arm.label: arm.scores.get(task.key) for arm in self._arms}
         return {label: _by_seed(scores, _turn(task)) for label, scores in found.items() if scores is not None}
 
     def retention_runs(self) -> dict[str, dict[int, float]]:
         """Return the mean over the retention tasks that are fractions of each run, by arm and seed, in points."""
-        tasks = _averaged(self._evidence)
+        by_task = [self.runs_on(task) for task in _averaged(self._evidence)]
         found = {}
         for arm in self._arms:
-            each = [self.runs_on(task).get(arm.arm.label, {}) for task in tasks]
+            each = [runs.get(arm.arm.label, {}) for runs in by_task]
             seeds = complete_seeds(self._evidence, arm)
             if each and seeds:
                 means = {seed: float(np.mean([one[seed] for one in each if seed in one])) for seed in seeds}
@@ -109,9 +109,9 @@ class Spreads:
 
     def of_task(self, task: TaskInfo) -> Pooled:
         """Return the spread of all arms on a task."""
-        if task.spec.id not in self._known:
-            self._known[task.spec.id] = pooled(self.runs_on(task))
-        return self._known[task.spec.id]
+        if task.key not in self._known:
+            self._known[task.key] = pooled(self.runs_on(task))
+        return self._known[task.key]
 
     def of_retention(self) -> Pooled:
         """Return the spread of all arms in mean retention."""
@@ -185,7 +185,7 @@ def _averaged(evidence: Evidence) -> list[TaskInfo]:
 
 def complete_seeds(evidence: Evidence, arm: ArmEvidence) -> tuple[int, ...]:
     """Return the seeds of an arm that answered every fraction task of the retention set."""
-    scores = [arm.scores.get(task.spec.id) for task in _averaged(evidence)]
+    scores = [arm.scores.get(task.key) for task in _averaged(evidence)]
     return tuple(
         seed for seed in arm.arm.seeds if scores and all(score is not None and seed in score.seeds for score in scores)
     )
@@ -201,7 +201,7 @@ def retention_contrast(evidence: Evidence, left: ArmEvidence, right: ArmEvidence
     ]
     parts = []
     for task in _averaged(evidence):
-        key = task.spec.id
+        key = task.key
         other = evidence.base_scores.get(key) if right is None else right.scores.get(key)
         if not seeds or other is None:
             return None
@@ -221,10 +221,10 @@ def _mean_contrast(evidence: Evidence, arm: ArmEvidence) -> tuple[Contrast | Non
     tasks = _averaged(evidence)
     if not tasks:
         return None, "no retention task is a fraction"
-    without = [task.label for task in tasks if task.spec.id not in evidence.base_scores]
+    without = [task.label for task in tasks if task.key not in evidence.base_scores]
     if without:
         return None, f"the base model was not evaluated on {', '.join(without)}"
-    lacking = [task.label for task in tasks if task.spec.id not in arm.scores]
+    lacking = [task.label for task in tasks if task.key not in arm.scores]
     if lacking:
         return None, f"not evaluated on {', '.join(lacking)}"
     if not complete_seeds(evidence, arm):
@@ -274,5 +274,5 @@ def _kept(task: TaskInfo, mine: Scores, base: Scores) -> Estimate | None:
     """
     if not task.is_fraction or task.better != "higher" or task.chance is None:
         return None
-    found = share_kept(mine, base, task.chance, task.spec.id)
+    found = share_kept(mine, base, task.chance, task.key)
     return None if found is None else estimate(found, SHARE)

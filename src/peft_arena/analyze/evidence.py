@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -58,6 +58,11 @@ class TaskInfo:
     units: int
     """Units among them: groups of items that share a passage or a template, else items."""
     card: Mapping[str, Any]
+
+    @cached_property
+    def key(self) -> str:
+        """Id of the evaluation, which scores are kept under."""
+        return self.spec.id
 
     @property
     def is_fraction(self) -> bool:

@@ -60,22 +60,22 @@ def compare_sides(
     """
     target, averaged = items.target, () if items.why_no_mean else items.fractions
     wanted = items.tasks if each else (*items.tasks[:1], *averaged)
-    contrasts = {task.spec.id: _contrast(task, left, right) for task in wanted}
+    contrasts = {task.key: _contrast(task, left, right) for task in wanted}
     singles = tuple(
         (task, estimate(found, unit_of(task)))
         for task in (items.tasks if each else ())
-        if (found := contrasts[task.spec.id]) is not None
+        if (found := contrasts[task.key]) is not None
     )
     return Difference(
         items=items,
-        target=None if target is None else contrasts[target.spec.id],
-        retention=_mean(averaged, [contrasts[task.spec.id] for task in averaged], left, right),
+        target=None if target is None else contrasts[target.key],
+        retention=_mean(averaged, [contrasts[task.key] for task in averaged], left, right),
         tasks=singles,
     )
 
 
 def _contrast(task: TaskInfo, left: Mapping[str, Scores], right: Mapping[str, Scores]) -> Contrast | None:
-    key = task.spec.id
+    key = task.key
     return oriented(task, left[key], right[key]) if key in left and key in right else None
 
 
@@ -93,7 +93,7 @@ def _mean(
         return mean_of(known)
     seeds = [seed for seed in known[0].seeds if seed is not None and all(seed in part.seeds for part in known)]
     again = [
-        oriented(task, _only(left[task.spec.id], seeds), _only(right[task.spec.id], seeds)) for task in tasks if seeds
+        oriented(task, _only(left[task.key], seeds), _only(right[task.key], seeds)) for task in tasks if seeds
     ]
     return mean_of([part for part in again if part is not None]) if again and None not in again else None
 

@@ -152,10 +152,10 @@ def read_pscp(
     if choice is None or task is None:
         return None
     unit, scale = (PERCENT, 100.0) if task.is_fraction else (task.unit, 1.0)
-    scores = {arm.label: found for arm in arms if (found := arm.evidence.scores.get(task.spec.id))}
+    scores = {arm.label: found for arm in arms if (found := arm.evidence.scores.get(task.key))}
     spread = run_spread(scores)
     levels = {
-        label: level_of(found, task.spec.id, unit, scale=scale, spread=spread.of_run(label, scale))
+        label: level_of(found, task.key, unit, scale=scale, spread=spread.of_run(label, scale))
         for label, found in scores.items()
     }
     inputs = {arm.label: {name: costs[arm.label].get(name) for name in NAMES} for arm in arms}
@@ -295,7 +295,7 @@ def _pairs(
     spread = run_spread(discounted)
     pairs = []
     for left, right in combinations(discounted, 2):
-        found = difference(discounted[left], discounted[right], task.spec.id)
+        found = difference(discounted[left], discounted[right], task.key)
         if found is not None and task.is_fraction:
             found = _bounded(found, discounts[left], discounts[right])
         between = spread.of_difference(left, right)

@@ -55,12 +55,14 @@ def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -
     runs = about_runs(pairs)
     if len(best.best) == len(gains) and best.alike:
         equal = all(pair.has("equivalent") for pair in pairs)
-        what = "are equivalent" if equal else "are undecided"
+        what = "are equivalent to each other" if equal else "are undecided against each other"
         found = "" if equal else _resolution(pairs)
-        return f"{subject(list(gains), runs)} {what} in gain on {target.label} ({_span(gains)}{found})."
+        over = _over_base(target, list(gains))
+        return f"{subject(list(gains), runs)} {what} in gain on {target.label} ({_span(gains)}{over}{found})."
     top = target.against_base[best.highest[0]].gain
     who = _one_of(best.best, runs or about_runs([top]))
     text = f"best in gain on {target.label}: {who} ({_span(gains, best.best)}"
+    text += _over_base(target, best.best)
     text += "" if len(best.best) == 1 else _resolution(pairs)
     text += f"; {len(best.highest)} have exactly the highest score)" if len(best.highest) > 1 else ")"
     if best.worse:
@@ -68,6 +70,16 @@ def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -
     if best.unclear:
         text += f"; not comparable with the highest: {named(best.unclear)}"
     return f"{text}."
+
+
+def _over_base(target: TargetResult, labels: list[str]) -> str:
+    """Say which of some arms are better than the pretrained model in gain."""
+    better = [label for label in labels if target.against_base[label].gain.has("better")]
+    if len(better) == len(labels):
+        return f"; {'' if len(labels) == 1 else 'each '}better than the pretrained model"
+    if not better:
+        return "; none shown better than the pretrained model"
+    return f"; not shown better than the pretrained model: {named([one for one in labels if one not in better])}"
 
 
 def _one_of(labels: list[str], runs: bool) -> str:
@@ -135,8 +147,9 @@ def _retention(target: TargetResult) -> str:
     parts = []
     if losing:
         lowest = min(losing, key=lambda label: known[label].value)
-        of = f"{len(losing)} of {len(judged)} arms forget (mean retention worse than the pretrained model's)"
-        parts.append(f"{of}: {named(losing)}, the lowest {lowest} at {judged_text(judged[lowest])}")
+        verb, which = ("forgets", "") if len(losing) == 1 else ("forget", f" the lowest {named([lowest])}")
+        of = f"{len(losing)} of {len(judged)} arms {verb} (mean retention worse than the pretrained model's)"
+        parts.append(f"{of}: {named(losing)},{which} at {judged_text(judged[lowest])}")
     if retained:
         parts.append(f"no worse than the pretrained model within {margin:g} points: {named(retained)}")
     rest = [label for label in judged if label not in losing and label not in retained]

@@ -186,7 +186,7 @@ def heat_table(evidence: Evidence, target: TargetResult) -> Markup:
     head += [join([task.label, tag("small", f"{task.metric}, {unit_of(task)}")]) for task in tasks]
     base: list[Markup] = [Markup(join(["base model", tag("small", "score (fractions in %)")])), cell("")]
     for task in tasks:
-        found = evidence.base_scores.get(task.spec.id)
+        found = evidence.base_scores.get(task.key)
         value = None if found is None else float(found.means()[0])
         base.append(cell(score(value if value == value else None, task.unit)))
     sure = _sure_cells(target)
@@ -205,17 +205,17 @@ def heat_table(evidence: Evidence, target: TargetResult) -> Markup:
 def _sure_cells(target: TargetResult) -> set[tuple[str, str]]:
     """Return arm and evaluation of the cells that differ from zero after correction; the empty one is the mean."""
     cells = [(arm.label, "", arm.mean) for arm in target.arms]
-    cells += [(arm.label, one.task.spec.id, one.delta) for arm in target.arms for one in arm.retention]
+    cells += [(arm.label, one.task.key, one.delta) for arm in target.arms for one in arm.retention]
     corrected = holm([None if found is None else found.p for _, _, found in cells])
     return {(label, key) for (label, key, _), p in zip(cells, corrected, strict=True) if p is not None and p < ALPHA}
 
 
 def _heat_row(arm: ArmEffects, tasks: Sequence[TaskInfo], sure: set[tuple[str, str]]) -> list[Markup]:
-    effects = {effect.task.spec.id: effect for effect in arm.retention}
+    effects = {effect.task.key: effect for effect in arm.retention}
     cells = [_heat_cell(arm.mean, None, arm.mean_missing, (arm.label, "") in sure)]
     for task in tasks:
-        effect = effects.get(task.spec.id)
-        bold = (arm.label, task.spec.id) in sure
+        effect = effects.get(task.key)
+        bold = (arm.label, task.key) in sure
         cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", bold))
     return [Markup(join([arm.label])), *cells]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft_arena.analyze.path_study import ArmPath, TargetPaths
 from peft_arena.report.numbers import NONE, listed, plain
-from peft_arena.report.words import about_runs, judged_text, sentence, subject, word_text
+from peft_arena.report.words import about_runs, judged_text, sentence, stated_text, subject
 
 
 def factors_text(arm: ArmPath) -> str:
@@ -48,9 +48,8 @@ def claim_sentence(arm: ArmPath, target: str) -> str:
     if change is None or claim.verdict == "unknown":
         return f"{start}: too few items for an interval, so nothing is claimed."
     numbers = (
-        f"on {change.items} test items {target} is {word_text(claim.target)} against the tuned model "
-        f"({judged_text(claim.target)}), and mean retention {word_text(claim.retention)} "
-        f"({judged_text(claim.retention)})"
+        f"on {change.items} test items the point is {stated_text(claim.target, f'on {target}')} and "
+        f"{stated_text(claim.retention, 'in mean retention')} against the tuned model"
     )
     if claim.verdict == "target worse":
         return f"{start}, factor {factors_text(arm)}: the target is worse after all: {numbers}."

@@ -65,17 +65,22 @@ def detectable_text(judged: Judgement) -> str:
     return f"{plain(size, digits_of(found.unit))} would be found"
 
 
+def words_text(judged: Judgement) -> str:
+    """Return the words of left against right."""
+    words = judged.words
+    return words[0] if len(words) == 1 else f"{words[0]}, yet {words[1]} by the margin"
+
+
 def word_text(judged: Judgement) -> str:
     """Return the words of left against right, with what would have been found beside *undecided*."""
-    words = judged.words
-    if words == ("worse", "no worse"):
-        return "worse, yet no worse by the margin"
-    if words == ("better", "equivalent"):
-        return "better, yet equivalent by the margin"
-    if words == ("undecided",):
-        more = detectable_text(judged)
-        return f"undecided; {more}" if more else "undecided"
-    return words[0]
+    more = detectable_text(judged) if judged.word == "undecided" else ""
+    return f"{words_text(judged)}; {more}" if more else words_text(judged)
+
+
+def stated_text(judged: Judgement, where: str) -> str:
+    """Return words, where they hold, and the numbers, for example ``undecided in gain (+1.0 points [−2, +4]; ...)``."""
+    more = detectable_text(judged) if judged.word == "undecided" else ""
+    return f"{words_text(judged)} {where} ({judged_text(judged)}{f'; {more}' if more else ''})"
 
 
 def pair_text(judged: Judgement, left: str, right: str) -> str:

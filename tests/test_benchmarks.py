@@ -1,0 +1,54 @@
+"""The quick runs of the benchmarks that the statistics rest on: they run, and say what the docs say of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
+
+
+def lines(name, *options):
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_coverage_counts_every_table_and_keeps_it(tmp_path):
+    found = lines("coverage", "--quick", "--out", str(tmp_path / "kept.json"))
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    assert [{"table": name, **cell} for name, cells in kept.items() for cell in cells] == found
+    full = json.loads((ROOT / "results" / "coverage.json").read_text())
+    assert list(full) == list(kept)
+    assert all(set(full[name][0]) == set(cells[0]) for name, cells in kept.items()), "the kept table is of this script"
+    equal = kept["equal"]
+    assert len(equal) == len(full["equal"]) == 5 * 5 * 3
+    assert sum(cell["pair"] for cell in equal) / len(equal) > 0.93
+    assert sum(cell["family"] for cell in equal) / len(equal) < 0.05
+
+
+def test_coverage_is_seeded():
+    options = ("--table", "parts", "--table", "power", "--studies", "5")
+    assert lines("coverage", *options, "--processes", "1") == lines("coverage", *options, "--processes", "2")
+
+
+def test_the_kept_coverage_holds_what_is_promised():
+    tables = json.loads((ROOT / "results" / "coverage.json").read_text())
+    assert all(cell["studies"] >= 1000 for cells in tables.values() for cell in cells)
+    for cell in tables["equal"]:
+        low = [rate for rate in cell["outside"] if cell[rate] < 0.95 and rate in ("gain", "pair", "retention")]
+        assert not low, f"too narrow: {cell}"
+        assert not {"twin", "family"} & set(cell["outside"]), f"too many false alarms: {cell}"
+        assert not cell["outside"] or cell["kind"].startswith("near"), f"too wide away from 0 and 1: {cell}"
+    (hard,) = [c for c in tables["power"] if (c["better by"], c["seeds"], c["items"]) == (0.12, 3, 200)]
+    assert hard["one pair"] >= 0.6
+
+
+def test_the_analysis_of_many_items_is_timed():
+    found = lines("analyze", "--quick")
+    assert [one["study"] for one in found] == ["10 arms, 5 seeds", "50 arms, 1 seed"]
+    assert all(one["item_records"] == 10_000 and one["seconds"] > 0 and one["ratio"] > 1 for one in found)
