@@ -177,3 +177,28 @@ def test_items_of_one_passage_are_one_unit(tmp_path):
     alone = build_synthetic(tmp_path / "alone", truths, items=300, corpus=False)
     apart = analyze_study(alone.store, alone.view, draws=50).targets[0].arms[0]
     assert arm.gain.delta.stderr > 1.3 * apart.gain.delta.stderr
+
+
+def test_an_a_a_pair_shows_the_spread_between_trainings(tmp_path):
+    """The same arm under two labels, with other seeds: one arm, as far as the spread goes."""
+    truths = [Truth("a", gain=0.5, seeds=(0,), setting="x"), Truth("twin", gain=0.5, seeds=(1,), setting="x")]
+    truths += [Truth("b", gain=0.5, seeds=(0,)), Truth("c", gain=0.5, seeds=(0,))]
+    found = build_synthetic(tmp_path, truths, items=100, corpus=False)
+    target = analyze_study(found.store, found.view, draws=50).targets[0]
+    covers = {arm.label: arm.gain.delta.covers for arm in target.arms}
+    assert set(covers.values()) == {"items, and the seed spread of other arms"}
+    (pair,) = [one for one in target.comparisons if (one.left, one.right) == ("b", "c")]
+    assert not pair.gain.estimate.about_runs
+    (twins,) = [one for one in target.comparisons if (one.left, one.right) == ("a", "twin")]
+    assert twins.gain.word == "not comparable", "no seed in common"
+    values = [np.mean([item.value for item in _target_items(found, place)]) for place in (0, 1)]
+    spread = 100 * np.std(values, ddof=1)
+    alone = build_synthetic(tmp_path / "alone", truths[:1], items=100, corpus=False)
+    run = analyze_study(alone.store, alone.view, draws=50).targets[0].arms[0].gain.delta
+    assert target.arms[0].gain.delta.stderr == pytest.approx(np.hypot(run.stderr, spread), rel=0.05)
+
+
+def _target_items(found, place):
+    arm = found.view.arms[place]
+    directory = found.store.run(arm.runs[0])
+    return directory.evaluation(directory.point(200), arm.target).items

@@ -6,7 +6,7 @@ Differences are tuned minus base, turned so that positive is better; fractions a
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, TaskInfo
 from peft_arena.analyze.paired import Contrast, Scores, difference, mean_of, share_kept
 from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
-from peft_arena.core.specs import EvalSpec
+from peft_arena.core.specs import EvalSpec, RunSpec
 
 POINTS, SHARE = "points", "share"
 
@@ -87,6 +87,7 @@ class Spreads:
         """Refer to the arms of one target."""
         self._evidence = evidence
         self._arms = arms
+        self._made = {arm.arm.label: _without_seed(arm.arm.runs[0]) for arm in arms}
         self._known: dict[str, Pooled] = {}
         """By evaluation id; under the empty name that of mean retention."""
 
@@ -110,14 +111,26 @@ class Spreads:
     def of_task(self, task: TaskInfo) -> Pooled:
         """Return the spread of all arms on a task."""
         if task.key not in self._known:
-            self._known[task.key] = pooled(self.runs_on(task))
+            self._known[task.key] = self._pooled(self.runs_on(task))
         return self._known[task.key]
 
     def of_retention(self) -> Pooled:
         """Return the spread of all arms in mean retention."""
         if "" not in self._known:
-            self._known[""] = pooled(self.retention_runs())
+            self._known[""] = self._pooled(self.retention_runs())
         return self._known[""]
+
+    def _pooled(self, runs: dict[str, dict[int, float]]) -> Pooled:
+        """Pool the spread; arms that differ in their seeds only (an A/A pair) are one arm under several labels."""
+        first = {label: next(one for one in runs if self._made[one] == self._made[label]) for label in runs}
+        merged: dict[str, dict[int, float]] = {}
+        for label, found in runs.items():
+            merged.setdefault(first[label], {}).update(found)
+        known = pooled(merged)
+        if len(merged) == len(runs):
+            return known
+        each = {label: known.each[first[label]] for label in runs if first[label] in known.each}
+        return replace(known, each=each)
 
     def declared(self, axis: str, sides: int) -> SeedSpread | None:
         """Return what the study declares of an axis, for one run or a difference of two; None where it says nothing."""
@@ -126,6 +139,11 @@ class Spreads:
             return None
         sd = seed_sd.target if axis == "gain" else seed_sd.retention
         return SeedSpread(sides * sd**2, np.inf if seed_sd.runs is None else float(seed_sd.runs - 1))
+
+
+def _without_seed(run: RunSpec) -> str:
+    """Return what a run is, whatever its seed and what it began at."""
+    return run.model_copy(update={"seed": 0}).id
 
 
 def _by_seed(scores: Scores, factor: float) -> dict[int, float]:

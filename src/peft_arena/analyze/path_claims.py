@@ -92,9 +92,7 @@ def _mean(
     if len({part.seeds for part in known}) == 1:
         return mean_of(known)
     seeds = [seed for seed in known[0].seeds if seed is not None and all(seed in part.seeds for part in known)]
-    again = [
-        oriented(task, _only(left[task.key], seeds), _only(right[task.key], seeds)) for task in tasks if seeds
-    ]
+    again = [oriented(task, _only(left[task.key], seeds), _only(right[task.key], seeds)) for task in tasks if seeds]
     return mean_of([part for part in again if part is not None]) if again and None not in again else None
 
 

@@ -64,7 +64,7 @@ def train_one(
 
 
 def scores(study: Study, out: Path) -> list[dict[str, Any]]:
-    """Return the target score of the base and of every trained run, with the paired gain and its 95 % interval."""
+    """Return the target score of the base and of every trained run, the paired gain with its interval, and its word."""
     from peft_arena.analyze.study import analyze_study
     from peft_arena.execute.view import view_of
 
@@ -72,7 +72,8 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
     for target in analyze_study(Store(out), view_of(study)).targets:
         for arm in target.arms:
             if arm.gain is not None and arm.gain.delta is not None:
-                gain = arm.gain.delta
+                gain, judged = arm.gain.delta, target.against_base[arm.label].gain
+                low, high = judged.interval or (None, None)
                 rows.append(
                     {
                         "task": target.label,
@@ -80,9 +81,11 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
                         "base": arm.gain.base,
                         "tuned": arm.gain.tuned,
                         "gain": gain.value,
-                        "low": gain.low,
-                        "high": gain.high,
+                        "low": low,
+                        "high": high,
                         "unit": gain.unit,
+                        "verdict": judged.word,
+                        "about": judged.summary()["about"],
                     }
                 )
     return rows
