@@ -8,10 +8,10 @@ accuracy, since nothing is said of the method, and equal runs have equal accurac
 five, which hold half of the item's part. Rates have a Monte Carlo error of sqrt(rate (1 - rate) / studies); a cell is
 outside if its 99 % interval (Wilson's) lies wholly outside the promise: coverage 93 to 98 %, false alarms at most 5 %.
 
-    python benchmarks/coverage.py [--quick] [--table NAME] [--studies N] [--processes N] [--out FILE]
+    python benchmarks/coverage.py [--quick] [--table NAME] [--studies N] [--processes N]
 
-The whole takes some minutes on two cores; ``--quick`` under one, with a few studies a cell. ``--out`` keeps the
-numbers; the tables of ``docs/statistics.md`` are made of ``results/coverage.json``.
+The whole takes some twenty minutes on two cores; ``--quick`` under one, with a few studies a cell. The tables of
+``docs/coverage.md`` are made of what ``python -m scripts.measure coverage`` keeps.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import cache
 from itertools import combinations, product
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -413,21 +412,11 @@ def main() -> None:
     parser.add_argument("--table", action="append", choices=TABLES, help="may be given several times; all by default")
     parser.add_argument("--studies", type=int, help=f"a cell; {FULL} by default")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--out", type=Path, help="file that the numbers are kept in")
     args = parser.parse_args()
     jobs = _jobs(args)
-    kept: dict[str, list[Cell]] = {}
     with ProcessPoolExecutor(args.processes) as pool:
         for (name, _, _), found in zip(jobs, pool.map(count, *zip(*jobs, strict=True)), strict=True):
             print(json.dumps({"table": name, **found}), flush=True)  # noqa: T201
-            kept.setdefault(name, []).append(found)
-    if args.out is not None:
-        lines = [f" {json.dumps(name)}: [\n{_rows(rows)}\n ]" for name, rows in kept.items()]
-        args.out.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
-
-
-def _rows(rows: Sequence[Cell]) -> str:
-    return ",\n".join(f"  {json.dumps(row)}" for row in rows)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from peft_arena.execute.study import find_study, read_study
 from peft_arena.execute.view import view_of
 from peft_arena.store.store import Store
 from scripts.kept import read_kept, unpack
+from scripts.measure import FOLDER
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,11 +54,8 @@ class Sources:
         (target,) = self.result(study).targets
         return target
 
-    def table(self, name: str) -> Any:
-        """Return a kept table, ``results/NAME.json``."""
-        return json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """Return what a benchmark printed, ``results/benchmarks/NAME.jsonl``."""
-        text = (ROOT / "results" / "benchmarks" / f"{name}.jsonl").read_text(encoding="utf-8")
-        return [json.loads(line) for line in text.splitlines()]
+    def measured(self, name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return who measured and what a benchmark printed, of ``results/benchmarks/NAME.jsonl``."""
+        text = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8")
+        head, *lines = map(json.loads, text.splitlines())
+        return head["made"], lines

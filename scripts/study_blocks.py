@@ -122,11 +122,12 @@ def demo_example(sources: Sources) -> str:
     assert found is not None and other is not None, "both pairs are comparable"
     assert found.stderr is not None and other.stderr is not None, "both have intervals"
     assert judged.level is not None and near.level is not None and other.p is not None, "both have intervals"
+    alone, corrected = (ends_text(ends, "points") for ends in (found.interval(LEVEL), judged.interval))
     told = (
         f"LoRA minus full fine-tuning at 1e-3 on {found.items} sums, one seed: {signed(found.value)} points, standard "
-        f"error {plain(found.stderr)}. Alone, the 95 % interval is {ends_text(found.interval(LEVEL), 'points')}. "
-        f"{family.size} comparisons are corrected together: p is {p_text(judged.p_corrected)}, and the interval that "
-        f"says the same, at {100 * judged.level:.2f} %, is {ends_text(judged.interval, 'points')}. It excludes zero: "
+        f"error {plain(found.stderr)}. Alone, the 95 % interval is {alone}. "
+        f"{family.size} comparisons are corrected together: the corrected p is {p_text(judged.p_corrected)}, and the "
+        f"interval that says the same, at {100 * judged.level:.2f} %, is {corrected}. It excludes zero: "
         f"this run of LoRA is *{judged.word}*."
     )
     untold = (
@@ -137,13 +138,6 @@ def demo_example(sources: Sources) -> str:
         f"is known."
     )
     return bullets([told, untold])
-
-
-@block
-def micro_findings(sources: Sources) -> str:
-    """What the report of the micro study says first."""
-    result = sources.result("micro")
-    return bullets([*headline(result), *caveats(result)])
 
 
 @block
@@ -218,14 +212,14 @@ def all_methods_findings(sources: Sources) -> str:
 def all_methods_table(sources: Sources) -> str:
     """Every arm of the all-methods study, by mean retention."""
     target = sources.target("all-methods")
-    known = [(arm, arm.mean) for arm in target.arms if arm.mean is not None]
+    kept = {arm.label: arm.mean.value for arm in target.arms if arm.mean is not None}
     body = []
-    for arm, mean in sorted(known, key=lambda pair: -pair[1].value):
+    for arm in sorted((arm for arm in target.arms if arm.label in kept), key=lambda arm: -kept[arm.label]):
         against = target.against_base[arm.label]
-        numbers = [_gain(arm), against.gain.word, estimate_text(mean, unit=False), against.retention.word]
         trained = _cost(target, arm.label, TRAINABLE)
-        body.append([arm.label, rate(arm.evidence.arm.learning_rate), trained, *numbers])
-    return rows(["arm", "rate", "trained parameters", "gain, points", "", "mean retention, points", ""], body)
+        words = [_judged(against.gain), _judged(against.retention)]
+        body.append([arm.label, rate(arm.evidence.arm.learning_rate), trained, *words])
+    return rows(["arm", "rate", "trained parameters", "gain, points", "mean retention, points"], body)
 
 
 def _correlations(sources: Sources) -> dict[str, Correlation]:

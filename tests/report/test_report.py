@@ -18,6 +18,7 @@ from peft_arena.report.headline import headline
 from peft_arena.report.labels import Box, place_labels
 from peft_arena.report.markup import Markup, cell, tag
 from peft_arena.report.numbers import listed, plain, quantity, rate, signed
+from peft_arena.report.plane import trade_figure
 from tests.analyze.synthetic import Truth, build_synthetic
 
 HOSTILE = '<script>alert("x")</script> & $a$ "q"'
@@ -355,3 +356,17 @@ def test_a_notice_about_batch_sizes_is_on_the_page_and_is_no_failure(tmp_path):
     assert "1 run was evaluated at another batch size than the base model: in bfloat16" in text
     assert "evaluated at batch size 8, the base model at 16" in text
     assert "(the records differ)" in text
+
+
+def test_the_enlarged_panel_shows_every_arm_that_lies_in_its_box(tmp_path):
+    truths = [Truth(f"a{place}", gain=0.5, forget=-0.04 * place) for place in range(8)]
+    truths += [Truth("far", "full", gain=0.4, forget=-0.6)]
+    made = build_synthetic(tmp_path, truths, items=60)
+    figure = trade_figure(analyze_study(made.store, made.view, draws=50).targets[0], "tradeoff-1")
+    whole, panel = figure.canvas.axes
+    at = {line.get_gid()[-1]: (line.get_xdata()[0], line.get_ydata()[0]) for line in whole.lines if line.get_gid()}
+    (left, right), (low, high) = panel.get_xlim(), panel.get_ylim()
+    inside = {place for place, (x, y) in at.items() if left <= x <= right and low <= y <= high}
+    drawn = {line.get_gid()[-1] for line in panel.lines if line.get_gid()}
+    assert drawn == inside
+    assert 1 < len(inside) < len(truths)

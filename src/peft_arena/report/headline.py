@@ -271,7 +271,7 @@ def _wild(target: TargetResult) -> list[str]:
     return [
         f"{one.label} on {target.label}: its trainings lie further apart in {_AXIS_NAMES[axis]} (standard deviation "
         f"{one.sd:.1f}) than those of the other arms ({one.others:.1f}); comparisons with it are called different "
-        "falsely more often than 5 % with two or three seeds (docs/statistics.md)."
+        "falsely more often than 5 % with two or three seeds (docs/coverage.md)."
         for axis in AXES
         for one in target.wild[axis]
     ]

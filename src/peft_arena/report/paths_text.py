@@ -42,8 +42,9 @@ def claim_sentence(arm: ArmPath, target: str) -> str:
     if claim.missing:
         return f"{start}: nothing can be claimed: {claim.missing}."
     if claim.none_chosen:
-        reasons = dict.fromkeys(run.record.reason for run in arm.found if run.record is not None)
-        return f"{start}: the tuned model stays: {'; '.join(reasons)}."
+        reasons = {run.seed: run.record.reason for run in arm.found if run.record is not None}
+        told = reasons.values() if len(reasons) == 1 else [f"seed {seed}: {why}" for seed, why in reasons.items()]
+        return f"{start}: the tuned model stays: {'; '.join(told)}."
     change = claim.target.estimate
     if change is None or claim.verdict == "unknown":
         return f"{start}: too few items for an interval, so nothing is claimed."

@@ -210,8 +210,10 @@ def _plane(
     unit = points[0].gain.unit
     joined = False
     for panel, axis in enumerate(axes):
+        _limits(axis, near if panel else points, base=panel == 0 or ways)
+        if panel:
+            near = _within(axis, points)
         shown = near if panel else points
-        _limits(axis, shown, base=panel == 0 or ways)
         _draw_points(axis, shown, points, front, f"{name}-p{panel}", hovers)
         joined |= _draw_twins(axis, shown, twins)
         axis.set_xlabel(f"gain on {target.label} over the base model ({unit})")
@@ -306,6 +308,12 @@ def _crowd(points: Sequence[_Point]) -> list[_Point]:
             kept = {point.label for point in order[:keep]}
             return [point for point in points if point.label in kept]
     return list(points)
+
+
+def _within(axis: Axes, points: Sequence[_Point]) -> list[_Point]:
+    """Return the arms whose marks lie on an axis' panel."""
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    return [point for point in points if left <= point.gain.value <= right and low <= point.kept.value <= high]
 
 
 def _height(points: Sequence[_Point]) -> float:
