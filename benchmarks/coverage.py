@@ -73,9 +73,9 @@ KINDS = {
 class Task:
     """A task's items, and answers of models to them."""
 
-    def __init__(self, rng: np.random.Generator, items: int, is_clustered: bool = False) -> None:
+    def __init__(self, rng: np.random.Generator, items: int, sizes: Sequence[int] = ()) -> None:
         self.rng = rng
-        self.units = np.repeat(np.arange(-(-items // PASSAGE)), PASSAGE)[:items] if is_clustered else None
+        self.units = np.repeat(np.arange(len(sizes)), sizes) if sizes else None
         item = rng.normal(size=items)
         if self.units is not None:
             item = np.sqrt(1 - ALIKE) * item + np.sqrt(ALIKE) * rng.normal(size=items)[self.units]
@@ -101,7 +101,7 @@ class Study:
         arms: Sequence[float],
         sds: Sequence[float],
         *,
-        is_clustered: bool = False,
+        sizes: Sequence[int] = (),
         declared: SeedSpread | None = None,
     ) -> None:
         self.declared = declared
@@ -109,7 +109,7 @@ class Study:
         draws = [accuracy + sd * rng.normal(size=seeds) for accuracy, sd in zip(arms, sds, strict=True)]
         self.levels = np.clip(draws, 1e-6, 1 - 1e-6)
         """True accuracy of each run, shape (arms, seeds)."""
-        task = Task(rng, items, is_clustered)
+        task = Task(rng, items, sizes)
         self.base = task.answers([base], (None,))
         self.arms = [task.answers(levels, numbers) for levels in self.levels]
         self.pool = self.pool_of(range(len(self.arms)))
@@ -173,7 +173,8 @@ def equal_arms(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
     sd = kind.sd if cell.get("sd") is None else cell["sd"]
     arms, count = cell.get("arms", ARMS), cell["items"]
     declared = _declared(rng, sd, cell["runs"]) if "runs" in cell else None
-    options = {"is_clustered": kind.is_clustered, "declared": declared}
+    sizes = [PASSAGE] * (count // PASSAGE) if kind.is_clustered else []
+    options = {"sizes": sizes, "declared": declared}
     known = seeds > 1 or declared is not None
     spread = [sd if known else 0.0] * arms
     gain = Study(rng, count, seeds, kind.base, [kind.arms] * arms, spread, **options)
@@ -192,7 +193,9 @@ def equal_arms(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
 
 def groups(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
     """One run against the pretrained model on few passages: passages as units, and items as if they were."""
-    study = Study(rng, cell["passages"] * PASSAGE, cell["seeds"], 0.3, [0.6], [0.0], is_clustered=True)
+    large, small = cell["large"], cell["small"]
+    sizes = [large[1]] * large[0] + [small[1]] * small[0]
+    study = Study(rng, sum(sizes), cell["seeds"], 0.3, [0.6], [0.0], sizes=sizes)
     alone = [Scores(one.seeds, one.values, one.weights) for one in (study.arms[0], study.base)]
     items = estimate(_contrast(*alone), "fraction")
     return {"gain": _holds(study.gain(0), 0.3), "gain, items as units": _holds(items, 0.3)}
@@ -210,23 +213,61 @@ def power(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
 
 
 def margin(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
-    """One arm against the pretrained model, at a true difference: which words it gets."""
-    study = Study(rng, cell["items"], cell["seeds"], 0.7, [0.7 + cell["truth"]], [0.0])
+    """One of five arms against the pretrained model, at a true difference: which words it gets if only it is asked."""
+    sd = 0.02 if cell["seeds"] > 1 else 0.0
+    study = Study(rng, cell["items"], cell["seeds"], 0.7, [0.7 + cell["truth"]] * ARMS, [sd] * ARMS)
     judged = Family().ask(study.gain(0), margin=MARGIN, against_base=True)
     return {word: judged.has(word) for word in ("no worse", "equivalent", "better", "worse")}
 
 
+def tokens(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
+    """Cross-entropy per token over documents of unequal length, which a training changes at random."""
+    weights = np.exp(cell["sd of log length"] * rng.normal(size=cell["documents"]))
+    before = rng.normal(3.0, 1.0, size=cell["documents"])
+    after = before + 0.1 * rng.normal(size=cell["documents"])
+    tuned, base = (Scores((seed,), row[None], weights[None]) for seed, row in ((0, after), (None, before)))
+    found = difference(tuned, base, "task")
+    assert found is not None, "all documents are scored"
+    change = estimate(found, "nats/token")
+    return {"change": not change.known or _holds(change, 0.0), "no interval": not change.known}
+
+
+def borrowed(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
+    """One of five arms has several seeds, the others one: its spread stands for all."""
+    equal, better = (_lonely(rng, cell, more) for more in (0.0, 0.12))
+    family = Family()
+    judged = [family.ask(equal.pair(*pair), margin=MARGIN) for pair in combinations(range(ARMS), 2)]
+    found = Family()
+    pairs = [found.ask(better.pair(1, other), margin=MARGIN) for other in range(2, ARMS)]
+    return {
+        "gain": _holds(equal.gain(1), 0.3),
+        "pair": _holds(equal.pair(1, 2), 0.0),
+        "family": any(map(_is_called, judged)),
+        "12 points found": pairs[0].has("better"),
+    }
+
+
+def _lonely(rng: np.random.Generator, cell: Cell, more: float) -> Study:
+    study = Study(rng, cell["items"], cell["seeds"], 0.3, [0.6, 0.6 + more, *[0.6] * (ARMS - 2)], [0.02] * ARMS)
+    study.arms[1:] = [arm.take([0]) for arm in study.arms[1:]]
+    study.pool = study.pool_of([0])
+    return study
+
+
 def wild(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
-    """One of five equal arms has ten times the spread between seeds."""
+    """One of five equal arms has several times the spread between seeds."""
     seeds = cell["seeds"]
-    sds = [0.2, *[0.02] * (ARMS - 1)]
+    sds = [0.02 * cell["times"], *[0.02] * (ARMS - 1)]
     gain = Study(rng, cell["items"], seeds, 0.3, [0.6] * ARMS, sds)
     kept = Study(rng, cell["items"], seeds, 0.6, [0.6] * ARMS, sds)
     equal, _ = _ask_all(Family(), gain, kept)
     runs = {str(arm): dict(enumerate(scores.means().tolist())) for arm, scores in enumerate(gain.arms)}
     named = {one.label for one in wild_arms(runs)}
     pairs = equal[: ARMS * (ARMS - 1) // 2]
+    truth = _expected(0.6, sds[0])
     return {
+        "its gain": _holds(gain.gain(0), truth - 0.3),
+        "its pair": _holds(gain.pair(0, 1), truth - 0.6),
         "gain pairs": any(map(_is_called, pairs)),
         "family": any(map(_is_called, equal)),
         "is named": "0" in named,
@@ -238,11 +279,7 @@ def mean_of_tasks(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
     """Mean over four tasks of two equal arms, against the pretrained model and each other."""
     seeds, sd = cell["seeds"], 0.035 if cell["seeds"] > 1 else 0.0
     studies = [Study(rng, cell["items"], seeds, 0.6, [0.6] * ARMS, [sd] * ARMS) for _ in range(4)]
-    runs = {
-        str(arm): dict(enumerate(np.mean([study.arms[arm].means() for study in studies], axis=0).tolist()))
-        for arm in range(ARMS)
-    }
-    pool = pooled(runs)
+    pool = _pool_of_means(studies)
     against = mean_of([_contrast(study.arms[0], study.base) for study in studies])
     pair = mean_of([_contrast(study.arms[0], study.arms[1]) for study in studies])
     assert against is not None and pair is not None, "all have the same seeds"
@@ -250,6 +287,15 @@ def mean_of_tasks(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
         "retention": _holds(estimate(against, "fraction", spread=pool.of_run("0")), 0.0),
         "pair": _holds(estimate(pair, "fraction", spread=pool.of_difference("0", "1")), 0.0),
     }
+
+
+def _pool_of_means(studies: Sequence[Study]) -> Pooled:
+    """Return the spread between trainings in the mean over tasks."""
+    runs = {
+        str(arm): dict(enumerate(np.mean([study.arms[arm].means() for study in studies], axis=0).tolist()))
+        for arm in range(ARMS)
+    }
+    return pooled(runs)
 
 
 def parts(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
@@ -266,14 +312,14 @@ def parts(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
 
 def paths(rng: np.random.Generator, cell: Cell) -> dict[str, bool]:
     """A chosen point against the tuned model: it keeps more, and its target is worse by so much."""
-    seeds = cell["seeds"]
-    target = Study(rng, cell["items"], seeds, 0.8, [0.8 - cell["target lost"]], [0.0])
-    kept = [Study(rng, cell["items"], seeds, 0.6, [0.6 + cell["regained"]], [0.0]) for _ in range(4)]
+    seeds, sd = cell["seeds"], 0.01 if cell["seeds"] > 1 else 0.0
+    target = Study(rng, cell["items"], seeds, 0.8, [0.8 - cell["target lost"]] * ARMS, [sd] * ARMS)
+    kept = [Study(rng, cell["items"], seeds, 0.6, [0.6 + cell["regained"]] * ARMS, [sd] * ARMS) for _ in range(4)]
+    family = Family()
     more = mean_of([_contrast(study.arms[0], study.base) for study in kept])
     assert more is not None, "all have the same seeds"
-    family = Family()
     on_target = family.ask(target.gain(0), margin=MARGIN)
-    retention = family.ask(estimate(more, "fraction"), margin=MARGIN)
+    retention = family.ask(estimate(more, "fraction", spread=_pool_of_means(kept).of_run("0")), margin=MARGIN)
     return {"overshoot": on_target.has("no worse") and retention.has("better")}
 
 
@@ -335,12 +381,33 @@ TABLES = {
     "spread": Table(equal_arms, _cells(kind=["hard"], seeds=SEEDS[1:], items=[200], sd=[0.0, 0.04, 0.12]), _EQUAL, 2),
     "arms": Table(equal_arms, _cells(kind=["hard"], seeds=[2, 3], items=[200], arms=[2, 3, 10, 20]), _EQUAL, 2),
     "declared": Table(equal_arms, _cells(kind=["hard"], seeds=[1], items=[200, 1000], runs=[3, 10, None]), _EQUAL, 2),
-    "groups": Table(groups, _cells(seeds=[1, 3], passages=[6, 8, 20, 100]), {"gain": "coverage"}, 2),
+    "groups": Table(
+        groups,
+        _cells(large=[[6, 5], [8, 5], [20, 5], [100, 5]], small=[[0, 0]], seeds=[1, 3])
+        + _cells(large=[[4, 60]], small=[[8, 20]], seeds=[1, 3])
+        + _cells(large=[[5, 40]], small=[[50, 2]], seeds=[1, 3]),
+        {"gain": "coverage"},
+        2,
+    ),
+    "tokens": Table(
+        tokens, _cells(**{"documents": [20, 50, 200], "sd of log length": [0.5, 1.0, 1.5]}), {"change": "coverage"}, 2
+    ),
+    "borrowed": Table(
+        borrowed,
+        _cells(seeds=[2, 3, 5], items=[200, 1000]),
+        {"gain": "coverage", "pair": "coverage", "family": "alarm"},
+        2,
+    ),
     "power": Table(
         power, _cells(**{"better by": [0.04, 0.08, 0.12], "seeds": [1, 2, 3, 5], "items": [200, 1000]}), {}, 2
     ),
-    "margin": Table(margin, _cells(truth=[-0.02, 0.0, 0.02], seeds=[1, 3], items=[200, 1000, 4000]), {}, 2),
-    "wild": Table(wild, _cells(seeds=[2, 3, 5], items=[200]), {}, 1),
+    "margin": Table(margin, _cells(truth=[-0.02, 0.0, 0.02], seeds=[1, 3, 10], items=[200, 1000, 4000]), {}, 2),
+    "wild": Table(
+        wild,
+        _cells(times=[2, 4, 10], seeds=[2, 3, 5], items=[200, 1000]),
+        {"its gain": "coverage", "its pair": "coverage", "gain pairs": "alarm", "family": "alarm"},
+        1,
+    ),
     "tasks": Table(
         mean_of_tasks, _cells(seeds=[1, 2, 3, 5], items=[100]), {"retention": "coverage", "pair": "coverage"}, 2
     ),

@@ -122,6 +122,8 @@ def demo_example(sources: Sources) -> str:
     assert found is not None and other is not None, "both pairs are comparable"
     assert found.stderr is not None and other.stderr is not None, "both have intervals"
     assert judged.level is not None and near.level is not None and other.p is not None, "both have intervals"
+    assert judged.word == "better" and near.word == "undecided" and near.margin == 2.0, "what is said below"
+    assert near.interval is not None and near.interval[0] < -near.margin, "what is said below"
     alone, corrected = (ends_text(ends, "points") for ends in (found.interval(LEVEL), judged.interval))
     told = (
         f"LoRA minus full fine-tuning at 1e-3 on {found.items} sums, one seed: {signed(found.value)} points, standard "
@@ -146,6 +148,7 @@ def micro_paths(sources: Sources) -> str:
     paths = sources.target("micro").paths
     assert paths is not None, "the study scans paths"
     counts = Counter(arm.claim.verdict for arm in paths.arms)
+    assert all(len(arm.runs) == 3 and arm.scan.tolerance == 2.0 for arm in paths.arms), "what is said below"
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
     return f"Micro study, {len(paths.arms)} arms, three seeds each, margin of 2 points: {told}."
 

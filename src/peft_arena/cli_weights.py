@@ -60,8 +60,8 @@ def path_scan(
         int | None, typer.Option(min=2, help="Test items of each task, to judge by; as evaluated before if absent.")
     ] = None,
     margin: Annotated[
-        float, typer.Option(min=0, help="What counts as no difference, on target and retention, in points.")
-    ] = 2.0,
+        float | None, typer.Option(help="What counts as no difference, on target and retention; 2 points if absent.")
+    ] = None,
     save_points: Annotated[bool, typer.Option(help="Also evaluate the save points of training.")] = False,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Items at once; no effect in float32.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write page, figures and tables into this directory.")] = None,

@@ -1,5 +1,7 @@
 """The five words, the family they are corrected in, and the intervals that say the same."""
 
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -61,8 +63,8 @@ def test_swapping_the_sides_swaps_the_words():
             assert forth.turned().words == back.words
             assert forth.turned().interval == pytest.approx(back.interval)
             assert forth.turned().turned().words == forth.words
-            if forth.word in swap:
-                assert back.has(swap[forth.word]) or back.word == "no worse"
+            for word, other in swap.items():
+                assert forth.has(word) == back.has(other) or "undecided" in (word, other)
 
 
 @given(st.lists(st.tuples(st.floats(-10, 10), st.floats(0.1, 5), st.integers(1, 30)), min_size=1, max_size=12))
@@ -102,7 +104,26 @@ def test_steps_are_a_fixed_sequence():
     assert [one.p for one in found] == pytest.approx([0.03, 0.03, 0.03])
     failed = correct([0.2, 0.0001, 0.0001], [0, 1, 1])
     assert [one.p for one in failed] == pytest.approx([0.2, 0.2, 0.2])
-    assert failed[1].times == pytest.approx(2000)
+    assert [one.is_tested for one in failed] == [True, False, False]
+    assert [one.is_tested for one in found] == [True, True, True]
+    assert [one.times for one in found] == pytest.approx([1.0, 1.0, 2.0]), "the interval is corrected in its step"
+
+
+def test_a_p_of_zero_is_corrected_like_any_other():
+    assert [one.times for one in correct([0.0, 0.2, 0.0, 0.9])] == [4.0, 2.0, 3.0, 1.0]
+    assert [one.times for one in correct([0.03, 0.0, 0.0], [0, 1, 1])] == [1.0, 2.0, 1.0]
+
+
+def test_what_comes_after_an_undecided_primary_comparison_is_not_tested():
+    family = Family()
+    first = family.ask(made(0.1, 1.0), step=0)
+    late = family.ask(made(50.0, 1.0), margin=2.0)
+    assert first.is_tested and not late.is_tested
+    assert late.words == ("undecided",)
+    assert (late.level, late.interval, late.detectable) == (None, None, None)
+    assert first.detectable == pytest.approx(stats.norm.isf(0.025) + stats.norm.isf(0.2))
+    assert late.turned().words == ("undecided",)
+    assert json.loads(json.dumps(late.summary(), allow_nan=False))["is_tested"] is False
 
 
 def test_a_primary_comparison_is_tested_at_the_full_level():

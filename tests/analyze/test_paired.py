@@ -40,7 +40,13 @@ def test_weighted_items_are_a_ratio_of_sums():
     found = estimate(difference(scores(new, weights), base(old, weights), "t"), "nats")
     assert found.value == pytest.approx(np.average(new, weights=weights) - np.average(old, weights=weights))
     residual = weights * ((new - old) - found.value) / weights.mean()
-    assert found.stderr == pytest.approx(np.sqrt(np.mean(residual**2) / 149), rel=1e-9)
+    a = weights / weights.sum()
+    least = 1 - 2 * a + (a**2).sum()
+    assert found.stderr == pytest.approx(np.sqrt((residual**2 / least).sum()) / 150, rel=1e-9)
+    pulls = np.diag(a) - np.outer(a, a)  # what a unit's value adds to each pull
+    form = (pulls.T / least) @ pulls
+    assert found.lower.terms[0].df == pytest.approx(np.trace(form) ** 2 / np.trace(form @ form), rel=1e-6)
+    assert found.lower.terms[0].df < 149
 
 
 def test_pairing_makes_the_interval_narrower_than_two_independent_ones():

@@ -201,10 +201,12 @@ def test_evaluations_of_other_items_are_refused():
         (judged(-0.5, 0.5), judged(5, 1), "overshoot"),
         (judged(3, 1), judged(5, 1), "overshoot"),
         (judged(-0.5, 0.5), judged(5, 4), "undecided"),
-        (judged(-0.5, 0.5), judged(-5, 1), "undecided"),
+        (judged(-0.5, 0.5), judged(-5, 1), "retention worse"),
         (judged(-0.5, 3), judged(5, 1), "undecided"),
         (judged(-1.9, 1), judged(5, 1), "undecided"),
-        (judged(-1, 0.2), judged(5, 1), "target worse"),
+        (judged(-1, 0.2), judged(5, 1), "overshoot"),
+        (judged(-1, 0.2), judged(-5, 1), "retention worse"),
+        (judged(-5, 1), judged(5, 1), "target worse"),
         (judged(0, 0.1, None), judged(5, 1), "undecided"),
         (judged(-1, None), judged(5, 1), "unknown"),
         (judged(-0.5, 0.5), unknown(), "unknown"),
@@ -270,7 +272,7 @@ def test_an_overshoot_is_confirmed_on_test_items(result):
     assert kept.seeds == 5
     assert claim.recovered == pytest.approx(1 - at, abs=0.15)
     assert claim.loss.estimate.value == pytest.approx(-30, abs=5)
-    assert claim.at_most_worse == pytest.approx(-claim.target.estimate.low)
+    assert claim.at_most_worse == pytest.approx(-claim.target.interval[0])
     assert [task.label for task, _ in claim.tasks] == ["sums", "facts", "logic", "corpus"]
     means = [change.value for task, change in claim.tasks[1:3]]
     assert kept.value == pytest.approx(np.mean(means)), "the corpus is no fraction"
@@ -290,7 +292,7 @@ def test_a_run_that_diverged_is_rewound_and_its_target_is_better(result):
     assert arm.claim.chosen == {0: 0.1}
     assert arm.claim.verdict == "overshoot"
     assert arm.claim.target.estimate.low > 0
-    assert arm.claim.at_most_worse == 0.0
+    assert arm.claim.at_most_worse == max(0.0, -arm.claim.target.interval[0])
 
 
 def test_a_point_that_loses_the_target_on_test_items_is_no_overshoot(result):

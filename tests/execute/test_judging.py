@@ -28,7 +28,13 @@ def test_the_margin_is_two_points_unless_said(tmp_path):
 def test_one_margin_for_both_or_one_for_each(tmp_path, text, margin):
     found = view(tmp_path, f"margin: {text}").margin
     assert found == margin
-    assert Margin(target=0.05).on_target("nats/token") == 0.05
+
+
+def test_a_margin_counts_in_its_own_unit_only(tmp_path):
+    in_nats = Margin(target=0.05, unit="nats/token")
+    assert in_nats.on_target("nats/token") == 0.05
+    assert in_nats.on_target("points") == 2.0
+    assert Margin(target=3).on_target("nats/token") is None
 
 
 def test_the_margin_of_a_path_is_that_of_the_study(tmp_path):

@@ -161,7 +161,7 @@ def test_a_factor_that_test_items_refute_is_not_written_by_itself(finished, tmp_
     monkeypatch.setattr(command, "_scanned", lambda *_: record)
     options = {"rule": "uniform", "settings": (), "way": "own", "factor": "auto", "weights": False, "dtype": None}
     options |= {"shard_size": "1GB", "verify": True, "bar": None}
-    with pytest.raises(UserError, match="target is worse: it lost To write it all the same, give --factor 0.5"):
+    with pytest.raises(UserError, match="target worse: it lost To write it all the same, give --factor 0.5"):
         command.rewind(run.run_id, tmp_path / "x", finished / "runs", **options)
     assert not (tmp_path / "x").exists()
     said["targets"][0]["paths"][0]["verdict"] = "no overshoot shown"

@@ -14,10 +14,12 @@ from typing import Literal, NamedTuple
 from peft_arena.analyze.effects import ArmEffects, Spreads, oriented, retention_contrast, unit_of
 from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import Evidence
-from peft_arena.analyze.family import Family, Judgement
+from peft_arena.analyze.family import Family, Judgement, judge_alone
 
 Axis = Literal["gain", "retention"]
 AXES: tuple[Axis, ...] = ("gain", "retention")
+ROUNDING = 1e-9
+"""Relative difference of two values that are the same but for rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,7 @@ def compare_arms(
         family: that the comparisons are corrected in.
     """
     view = evidence.view
-    steps = {frozenset(pair): step for step, pair in enumerate(view.primary)}
+    steps = {frozenset(pair): step for step, pair in reversed(list(enumerate(view.primary)))}
     found = []
     for left, right in combinations(arms, 2):
         step = steps.get(frozenset((left.label, right.label)))
@@ -131,6 +133,16 @@ def compare_with_base(evidence: Evidence, arms: Sequence[ArmEffects], family: Fa
     return found
 
 
+def compare_tasks(arms: Sequence[ArmEffects]) -> dict[tuple[str, str], Judgement]:
+    """Compare every arm with the pretrained model on every single retention task, a family of their own.
+
+    Returns:
+        Label and evaluation id to what is said; nothing is said of these in sentences.
+    """
+    cells = {(arm.label, one.task.key): one.delta for arm in arms for one in arm.retention}
+    return dict(zip(cells, judge_alone(list(cells.values())), strict=True))
+
+
 def _gain(evidence: Evidence, left: ArmEffects, right: ArmEffects, spreads: Spreads) -> Estimate | None:
     key = left.evidence.arm.target.id
     task, one, other = evidence.tasks.get(key), left.evidence.scores.get(key), right.evidence.scores.get(key)
@@ -140,7 +152,7 @@ def _gain(evidence: Evidence, left: ArmEffects, right: ArmEffects, spreads: Spre
     if found is None:
         return None
     spread = spreads.of_task(task).of_difference(left.label, right.label)
-    declared = spreads.declared("gain", 2)
+    declared = spreads.declared("gain", unit_of(task), 2)
     return estimate(found, unit_of(task), spread=spread, declared=declared)
 
 
@@ -151,7 +163,7 @@ def _retention(evidence: Evidence, left: ArmEffects, right: ArmEffects, spreads:
     if found is None:
         return None
     spread = spreads.of_retention().of_difference(left.label, right.label)
-    declared = spreads.declared("retention", 2)
+    declared = spreads.declared("retention", left.mean.unit, 2)
     return estimate(found, left.mean.unit, spread=spread, declared=declared)
 
 
@@ -182,7 +194,7 @@ def standing(values: Mapping[str, float], comparisons: Sequence[Comparison], axi
         axis: that the values are of.
     """
     top = max(values.values())
-    highest = [label for label, value in values.items() if value == top]
+    highest = [label for label, value in values.items() if value >= top - ROUNDING * max(abs(top), 1.0)]
     pairs = {pair: one.on(axis) for pair, one in both_ways(comparisons).items()}
     best, worse, unclear = [], [], []
     for label in values:

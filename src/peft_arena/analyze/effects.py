@@ -15,9 +15,10 @@ from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, TaskInfo
 from peft_arena.analyze.paired import Contrast, Scores, difference, mean_of, share_kept
 from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
+from peft_arena.core.measure import POINTS
 from peft_arena.core.specs import EvalSpec, RunSpec
 
-POINTS, SHARE = "points", "share"
+SHARE = "share"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class Spreads:
     def runs_on(self, task: TaskInfo) -> dict[str, dict[int, float]]:
         """Return the value of each run on a task by arm and seed, in the unit of its differences."""
         found = {arm.arm.label: arm.scores.get(task.key) for arm in self._arms}
-        return {label: _by_seed(scores, _turn(task)) for label, scores in found.items() if scores is not None}
+        return {label: scores.times(_turn(task)).by_seed() for label, scores in found.items() if scores is not None}
 
     def retention_runs(self) -> dict[str, dict[int, float]]:
         """Return the mean over the retention tasks that are fractions of each run, by arm and seed, in points."""
@@ -132,23 +133,18 @@ class Spreads:
         each = {label: known.each[first[label]] for label in runs if first[label] in known.each}
         return replace(known, each=each)
 
-    def declared(self, axis: str, sides: int) -> SeedSpread | None:
+    def declared(self, axis: str, unit: str, sides: int) -> SeedSpread | None:
         """Return what the study declares of an axis, for one run or a difference of two; None where it says nothing."""
         seed_sd = self._evidence.view.seed_sd
-        if seed_sd is None:
+        if seed_sd is None or (axis == "gain" and unit != seed_sd.unit):
             return None
         sd = seed_sd.target if axis == "gain" else seed_sd.retention
         return SeedSpread(sides * sd**2, np.inf if seed_sd.runs is None else float(seed_sd.runs - 1))
 
 
 def _without_seed(run: RunSpec) -> str:
-    """Return what a run is, whatever its seed and what it began at."""
+    """Return what a run is, whatever its seed."""
     return run.model_copy(update={"seed": 0}).id
-
-
-def _by_seed(scores: Scores, factor: float) -> dict[int, float]:
-    means = zip(scores.seeds, scores.means(), strict=True)
-    return {seed: float(factor * value) for seed, value in means if seed is not None and np.isfinite(value)}
 
 
 def estimate_summary(found: Estimate | None) -> dict[str, Any] | None:
@@ -183,7 +179,7 @@ def arm_effects(evidence: Evidence, arm: ArmEvidence, spreads: Spreads) -> ArmEf
     contrast, missing = _mean_contrast(evidence, arm)
     mean = None
     if contrast is not None:
-        declared = spreads.declared("retention", 1)
+        declared = spreads.declared("retention", POINTS, 1)
         mean = estimate(contrast, POINTS, spread=spreads.of_retention().of_run(arm.arm.label), declared=declared)
     return ArmEffects(
         evidence=arm,
@@ -268,7 +264,7 @@ def _task_effect(
         return TaskEffect(task, _finite(base.means()), _finite(mine.means()), None, None)
     paired = base.take([seed for seed in found.seeds if seed is not None])
     used = mine.scored & paired.scored
-    declared = spreads.declared(axis, 1) if axis else None
+    declared = spreads.declared(axis, unit_of(task), 1) if axis else None
     return TaskEffect(
         task=task,
         base=_finite(paired.means(used)),

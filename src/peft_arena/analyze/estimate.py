@@ -2,7 +2,10 @@
 
 An interval is the set of values that the test does not reject: value ∓ t · error. What goes into the error:
 
-* **Items.** The variance of the linearised mean over units, n / (n - 1) times the sum of squared pulls.
+* **Items.** The variance of the linearised mean over units: the sum of squared pulls, each over 1 - 2 a + A, with a
+  the unit's share of the weight and A the sum of squared shares, and as many degrees of freedom as that sum has if all
+  units vary alike (the CR2 estimate of Bell and McCaffrey 2002, Survey Methodology 28, for a mean). For n units of the
+  same share that is n / (n - 1) times the sum, with n - 1.
 * **Pseudo-items.** Differences of fractions get two more items, split between "only left right", "only right right" and
   neither (Agresti and Min 2005, Biometrics 61): value · n / (n + 2), variance · (n / (n + 2))² + 1 / (n + 2)². A mean
   of fractions gets four, half of them right (Agresti and Coull 1998, The American Statistician 52). So no interval has
@@ -10,13 +13,16 @@ An interval is the set of values that the test does not reject: value ∓ t · e
   same variance: that of items with one seed, more where seeds answer differently, fewer where items share a passage,
   and never more than the side with fewer answers gave: the base model answers each item once.
 * **Seeds.** The spread between trainings that all arms show (:mod:`peft_arena.analyze.seed_spread`), the noise of
-  single answers included. That noise is then taken out of the variance of items, so that it counts once.
+  single answers included. That noise is then taken out of the variance of items, so that it counts once; never more of
+  it than the spread has, which with few seeds may come out as nothing by chance.
 * **Unscored answers.** Where more than one in a hundred could not be scored, the interval runs from the lower end with
   all of them wrong to the upper end with all of them right (Manski 1989, Journal of Human Resources 24), so that a
-  claim holds at the worse bound.
+  claim holds at the worse bound. Where it is not known what they could have been worth (F1, means over parts, nats)
+  there is no interval.
 
 With one seed nothing is known of the spread between trainings, unless other arms or the study say it: the estimate is
-then of this run, and :attr:`Estimate.about_runs` says so. Below six units there is no interval.
+then of this run, and :attr:`Estimate.about_runs` says so. Below six units, or where
+they weigh as unequally as fewer than six (1 / A), there is no interval.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ import numpy as np
 from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-from peft_arena.analyze.paired import Contrast, Part
+from peft_arena.analyze.paired import MANY_UNSCORED, Array, Contrast, Part
 from peft_arena.analyze.seed_spread import SeedSpread
 
 LEVEL = 0.95
@@ -58,8 +64,9 @@ class Pivot(NamedTuple):
     """One test of a quantity: (centre - truth) / error.
 
     Each term of the variance has a half-width of its own, its Student's t times its error, and the half-width of the
-    whole is the root of the sum of their squares. One number of degrees of freedom for the whole (Satterthwaite) is
-    wrong where a term with one or two of them happens to come out small: ``benchmarks/coverage.py`` shows both.
+    whole is the root of the sum of their squares (Howe 1974, Journal of the American Statistical Association 69). One
+    number of degrees of freedom for the whole (Satterthwaite 1946) is wrong where a term with one or two of them
+    happens to come out small.
     """
 
     centre: float
@@ -159,7 +166,8 @@ class Estimate:
         if self.lower is None or self.upper is None:
             return None
         low, high = self.lower.centre - self.lower.half(level), self.upper.centre + self.upper.half(level)
-        return min(max(low, self.limits[0]), self.value), max(min(high, self.limits[1]), self.value)
+        low, high = max(low, self.limits[0]), min(high, self.limits[1])
+        return (low, high) if self.bounded else (min(low, self.value), max(high, self.value))
 
     @property
     def low(self) -> float | None:
@@ -252,11 +260,16 @@ def _covers(seeds: int, measured: bool, known: bool) -> Covers:
 
 def _why_none(contrast: Contrast) -> str:
     """Say why there can be no interval; empty if there can."""
-    few = min(contrast.parts, key=lambda part: part.units)
-    if few.units >= FEWEST_UNITS:
+    if contrast.unscored > MANY_UNSCORED and contrast.bounds is None:
+        return f"{100 * contrast.unscored:.1f} % of the answers are unscored, and their bounds are not known"
+    few = min(contrast.parts, key=lambda part: part.alike)
+    if few.alike > FEWEST_UNITS - 1e-6:
         return ""
     what = "item" if few.units == few.items else "group"
-    return f"{few.units} {what}{'' if few.units == 1 else 's'}: an interval needs {FEWEST_UNITS}"
+    given = f"{few.units} {what}{'' if few.units == 1 else 's'}"
+    if few.units >= FEWEST_UNITS:
+        given += f" with the weight of {few.alike:.1f} equal ones"
+    return f"{given}: an interval needs {FEWEST_UNITS}"
 
 
 def _limits(parts: Sequence[Part]) -> tuple[float, float]:
@@ -274,20 +287,22 @@ class _Shares(NamedTuple):
     """The part of it that is noise of single answers, not a property of units."""
     pseudo: float
     """Variance that pseudo-items add."""
-    df: int
+    df: float
 
 
 def _shares(part: Part) -> _Shares:
-    count = part.units
-    items = count / (count - 1) * float((part.pull**2).sum())
+    least = 1 - 2 * part.shares + float((part.shares**2).sum())
+    """What is expected of a squared pull, over what it should be."""
+    items = float((part.pull**2 / least).sum())
     seeds = len(part.per_seed)
     noise = 0.0
     if seeds > 1:
-        squares = float(((part.pulls - part.pull) ** 2).sum())
-        noise = min(count / (count - 1) * squares / ((seeds - 1) * seeds), items)
+        squares = float(((part.pulls - part.pull) ** 2 / least).sum())
+        noise = min(squares / ((seeds - 1) * seeds), items)
+    df = _degrees(part.shares, least)
     value = float(part.per_seed.mean())
     if part.kind == "other":
-        return _Shares(value, 1.0, items, noise, 0.0, count - 1)
+        return _Shares(value, 1.0, items, noise, 0.0, df)
     n = _independent(part, items)
     if part.kind == "difference":
         shrink, centre = n / (n + 2), value * n / (n + 2)
@@ -296,22 +311,32 @@ def _shares(part: Part) -> _Shares:
         shrink, middle = n / (n + 4), 0.5 * part.scale
         centre = middle + (value - middle) * shrink
         pseudo = (part.scale**2 + 4 * shrink * (value - middle) ** 2) / (n + 4) ** 2
-    return _Shares(centre, shrink, shrink**2 * items, shrink**2 * noise, pseudo, count - 1)
+    return _Shares(centre, shrink, shrink**2 * items, shrink**2 * noise, pseudo, df)
+
+
+def _degrees(shares: Array, least: Array) -> float:
+    """Return the degrees of freedom of the variance over units, if all units vary alike (Satterthwaite)."""
+    spread = float((shares**2).sum())
+    p = shares**2 / least
+    p0, p1, p2 = (float((p * shares**power).sum()) for power in (0, 1, 2))
+    off = spread**2 * p0**2 + 2 * p2 * p0 - 4 * spread * p1 * p0 + 2 * p1**2
+    squares = off - float((p**2 * (spread - 2 * shares) ** 2).sum()) + float((shares**4).sum())
+    return spread**2 / squares
 
 
 def _independent(part: Part, items: float) -> float:
-    """Return how many independent answers would give the same variance: at least as many as units."""
+    """Return how many independent answers would give the same variance: at least as many as units that weigh alike."""
     if items <= 0:
-        return float(part.units)
-    most = max(part.fewest, part.units)
-    return float(np.clip(part.answers * part.answer_variance / items, part.units, most))
+        return part.alike
+    most = max(part.fewest, part.alike)
+    return float(np.clip(part.answers * part.answer_variance / items, part.alike, most))
 
 
 def _pivot(contrast: Contrast, spread: Sequence[SeedSpread]) -> Pivot:
     """Return the test of a contrast, whose trainings have a known spread; without one it is of these runs."""
     shares = [_shares(part) for part in contrast.parts]
     seeds = len(contrast.seeds)
-    noise = sum(share.noise for share in shares) if spread else 0.0
+    noise = min(sum(share.noise for share in shares), sum(one.variance for one in spread) / seeds)
     items = sum(share.items + share.pseudo for share in shares)
     weakness = sum((share.items + share.pseudo) ** 2 / share.df for share in shares)
     df = items**2 / weakness if weakness > 0 else float(min(share.df for share in shares))

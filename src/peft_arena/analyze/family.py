@@ -13,8 +13,10 @@ nothing of how large a difference may be; beside it stands the difference that w
 repetitions, (t(1 - α / 2m) + t(0.8)) · error for m comparisons.
 
 All differences that a study calls better or worse are one family, corrected together by Holm's procedure, so that the
-chance of any false one among equal arms is at most 5 %. What is *no worse* is another: "retained" over arms, and over
-pairs of arms for the rest. The interval beside a word is at the level that the correction leaves for it.
+chance of any false one among equal arms is at most 5 %. What is *no worse*, with both its sides, is a family of its own
+against the pretrained model, and another between trained models. The interval beside a word is at the level that the
+correction leaves for that word: beside *better*, *worse* and *undecided* it says where zero is, beside *no worse* and
+*equivalent* where the margin is, and may lie on one side of zero although the difference is not shown.
 """
 
 from __future__ import annotations
@@ -42,6 +44,10 @@ class _Asked:
     margin: float | None
     against_base: bool
     step: int
+
+    @property
+    def is_known(self) -> bool:
+        return self.estimate is not None and self.estimate.known
 
 
 class Family:
@@ -80,7 +86,11 @@ class Family:
     @property
     def size(self) -> int:
         """How many comparisons have a p-value."""
-        return sum(one.estimate is not None and one.estimate.known for one in self._asked)
+        return sum(one.is_known for one in self._asked)
+
+    def size_with(self, place: int) -> int:
+        """Return how many comparisons with a p-value are tested in the same step as one."""
+        return sum(one.is_known for one in self._asked if one.step == self._asked[place].step)
 
     def difference(self, place: int) -> Corrected | None:
         """Return what became of the two-sided p-value of a comparison."""
@@ -98,7 +108,7 @@ class Family:
     def _close(self) -> None:
         asked = self._asked
         self._differences = correct(
-            [None if one.estimate is None else one.estimate.p for one in asked], [one.step for one in asked]
+            [None if one.estimate is None else one.estimate.p for one in asked], [one.step for one in asked], ALPHA
         )
         self._margins = {"lower": [None] * len(asked), "upper": [None] * len(asked)}
         for against_base in (True, False):
@@ -146,13 +156,21 @@ class Judgement:
         return None if found is None else found.p
 
     @property
+    def is_tested(self) -> bool:
+        """Whether it was tested: not where a comparison that goes before it is undecided."""
+        found = self.family.difference(self.place)
+        return found is None or found.is_tested
+
+    @property
     def words(self) -> tuple[Word, ...]:
         """What is said of left against right, the first word the most."""
         p, found = self.p_corrected, self.estimate
         if found is None or p is None:
             return ("not comparable",)
-        low, high = (one is not None and one.p < ALPHA for one in (self._margin_p("lower"), self._margin_p("upper")))
-        if p < ALPHA and found.value > 0:
+        if not self.is_tested:
+            return ("undecided",)
+        low, high = self._within()
+        if p < ALPHA and (found.p_above(0.0) or 0.0) < (found.p_below(0.0) or 0.0):
             return ("better", "equivalent") if low and high else ("better",)
         if p < ALPHA:
             return ("worse", "no worse") if low else ("worse",)
@@ -160,20 +178,29 @@ class Judgement:
             return ("equivalent",) if high else ("no worse",)
         return ("undecided",)
 
+    def _within(self) -> tuple[bool, bool]:
+        """Return whether the truth is above minus, and below plus, the margin."""
+        lower, upper = (self._margin_p(side) for side in ("lower", "upper"))
+        return lower is not None and lower.p < ALPHA, upper is not None and upper.p < ALPHA
+
     @property
     def word(self) -> Word:
         """The first of :attr:`words`."""
         return self.words[0]
 
     def has(self, word: Word) -> bool:
-        """Say whether a word holds; what is better or equivalent is no worse."""
+        """Say whether a word holds: what is better or equivalent is no worse, a loss within the margin equivalent."""
         words = self.words
+        if word == "equivalent" and words == ("worse", "no worse"):
+            return all(self._within())
         return word in words or (word == "no worse" and ("better" in words or "equivalent" in words))
 
     @property
     def level(self) -> float | None:
-        """Coverage of the interval that says the same as :attr:`word`; None without an interval."""
+        """Coverage of the interval that says the same as :attr:`word`; None without one, or if nothing was tested."""
         found = self.family.difference(self.place)
+        if not self.is_tested:
+            return None
         if self.word in ("equivalent", "no worse"):
             sides = ("lower", "upper") if self.word == "equivalent" else ("lower",)
             tested = [one for side in sides if (one := self._margin_p(side)) is not None]  # type: ignore[arg-type]
@@ -182,19 +209,28 @@ class Judgement:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The interval at :attr:`level`: excludes zero where left is better or worse, and else holds it."""
+        """The interval at :attr:`level`.
+
+        Excludes zero where left is better or worse, holds it where the two are undecided, and lies above minus (of an
+        equivalent pair also below plus) the margin where left is no worse.
+        """
         level = self.level
         return None if self.estimate is None or level is None else self.estimate.interval(level)
 
     @property
     def detectable(self) -> float | None:
-        """Least true difference that would have been found in four of five repetitions; None without an interval."""
+        """Least true difference that would have been found in four of five repetitions.
+
+        At the level that is left for the least p-value of the step. Unscored answers add what they leave open. None
+        without an interval, and where nothing was tested.
+        """
         found = self.estimate
-        if found is None or found.lower is None or found.upper is None:
+        if found is None or found.lower is None or found.upper is None or not self.is_tested:
             return None
         pivot = max(found.lower, found.upper, key=lambda one: one.half(LEVEL))
-        tail = ALPHA / (2 * max(self.family.size, 1))
-        return (pivot.quantile(tail) + pivot.quantile(1 - POWER)) * pivot.error
+        tail = ALPHA / (2 * max(self.family.size_with(self.place), 1))
+        gap = max(found.value - found.lower.centre, found.upper.centre - found.value) if found.bounded else 0.0
+        return (pivot.quantile(tail) + pivot.quantile(1 - POWER)) * pivot.error + gap
 
     def turned(self) -> Judgement:
         """Return right against left."""
@@ -207,7 +243,9 @@ class Judgement:
         undecided = self.word == "undecided"
         return {
             "words": list(self.words),
+            "turned": list(self.turned().words),
             "verdict": self.word,
+            "is_tested": self.is_tested,
             "about": None if self.estimate is None else "this run" if self.estimate.about_runs else "the method",
             "p_corrected": self.p_corrected,
             "p_no_worse": self.p_no_worse,
@@ -220,6 +258,6 @@ class Judgement:
 
 
 def judge_alone(estimates: Sequence[Estimate | None], margin: float | None = None) -> list[Judgement]:
-    """Return the judgements of a family that is all there is."""
+    """Return the judgements of comparisons that are a family of their own."""
     family = Family()
     return [family.ask(one, margin=margin) for one in estimates]

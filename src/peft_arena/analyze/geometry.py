@@ -14,7 +14,6 @@ import numpy as np
 from peft_arena.analyze.correlate import Correlation, Point, correlate
 from peft_arena.analyze.effects import ArmEffects, oriented, retention_contrast, unit_of
 from peft_arena.analyze.evidence import Evidence, Gap, RunEvidence
-from peft_arena.analyze.paired import Contrast
 from peft_arena.analyze.profiles import Profile, by_kind, kind_of, mean_profile, module_profiles, window_of
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
@@ -364,11 +363,5 @@ def _outcomes(evidence: Evidence, arm: ArmEffects) -> _Outcomes:
     task, mine, base = evidence.tasks.get(target), arm.evidence.scores.get(target), evidence.base_scores.get(target)
     gain = None if task is None or mine is None or base is None else oriented(task, mine, base)
     kept = None if arm.mean is None else retention_contrast(evidence, arm.evidence, None)
-    return _Outcomes(_by_seed(gain), _by_seed(kept), "" if task is None else unit_of(task))
-
-
-def _by_seed(found: Contrast | None) -> dict[int, float]:
-    if found is None:
-        return {}
-    pairs = zip(found.seeds, found.per_seed, strict=True)
-    return {seed: float(value) for seed, value in pairs if seed is not None}
+    gains, means = (({} if found is None else found.by_seed()) for found in (gain, kept))
+    return _Outcomes(gains, means, "" if task is None else unit_of(task))

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_TINY = 1e-300
-
 
 class Corrected(NamedTuple):
     """A p-value of a family and what it became."""
@@ -14,7 +12,9 @@ class Corrected(NamedTuple):
     p: float
     """Corrected."""
     times: float
-    """What the p-value was multiplied by, not capped: p-value and interval are corrected by the same number."""
+    """What the p-value was multiplied by in its step, not capped: p-value and interval are corrected by the same."""
+    is_tested: bool = True
+    """Whether everything of the steps before was found; nothing can be said of what is not tested."""
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -25,7 +25,9 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return [None if found is None else found.p for found in correct(p_values)]
 
 
-def correct(p_values: Sequence[float | None], steps: Sequence[int] | None = None) -> list[Corrected | None]:
+def correct(
+    p_values: Sequence[float | None], steps: Sequence[int] | None = None, alpha: float = 0.05
+) -> list[Corrected | None]:
     """Return what Holm's procedure makes of a family, tested in steps.
 
     Without steps all p-values are corrected together. With them the first step is tested at the full level, and a
@@ -35,15 +37,18 @@ def correct(p_values: Sequence[float | None], steps: Sequence[int] | None = None
     Args:
         p_values: of the family; None stays None and is not counted.
         steps: number of the step of each; None: one step.
+        alpha: the level.
     """
     found: list[Corrected | None] = [None] * len(p_values)
     order = [0] * len(p_values) if steps is None else list(steps)
     before = 0.0
     for step in sorted(set(order)):
         known = sorted((p, place) for place, p in enumerate(p_values) if p is not None and order[place] == step)
-        highest = before
+        highest = 0.0
         for done, (p, place) in enumerate(known):
-            highest = max(highest, (len(known) - done) * p)
-            found[place] = Corrected(min(1.0, highest), max(highest, _TINY) / max(p, _TINY))
-        before = highest
+            left = len(known) - done
+            times = highest / p if highest > left * p else float(left)
+            highest = max(highest, left * p)
+            found[place] = Corrected(min(1.0, max(before, highest)), times, before < alpha)
+        before = max(before, highest)
     return found

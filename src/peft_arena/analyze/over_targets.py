@@ -22,13 +22,14 @@ import numpy as np
 
 from peft_arena.analyze.compare import AXES, Comparison, Rank, both_ways
 from peft_arena.analyze.costs import PEAK_MEMORY, TRAINABLE, Cost
-from peft_arena.analyze.effects import POINTS, ArmEffects, TaskEffect, estimate_summary, retention_contrast
+from peft_arena.analyze.effects import ArmEffects, TaskEffect, estimate_summary, retention_contrast
 from peft_arena.analyze.estimate import LEVEL, Estimate
 from peft_arena.analyze.evidence import Evidence, TaskInfo
 from peft_arena.analyze.family import Family, Judgement
 from peft_arena.analyze.pscp import FLOPS
 from peft_arena.analyze.random_effects import FEWEST, OverEffects, over_independent, over_shared_items
 from peft_arena.analyze.resamples import Resamples
+from peft_arena.core.measure import POINTS
 from peft_arena.cost.pscp import PscpChoice
 from peft_arena.cost.pscp_band import Band, PscpBands, PscpInputs, pscp_bands
 

@@ -68,6 +68,15 @@ class Scores:
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray((weights * np.nan_to_num(self.values)).sum(axis=1) / weights.sum(axis=1))
 
+    def by_seed(self) -> dict[int, float]:
+        """Return the mean of each run over its scored items, by seed; runs without one are left out."""
+        return _finite_by_seed(self.seeds, self.means())
+
+
+def _finite_by_seed(seeds: Sequence[int | None], values: Array) -> dict[int, float]:
+    pairs = zip(seeds, values, strict=True)
+    return {seed: float(value) for seed, value in pairs if seed is not None and np.isfinite(value)}
+
 
 class Pulls(NamedTuple):
     """The weighted mean of each row over some items, and what each item adds to it."""
@@ -97,6 +106,8 @@ class Part:
     """Shape (seeds,)."""
     pulls: Array
     """Shape (seeds, units of the task): what each unit adds to ``per_seed``; 0 for units that were not used."""
+    shares: Array
+    """Shape (units of the task,): share of the weight, mean over seeds; sums to 1."""
     answer_variance: float
     """Variance of the mean over seeds if all answers were independent: beside that over units it says how alike the
     items of a unit, and the answers of all seeds to an item, are."""
@@ -131,6 +142,11 @@ class Part:
         )
 
     @cached_property
+    def alike(self) -> float:
+        """How many units of the same share would weigh as unequally: 1 over the sum of squared shares."""
+        return 1.0 / float((self.shares**2).sum())
+
+    @cached_property
     def pull(self) -> Array:
         """Pull of each unit on the mean over seeds, shape (units of the task,)."""
         return np.asarray(self.pulls.mean(axis=0))
@@ -161,6 +177,10 @@ class Contrast:
         """The quantity by seed, shape (seeds,)."""
         return np.asarray(sum(part.per_seed for part in self.parts))
 
+    def by_seed(self) -> dict[int, float]:
+        """Return the quantity by seed."""
+        return _finite_by_seed(self.seeds, self.per_seed)
+
     @property
     def value(self) -> float:
         """Mean over seeds."""
@@ -185,14 +205,17 @@ class Contrast:
         return replace(self, parts=tuple(part.times(factor) for part in self.parts), bounds=bounds)
 
 
-def difference(left: Scores, right: Scores, task: str, *, fraction: bool = False) -> Contrast | None:
+def difference(
+    left: Scores, right: Scores, task: str, *, fraction: bool = False, most: tuple[float, float] = (1.0, 1.0)
+) -> Contrast | None:
     """Return left minus right on one task, paired by seed and item.
 
     Args:
         left: scores of an arm.
         right: scores of another arm, or of the base model; same columns as ``left``.
         task: id of the evaluation.
-        fraction: whether the scores are means of values from 0 to 1, so that their bounds are known.
+        fraction: whether the scores are means of values from 0 to ``most``, so that their bounds are known.
+        most: greatest value of the left and of the right side.
 
     Returns:
         None where the two share no seed, or some shared seed has no pair that both sides scored.
@@ -207,33 +230,29 @@ def difference(left: Scores, right: Scores, task: str, *, fraction: bool = False
     either, both = (one.weights > 0) | (other.weights > 0), (one.weights > 0) & (other.weights > 0)
     lost = both & ~used
     share = float(lost.sum() / max(both.sum(), 1))
-    part = _difference_part(one, other, used, task, fraction, right.seeds == (None,))
-    if fraction and right.seeds == (None,):
+    is_from_base = right.seeds == (None,)
+    part = _difference_part(one, other, used, task, most if fraction else None, is_from_base)
+    if fraction and is_from_base:
         low, high = _range_of(other, used)
         part = replace(part, low=-high, high=1.0 - low)
-    elif fraction:
-        part = replace(part, low=-1.0, high=1.0)
     bounds = None
-    if share > MANY_UNSCORED and fraction and _plain_fractions(one, other):
+    if share > MANY_UNSCORED and fraction and _are_plain(one, most[0]) and _are_plain(other, most[1]):
         ends = [
-            _difference_part(
-                _filled(one, lost, mine),
-                _filled(other, lost, 1.0 - mine),
-                used | lost,
-                task,
-                fraction,
-                right.seeds == (None,),
-            )
-            for mine in (0.0, 1.0)
+            _difference_part(_filled(one, lost, mine), _filled(other, lost, its), used | lost, task, most, is_from_base)
+            for mine, its in ((0.0, most[1]), (most[0], 0.0))
         ]
-        bounds = Bounds(*(Contrast(tuple(seeds), (replace(end, low=-1.0, high=1.0),)) for end in ends))
+        bounds = Bounds(*(Contrast(tuple(seeds), (end,)) for end in ends))
     return Contrast(tuple(seeds), (part,), int((either & ~used).sum()), share, bounds)
 
 
-def _difference_part(left: Scores, right: Scores, used: Mask, task: str, fraction: bool, is_from_base: bool) -> Part:
+def _difference_part(
+    left: Scores, right: Scores, used: Mask, task: str, most: tuple[float, float] | None, is_from_base: bool
+) -> Part:
     one, other = pulls_of(left, used), pulls_of(right, used)
-    kind: Literal["difference", "other"] = "difference" if fraction else "other"
-    part = _part(task, one.means - other.means, one.items - other.items, used, left.units, kind)
+    kind: Literal["difference", "other"] = "other" if most is None else "difference"
+    part = _part(task, one.means - other.means, one.items - other.items, left, used, kind)
+    if most is not None:
+        part = replace(part, scale=max(most), low=-most[1], high=most[0])
     return replace(part, fewest=part.items) if is_from_base else part
 
 
@@ -241,36 +260,36 @@ def _part(
     task: str,
     per_seed: Array,
     pulls: Array,
+    scores: Scores,
     used: Mask,
-    units: NDArray[np.intp] | None,
     kind: Literal["difference", "level", "other"],
 ) -> Part:
-    """Collapse the pulls of items to those of their units."""
+    """Collapse the pulls of items, and their shares of the weight of some scores, to those of their units."""
+    weights = np.where(used, scores.weights, 0.0)
+    shares = (weights / weights.sum(axis=1, keepdims=True)).mean(axis=0)
+    units = scores.units
     touched = used.any(axis=0)
     items, answers = int(touched.sum()), int(used.sum())
     alone = float((pulls**2).sum()) / len(pulls) ** 2 * items / max(items - 1, 1)
     if units is None:
-        return Part(task, per_seed, pulls, alone, items, items, answers, answers, kind)
+        return Part(task, per_seed, pulls, shares, alone, items, items, answers, answers, kind)
     count = int(units.max()) + 1
     together = np.array([np.bincount(units, weights=row, minlength=count) for row in pulls], dtype=np.float64)
     held = int(np.unique(units[touched]).size)
-    return Part(task, per_seed, together, alone, held, items, answers, answers, kind)
+    held_shares = np.asarray(np.bincount(units, weights=shares, minlength=count), dtype=np.float64)
+    return Part(task, per_seed, together, held_shares, alone, held, items, answers, answers, kind)
 
 
-def _plain_fractions(*sides: Scores) -> bool:
-    """Say whether every value lies in [0, 1]: F1, correlations and means over parts have other values of items."""
-    return all(np.all((side.values[side.scored] >= 0) & (side.values[side.scored] <= 1)) for side in sides)
+def _are_plain(scores: Scores, most: float) -> bool:
+    """Say whether every value lies in [0, most]: F1, correlations and means over parts have other values of items."""
+    values = scores.values[scores.scored]
+    return bool(np.all((values >= 0) & (values <= most)))
 
 
 def _filled(scores: Scores, lost: Mask, value: float) -> Scores:
     """Return the scores with a value where there was none."""
-    empty = lost & ~scored_values(scores)
-    return Scores(scores.seeds, np.where(empty, value, scores.values), scores.weights, scores.units)
-
-
-def scored_values(scores: Scores) -> Mask:
-    """Return where a value is known, whatever its weight, shape (seeds, items)."""
-    return np.asarray(np.isfinite(scores.values), dtype=np.bool_)
+    empty = lost & ~np.isfinite(scores.values)
+    return replace(scores, values=np.where(empty, value, scores.values))
 
 
 def _range_of(scores: Scores, used: Mask) -> tuple[float, float]:
@@ -301,13 +320,22 @@ def level(scores: Scores, task: str, *, fraction: bool = False) -> Contrast | No
     used = scores.scored
     if not used.any(axis=1).all():
         return None
-    found = pulls_of(scores, used)
-    part = _part(task, found.means, found.items, used, scores.units, "level" if fraction else "other")
-    if fraction:
-        part = replace(part, low=0.0, high=1.0)
     asked = scores.weights > 0
+    lost = asked & ~used
+    share = float(lost.sum() / max(asked.sum(), 1))
     seeds = tuple(0 if seed is None else seed for seed in scores.seeds)
-    return Contrast(seeds, (part,), int((~used).sum()), float((asked & ~used).sum() / max(asked.sum(), 1)))
+    bounds = None
+    if share > MANY_UNSCORED and fraction and _are_plain(scores, 1.0):
+        ends = [_level_part(_filled(scores, lost, value), asked, task, fraction) for value in (0.0, 1.0)]
+        bounds = Bounds(*(Contrast(seeds, (end,)) for end in ends))
+    part = _level_part(scores, used, task, fraction)
+    return Contrast(seeds, (part,), int((~used).sum()), share, bounds)
+
+
+def _level_part(scores: Scores, used: Mask, task: str, fraction: bool) -> Part:
+    found = pulls_of(scores, used)
+    part = _part(task, found.means, found.items, scores, used, "level" if fraction else "other")
+    return replace(part, low=0.0, high=1.0) if fraction else part
 
 
 def share_kept(scores: Scores, base: Scores, chance: float, task: str) -> Contrast | None:
@@ -330,7 +358,7 @@ def share_kept(scores: Scores, base: Scores, chance: float, task: str) -> Contra
         return None
     share = (new.means - chance) / above
     pulls = new.items / above[:, None] - share[:, None] * old.items / above[:, None]
-    return Contrast(tuple(seeds), (_part(task, share, pulls, used, scores.units, "other"),))
+    return Contrast(tuple(seeds), (_part(task, share, pulls, tuned, used, "other"),))
 
 
 def mean_of(contrasts: Sequence[Contrast]) -> Contrast | None:
@@ -339,9 +367,10 @@ def mean_of(contrasts: Sequence[Contrast]) -> Contrast | None:
         return None
     share = 1.0 / len(contrasts)
     bounds = None
-    if any(contrast.bounds is not None for contrast in contrasts):
+    unbounded = any(one.unscored > MANY_UNSCORED and one.bounds is None for one in contrasts)
+    if not unbounded and any(contrast.bounds is not None for contrast in contrasts):
         sides = [(one.bounds or Bounds(one, one)) for one in contrasts]
-        ends = [mean_of([replace(side[place], bounds=None) for side in sides]) for place in (0, 1)]
+        ends = [mean_of([replace(side[place], bounds=None, unscored=0.0) for side in sides]) for place in (0, 1)]
         bounds = Bounds(*(end for end in ends if end is not None))
     return Contrast(
         seeds=contrasts[0].seeds,

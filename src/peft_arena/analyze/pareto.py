@@ -56,7 +56,7 @@ def pareto(
     if not points:
         return {}
     values = [[arm.gain.delta.value, arm.mean.value] for arm in points]  # type: ignore[union-attr]
-    front = on_front(*np.array(values).T)
+    front = on_front(*np.round(np.array(values), 9).T)
     probability = _probability(points, resamples)
     labels, pairs = [arm.label for arm in points], both_ways(comparisons)
     return {

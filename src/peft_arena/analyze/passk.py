@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from peft_arena.analyze.effects import POINTS, estimate_summary
+from peft_arena.analyze.effects import estimate_summary
 from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import ArmEvidence, Evidence, columns_of, scores_of
 from peft_arena.analyze.family import Family, Judgement
 from peft_arena.analyze.paired import Scores, difference, level
 from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
+from peft_arena.core.measure import POINTS
 from peft_arena.core.passk import metric_name
 from peft_arena.core.specs import EvalSpec, Sampling
 from peft_arena.store.records import EvaluationRecord
@@ -156,10 +157,7 @@ def _records(arm: ArmEvidence, spec: EvalSpec) -> list[tuple[int | None, Evaluat
 
 def run_spread(scores: Mapping[str, Scores]) -> Pooled:
     """Return how far the means of the runs of some arms, by label, lie apart."""
-    means = {label: zip(one.seeds, one.means(), strict=True) for label, one in scores.items()}
-    return pooled(
-        {label: {seed: float(value) for seed, value in found if seed is not None} for label, found in means.items()}
-    )
+    return pooled({label: one.by_seed() for label, one in scores.items()})
 
 
 def level_of(

@@ -4,7 +4,7 @@ For every arm and path, the chosen point of each seed is compared with the same 
 and the differences are put together over seeds and items as everywhere. All claims are questions to the family of the
 study (:mod:`peft_arena.analyze.family`). The final checkpoint *overshot* its target if the chosen point is *better* on
 mean retention and *no worse* on the target, both by corrected tests: a small loss of the target that few items cannot
-see is not taken for none.
+see is not taken for none, and one that is shown to be within the margin is said beside it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from peft_arena.analyze.effects import POINTS, oriented, unit_of
+from peft_arena.analyze.effects import oriented, unit_of
 from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import TaskInfo
 from peft_arena.analyze.family import Family, Judgement
@@ -21,9 +21,10 @@ from peft_arena.analyze.paired import Contrast, Scores, mean_of
 from peft_arena.analyze.path_reading import Evaluations, Items, RunScan, common_items
 from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
 from peft_arena.analyze.view import Margin
+from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import ScanSpec
 
-Verdict = Literal["overshoot", "target worse", "undecided", "no point chosen", "unknown"]
+Verdict = Literal["overshoot", "target worse", "retention worse", "undecided", "no point chosen", "unknown"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,10 +135,12 @@ class Claim:
             return "no point chosen"
         if self.missing or self.target.word == "not comparable":
             return "unknown"
-        if self.target.has("worse"):
+        if self.target.has("worse") and not self.target.has("no worse"):
             return "target worse"
         if self.retention.word == "not comparable":
             return "unknown"
+        if self.retention.has("worse"):
+            return "retention worse"
         return "undecided" if self.why_not else "overshoot"
 
     @property
@@ -154,9 +157,9 @@ class Claim:
 
     @property
     def at_most_worse(self) -> float | None:
-        """By how much the target is worse at most: minus the lower end of its 95 % interval, at least 0."""
-        found = self.target.estimate
-        return None if found is None or found.low is None else max(0.0, -found.low)
+        """By how much the target is worse at most: minus the lower end of the interval beside its word, at least 0."""
+        found = self.target.interval
+        return None if found is None else max(0.0, -found[0])
 
     @property
     def recovered(self) -> float | None:
@@ -232,12 +235,7 @@ def claims_of(walked: Sequence[Walked], base: Evaluations, family: Family, margi
 
 def _spread(contrasts: Mapping[str, Contrast | None]) -> Pooled:
     """Return how far seeds lie apart in one quantity, by all arms that have it."""
-    runs: dict[str, dict[int, float]] = {}
-    for label, found in contrasts.items():
-        if found is not None:
-            values = zip(found.seeds, found.per_seed, strict=True)
-            runs[label] = {seed: float(value) for seed, value in values if seed is not None}
-    return pooled(runs)
+    return pooled({label: found.by_seed() for label, found in contrasts.items() if found is not None})
 
 
 def _compare(walked: Walked, base: Evaluations) -> _Found:

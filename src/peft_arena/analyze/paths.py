@@ -17,11 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from peft_arena.analyze.effects import POINTS, oriented, unit_of
+from peft_arena.analyze.effects import oriented, unit_of
 from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import TaskInfo, columns_of, scores_of, task_info
 from peft_arena.analyze.paired import Contrast, Scores, mean_of
 from peft_arena.core.errors import UserError
+from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.core.specs import EvalSpec, PathSpec
 from peft_arena.store.records import EvaluationRecord, PathRow

@@ -9,7 +9,7 @@ what the constants leave open at the measured values. An arm without one of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
@@ -18,7 +18,7 @@ from peft_arena.analyze.effects import ArmEffects, estimate_summary
 from peft_arena.analyze.estimate import Estimate, estimate
 from peft_arena.analyze.evidence import Evidence, TaskInfo
 from peft_arena.analyze.family import Family, Judgement
-from peft_arena.analyze.paired import Contrast, Scores, difference
+from peft_arena.analyze.paired import Scores, difference
 from peft_arena.analyze.passk import level_of, level_summary, run_spread
 from peft_arena.cost.pscp import Operations, PscpChoice, PscpConstants, pscp
 from peft_arena.cost.pscp_band import Band, Order, PscpBands, PscpInputs, pscp_bands
@@ -292,23 +292,17 @@ def _pairs(
     """
     unit = PERCENT if task.is_fraction else task.unit
     discounted = {label: scores[label].times(factor) for label, factor in discounts.items()}
-    spread = run_spread(discounted)
+    spread = run_spread({label: scores[label] for label in discounts})
     pairs = []
     for left, right in combinations(discounted, 2):
-        found = difference(discounted[left], discounted[right], task.key)
-        if found is not None and task.is_fraction:
-            found = _bounded(found, discounts[left], discounts[right])
-        between = spread.of_difference(left, right)
+        most = (discounts[left], discounts[right])
+        found = difference(discounted[left], discounted[right], task.key, fraction=task.is_fraction, most=most)
+        between = spread.of_difference(left, right, most[0])
+        if most[0] != most[1]:  # what a seed does to both arms does not cancel
+            between = (*spread.of_run(left, most[0]), *spread.of_run(right, most[1]))
         judged = family.ask(None if found is None else estimate(found, unit, spread=between))
         pairs.append(PscpPair(left, right, judged, orders[left, right]))
     return tuple(pairs)
-
-
-def _bounded(contrast: Contrast, left: float, right: float) -> Contrast:
-    """Return a difference of two discounted fractions, with what is possible: from minus right to left."""
-    (part,) = contrast.parts
-    whole = replace(part, kind="difference", scale=max(left, right), low=-right, high=left)
-    return replace(contrast, parts=(whole,))
 
 
 def _score_summary(found: PscpScore) -> dict[str, Any]:

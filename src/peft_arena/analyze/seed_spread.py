@@ -7,16 +7,18 @@ run, by arm and seed:
 * *of a difference*: twice the mean square that is left when arm and seed are taken out, for two arms with the same
   seeds. What a seed does to every arm alike, such as the order of the data, is not in it.
 
-Both hold the noise of single answers as well. Where a seed moves all arms together, many arms are no more than one: the
-degrees of freedom of the first are Satterthwaite's (1946, Biometrics Bulletin 2).
+Both hold the noise of single answers as well. Where seeds move all arms together (Fisher's F at 10 %), many arms are no
+more than one: the first then has two parts, of the seeds and of the rest, each with its own degrees of freedom. Where
+all runs of each arm end alike, nothing is known: runs at the end of a scale say nothing of others.
 
 Pooling is right where the arms' spreads are alike. Bartlett's test (1937) says whether they may be, at 10 % so that it
 is not blind with few seeds. Where they are not, each arm has a variance of its own that is moderated by the pooled one
 (as in Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3): d degrees of freedom of its own and
-three of the pool, (3 pooled + d own) / (3 + d) with 3 + d; a difference has those of both arms. The three are a choice:
-more find more and are more often wrong of an arm that is wilder than the others; ``benchmarks/coverage.py`` shows how
-often. Of two arms neither is the wilder: each has its own, and their difference what the pairs by seed show. Why
-benchmarks need the spread of seeds: Bouthillier et al. 2021 (arXiv 2103.03098).
+three of the pool, (3 pooled + d own) / (3 + d) with 3 + d; a difference has those of both arms. An arm that is named as
+wilder than the others has its own variance alone, and no part in the pool. The three are a choice: more find more and
+are more often wrong of an arm that is wilder and not named; ``benchmarks/coverage.py`` counts how often with three. Of
+two arms neither is the wilder: each has its own, and their difference what the pairs by seed show.
+Why benchmarks need the spread of seeds: Bouthillier et al. 2021 (arXiv 2103.03098).
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ from scipy.special import chdtrc, fdtrc
 from peft_arena.analyze.holm import holm
 
 UNLIKE = 0.1
-"""p-value of Bartlett's test below which spreads are not taken to be alike."""
+"""p-value below which arms are not alike (Bartlett's test), and above which seeds do not move all arms together."""
+SMALL = 1e-12
+"""Share of a sum of squares that is rounding."""
 PRIOR = 3.0
 """Degrees of freedom that the pooled variance has in an arm's own."""
 NAMED = 0.05
@@ -49,8 +53,8 @@ class SeedSpread(NamedTuple):
 class Pooled:
     """The spread of a target's arms on one quantity; nothing is known where no arm has two seeds."""
 
-    run: SeedSpread | None = None
-    """Of one run, the same for all arms."""
+    run: tuple[SeedSpread, ...] = ()
+    """Parts of that of one run, the same for all arms."""
     difference: SeedSpread | None = None
     """Of two runs with the same seed."""
     each: Mapping[str, SeedSpread] = field(default_factory=dict)
@@ -58,20 +62,18 @@ class Pooled:
 
     def of_run(self, label: str, factor: float = 1.0) -> tuple[SeedSpread, ...]:
         """Return the spread of a run of an arm, times a number; empty where nothing is known."""
-        if self.run is None:
-            return ()
-        return _times((self._own(label) if self.each else self.run,), factor)
+        return _times(self._own(label) if self.each else self.run, factor)
 
     def of_difference(self, left: str, right: str, factor: float = 1.0) -> tuple[SeedSpread, ...]:
         """Return the parts of the spread of a difference of two arms' runs; empty where nothing is known."""
-        if self.run is None or self.difference is None:
+        if self.difference is None:
             return ()
         several = len(self.each) > 2
-        return _times((self._own(left), self._own(right)) if several else (self.difference,), factor)
+        return _times((*self._own(left), *self._own(right)) if several else (self.difference,), factor)
 
-    def _own(self, label: str) -> SeedSpread:
-        assert self.run is not None, "something is known"
-        return self.each.get(label, SeedSpread(self.run.variance, PRIOR))
+    def _own(self, label: str) -> tuple[SeedSpread, ...]:
+        own = self.each.get(label)
+        return (SeedSpread(sum(one.variance for one in self.run), PRIOR) if own is None else own,)
 
 
 def _times(spreads: tuple[SeedSpread, ...], factor: float) -> tuple[SeedSpread, ...]:
@@ -111,35 +113,45 @@ def pooled(runs: Mapping[str, Mapping[int, float]]) -> Pooled:
         of_arm[row, arm] = of_seed[row, seed] = 1.0
     within, df_within = _residual(of_arm, values)
     rest, df_rest = _residual(np.hstack([of_arm, of_seed]), values)
+    if within <= SMALL * float((values**2).sum()) or within <= SMALL**2:  # all runs of each arm end alike
+        return Pooled()
     df_seed = df_within - df_rest
     shared = (within - rest) / df_seed if df_seed else 0.0
     own = rest / df_rest if df_rest else 0.0
-    weakness = df_seed * shared**2 + df_rest * own**2
-    run = SeedSpread(within / df_within, within**2 / weakness if weakness > 0 else float(df_within))
-    difference = SeedSpread(2 * own, float(df_rest)) if df_rest else SeedSpread(2 * run.variance, run.df)
-    if _alike([list(found.values()) for found in several.values()]):
+    variance = within / df_within
+    run: tuple[SeedSpread, ...] = (SeedSpread(variance, float(df_within)),)
+    if df_seed and df_rest and shared > own and (own <= 0 or fdtrc(df_seed, df_rest, shared / own) < UNLIKE):
+        parts = ((shared, df_seed), (own, df_rest))
+        run = tuple(SeedSpread(one * df / df_within, float(df)) for one, df in parts if one > 0)
+    difference = SeedSpread(2 * own, float(df_rest)) if df_rest else SeedSpread(2 * variance, float(df_within))
+    alone = {label: (float(np.var(list(found.values()), ddof=1)), len(found) - 1.0) for label, found in several.items()}
+    wild = {one.label for one in wild_arms(runs)}
+    if not wild and _alike(list(alone.values())):
         return Pooled(run, difference)
-    prior = PRIOR if len(several) > 2 else 0.0
+    common = _common([one for label, one in alone.items() if label not in wild] or list(alone.values()))
     each = {}
-    for label, found in several.items():
-        df = len(found) - 1.0
-        variance = (prior * run.variance + df * float(np.var(list(found.values()), ddof=1))) / (prior + df)
-        each[label] = SeedSpread(variance, prior + df)
-    return Pooled(run, difference, each)
+    for label, (variance, df) in alone.items():
+        prior = 0.0 if label in wild or len(several) < 3 else PRIOR
+        each[label] = SeedSpread((prior * common.variance + df * variance) / (prior + df), prior + df)
+    return Pooled((common,), difference, each)
 
 
-def _alike(runs: Sequence[Sequence[float]]) -> bool:
-    """Say whether the variances of some arms may be the same, by Bartlett's test."""
-    variances = np.array([np.var(values, ddof=1) for values in runs])
-    df = np.array([len(values) - 1.0 for values in runs])
+def _common(alone: Sequence[tuple[float, float]]) -> SeedSpread:
+    total = sum(df for _, df in alone)
+    return SeedSpread(sum(variance * df for variance, df in alone) / total, total)
+
+
+def _alike(own: Sequence[tuple[float, float]]) -> bool:
+    """Say whether the variances of some arms, with their degrees of freedom, may be the same, by Bartlett's test."""
+    variances, df = np.array(own).T
     mean = float((df * variances).sum() / df.sum())
-    if len(runs) < 2 or mean <= 0:
+    if len(own) < 2 or mean <= 0:
         return True
     if np.any(variances <= 0):
         return False
-    scale = 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(runs) - 1))
+    scale = 1 + ((1 / df).sum() - 1 / df.sum()) / (3 * (len(own) - 1))
     statistic = (df.sum() * np.log(mean) - (df * np.log(variances)).sum()) / scale
-    return bool(chdtrc(len(runs) - 1, statistic) >= UNLIKE)
+    return bool(chdtrc(len(own) - 1, statistic) >= UNLIKE)
 
 
 def _residual(design: np.ndarray, values: np.ndarray) -> tuple[float, int]:

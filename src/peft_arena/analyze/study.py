@@ -15,6 +15,7 @@ from peft_arena.analyze.compare import (
     Rank,
     TradeOff,
     compare_arms,
+    compare_tasks,
     compare_with_base,
     ranks,
     trade_offs,
@@ -53,6 +54,8 @@ class TargetResult:
     costs: Mapping[str, Mapping[str, Cost]]
     """Arm label to metric to cost."""
     against_base: Mapping[str, AgainstBase]
+    per_task: Mapping[tuple[str, str], Judgement]
+    """Label and id of a retention task's evaluation to what is said of the arm against the pretrained model there."""
     """Arm label to how it compares with the pretrained model."""
     comparisons: tuple[Comparison, ...]
     ranks: Mapping[Axis, Mapping[str, Rank]]
@@ -168,6 +171,7 @@ class _Target:
             arms=self.arms,
             costs=self.costs,
             against_base=self.against_base,
+            per_task=compare_tasks(self.arms),
             comparisons=self.comparisons,
             ranks={axis: ranks(labels, self.comparisons, axis) for axis in AXES},
             pareto=pareto(self.arms, self.comparisons, resamples),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.paths import ScanSpec
+from peft_arena.core.measure import POINTS
+from peft_arena.core.paths import DEFAULT_MARGIN, ScanSpec
 from peft_arena.core.specs import EvalSpec, RLSpec, RunSpec
 from peft_arena.cost.pscp import PscpChoice
 from peft_arena.store.published import PublishedTable
@@ -79,24 +80,22 @@ class Refusal:
     reason: str
 
 
-DEFAULT_MARGIN = 2.0
-"""Points; where a study names no margin."""
-
-
 @dataclass(frozen=True)
 class Margin:
     """What a study counts as no difference: the only tolerance there is."""
 
     target: float | None = None
-    """Points where the target is a fraction, else the target's own unit; None: 2 points, and nothing elsewhere."""
+    """In :attr:`unit`; None: not said."""
     retention: float = DEFAULT_MARGIN
     """Points of mean retention."""
+    unit: str = POINTS
+    """What the study's number for targets is in: points if one of them is a fraction, else their own unit."""
 
     def on_target(self, unit: str) -> float | None:
-        """Return the margin of differences in a unit; None where the study names none for it."""
-        if self.target is not None:
+        """Return the margin of differences in a unit: the study's, 2 points where it says none, None elsewhere."""
+        if self.target is not None and unit == self.unit:
             return self.target
-        return DEFAULT_MARGIN if unit == "points" else None
+        return DEFAULT_MARGIN if unit == POINTS else None
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,15 @@ class SeedSd:
     """How far trainings with different seeds lie apart, measured elsewhere and declared by the study."""
 
     target: float
-    """Standard deviation of one run's target score, in the unit of its differences."""
+    """Standard deviation of one run's target score, in :attr:`unit`."""
     retention: float
     """That of its mean retention, in points."""
     runs: int | None = None
     """Runs it was measured on; None: taken as exact."""
     source: str = ""
     """Where it was measured."""
+    unit: str = POINTS
+    """As that of a margin; of targets in another unit nothing is declared."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Better = Literal["higher", "lower", "neither"]
+POINTS = "points"
+"""Unit of differences of fractions: one point is 0.01."""
 
 
 class Measure(BaseModel):

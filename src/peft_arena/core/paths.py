@@ -12,6 +12,8 @@ from peft_arena.core.specs import EvalSpec, PathSpec, Spec
 Factor = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 MOST = 1000
 """Most factors of a grid that is written as START:STOP:STEP."""
+DEFAULT_MARGIN = 2.0
+"""Points that count as no difference where nobody says another number."""
 TUNED = 1.0
 """The factor at which a uniform path is at the tuned model."""
 
@@ -26,7 +28,7 @@ class ScanSpec(Spec):
     """Validation items: of the target first, then of every retention task."""
     claim_on: Annotated[tuple[EvalSpec, ...], Field(min_length=1)]
     """Test items of the same tasks in the same order; only the chosen point and the tuned one are judged on them."""
-    tolerance: float = Field(default=2.0, ge=0, allow_inf_nan=False)
+    tolerance: float = Field(default=DEFAULT_MARGIN, ge=0, allow_inf_nan=False)
     """The study's margin: most that the chosen point's target may lie below the tuned model's on validation items, in
     points for tasks measured as fractions, else the task's unit."""
     save_points: bool = False

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import Timeout
 
-from peft_arena.analyze.view import DEFAULT_MARGIN, Arm, Margin, StudyView
+from peft_arena.analyze.view import Arm, Margin, StudyView
 from peft_arena.core.errors import UserError
-from peft_arena.core.paths import ScanSpec, read_grid
+from peft_arena.core.measure import POINTS
+from peft_arena.core.paths import DEFAULT_MARGIN, ScanSpec, read_grid
 from peft_arena.core.specs import EvalSpec, PathSpec, Point
 from peft_arena.execute.path_entry import path_of, scan_spec
 from peft_arena.execute.paths import Progress, base_of, scan
@@ -23,6 +24,7 @@ from peft_arena.execute.work import LOCK_WAIT_S, evaluate_run, evaluator, hush
 from peft_arena.paths.fit import path_refusal
 from peft_arena.store.records import PathRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import difference_unit
 from peft_arena.weights.start import path_card
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ def scan_run(
     tasks: Sequence[str] | None,
     items: int,
     test_items: int | None,
-    margin: float,
+    margin: float | None,
     save_points: bool,
     batch_size: int | None,
     bar: Bar,
@@ -91,7 +93,8 @@ def scan_run(
         items: validation items of each task at most.
         test_items: test items of each task; None: as the run has been evaluated (of several times the one with the
             most items), else all.
-        margin: what counts as no difference, in points: on the target and on mean retention.
+        margin: what counts as no difference, above 0: on the target in its unit and, if that is points, on mean
+            retention; None: 2 points, and nothing for a target in another unit.
         save_points: also evaluate the save points on the validation items.
         batch_size: items at once.
         bar: opens a progress bar.
@@ -111,8 +114,11 @@ def scan_run(
         factors = read_grid(grid)
     except ValueError as error:
         raise UserError(f"--grid: {error}") from None
+    if margin is not None and not 0 < margin < math.inf:
+        raise UserError(f"--margin: must be above 0 and finite, got {margin:g}")
     claims = _claims(run, tasks, test_items)
-    spec = scan_spec(path, factors, claims, items=items, margin=margin, save_points=save_points)
+    allowed = _margin(margin, claims[0])
+    spec = scan_spec(path, factors, claims, items=items, margin=allowed, save_points=save_points)
     with bar() as progress:
         progress(0.0, "the pretrained model")
         evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
@@ -172,8 +178,14 @@ def view_of_scan(run: RunDirectory, spec: ScanSpec) -> StudyView:
         arms=(Arm(label=label, runs=(run.spec,), target=target),),
         retention=tuple(retention),
         paths={run.run_id: (spec, *(one for one in same if one != spec))},
-        margin=Margin(spec.tolerance, spec.tolerance or DEFAULT_MARGIN),
+        margin=_margin(spec.tolerance or None, target),
     )
+
+
+def _margin(value: float | None, target: EvalSpec) -> Margin:
+    """Return the margin of a scan: one number for the target and, where that is in points, for mean retention."""
+    unit = difference_unit(target.task)
+    return Margin(value, value if value is not None and unit == POINTS else DEFAULT_MARGIN, unit)
 
 
 def _items(spec: ScanSpec) -> tuple[tuple[EvalSpec, ...], tuple[EvalSpec, ...]]:
@@ -275,16 +287,16 @@ def _judged(run: RunDirectory, record: PathRecord) -> dict[str, Any]:
     """Return the scan that chose a factor and what test items say of it.
 
     Raises:
-        UserError: they say that the target is worse.
+        UserError: they say that the target, or mean retention, is worse.
     """
     from peft_arena.report.paths import write_paths
 
     summary = write_paths(Store(run.path.parent), view_of_scan(run, record.spec), None)
     (target,) = summary["targets"]
     judged, said = target["paths"][0], summary["headline"][0]
-    if judged["verdict"] == "target worse":
+    if judged["verdict"] in ("target worse", "retention worse"):
         raise UserError(
-            f"the scan of run {run.run_id} chose {record.chosen:g}, and test items say that its target is worse: "
+            f"the scan of run {run.run_id} chose {record.chosen:g}, and test items say {judged['verdict']}: "
             f"{said} To write it all the same, give --factor {record.chosen:g}"
         )
     return {"scan": record.spec.key, "reason": record.reason, "verdict": judged["verdict"], "test": said}

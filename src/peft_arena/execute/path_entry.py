@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
 
-from peft_arena.analyze.view import DEFAULT_MARGIN
+from peft_arena.analyze.view import Margin
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
@@ -17,7 +17,7 @@ from peft_arena.methods.base import MethodCard
 from peft_arena.paths.fit import path_refusal
 from peft_arena.paths.rules import rule_spec
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import task_of
+from peft_arena.tasks.registry import difference_unit, task_of
 
 GRID = "0.1:1.0:0.1"
 ITEMS = 100
@@ -59,19 +59,19 @@ class PathsEntry(Spec):
 class PathsPlan:
     """From the section of a study file to what is scanned of a run."""
 
-    def __init__(self, entry: PathsEntry, locate: Locate, margin: float | None = None) -> None:
+    def __init__(self, entry: PathsEntry, locate: Locate, margin: Margin) -> None:
         """Check everything that does not depend on the run.
 
         Args:
             entry: the section.
             locate: gives the place of a key in the study file.
-            margin: of the study on the target; None: the default.
+            margin: of the study.
 
         Raises:
             UserError: an unknown rule or setting, a path that is asked for twice, or a grid that does not ascend.
         """
         self.entry = entry
-        self.margin = DEFAULT_MARGIN if margin is None else margin
+        self.margin = margin
         self._locate = locate
         self.paths = tuple(
             path_of(found.rule, found.config, found.way, locate(("paths", "paths", place)))
@@ -122,7 +122,7 @@ def scan_spec(
     evaluations: Sequence[EvalSpec],
     *,
     items: int,
-    margin: float,
+    margin: Margin,
     save_points: bool,
     locate: Locate = lambda keys: "path scan",
 ) -> ScanSpec:
@@ -133,7 +133,8 @@ def scan_spec(
         grid: factors.
         evaluations: on test items, the target first.
         items: validation items of each task at most.
-        margin: most that the target of a chosen point may lie below the tuned model's on validation items.
+        margin: most that the target of a chosen point may lie below the tuned model's on validation items; nothing
+            where it has none for the target's unit.
         save_points: whether save points are evaluated as well.
         locate: gives the place of a key in the study file.
 
@@ -150,7 +151,7 @@ def scan_spec(
         "grid": list(grid),
         "choose_on": [choose.model_dump() for choose, _ in pairs],
         "claim_on": [claim.model_dump() for _, claim in pairs],
-        "tolerance": margin,
+        "tolerance": margin.on_target(difference_unit(evaluations[0].task)) or 0.0,
         "save_points": save_points,
     }
     return build(ScanSpec, table, where="paths", locate=lambda keys: locate(("paths", *keys)))

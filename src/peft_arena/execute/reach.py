@@ -2,8 +2,9 @@
 
 That a difference lies within a margin takes items: with q the share of items on which two models answer differently,
 the difference of two accuracies over n paired items has a variance of about q / n (McNemar's design; Connor 1987,
-Biometrics 43), and a one-sided test at 5 % that is to succeed in nine of ten studies needs n = 8.6 q / margin². More
-seeds lower this only by what one model's answers differ between trainings, so it is stated for one.
+Biometrics 43), and a one-sided test at 5 % that is to succeed in nine of ten studies needs n = 8.6 q / margin². That is
+the least it can take: one question, trainings that end alike. Trainings that lie s apart add s² / seeds to the
+variance, which more items do not lower; where a study declares s, the margin that is in reach has it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from peft_arena.analyze.view import DEFAULT_MARGIN
+from peft_arena.core.measure import POINTS
 from peft_arena.core.specs import EvalSpec
 from peft_arena.execute.study import Study
-from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import task_of
+from peft_arena.tasks.registry import difference_unit
 
 FEWEST_DIFFER, MOST_DIFFER = 0.1, 0.2
 """Share of items on which tuned and pretrained model, or two tuned models, answer differently."""
@@ -52,7 +52,8 @@ class Reach(NamedTuple):
         low, high = self.needed
         return (
             f"few items for the margin of {self.margin:g} points {self.what}: {self.items:,} planned, {low:,} to "
-            f"{high:,} needed where 10 to 20 % of answers differ; “no worse” is in reach within {self.reach:.1f}"
+            f"{high:,} needed at least, where {FEWEST_DIFFER:.0%} to {MOST_DIFFER:.0%} of answers differ; “no worse” "
+            f"is in reach within {self.reach:.1f} at best"
         )
 
 
@@ -62,19 +63,21 @@ def reaches(study: Study) -> list[Reach]:
     Args:
         study: read and expanded.
     """
-    margin = study.file.margin
+    margin, declared = study.margin, study.file.seed_sd
+    spreads = (0.0, 0.0) if declared is None else (declared.target, declared.retention)
+    on_target, in_retention = (spread / math.sqrt(len(study.file.seeds)) for spread in spreads)
     found = []
     for target in study.targets:
-        allowed = margin.target or DEFAULT_MARGIN
-        found += _reach(f"on {target.task.name}", allowed, [_count(study, target)] if _is_fraction(target) else [])
+        allowed = margin.on_target(POINTS) if _is_fraction(target) else None
+        if allowed is not None:
+            found += _reach(f"on {target.task.name}", allowed, [_count(study, target)], on_target)
     averaged = [_count(study, spec) for spec in study.retention if _is_fraction(spec)]
     what = f"of mean retention over {len(averaged)} task{'' if len(averaged) == 1 else 's'}"
-    return [*found, *_reach(what, margin.retention, averaged)]
+    return [*found, *_reach(what, margin.retention, averaged, in_retention)]
 
 
 def _is_fraction(spec: EvalSpec) -> bool:
-    """Say whether a task's headline is a fraction; lm-eval's are taken to be, and their number is asked for."""
-    return is_foreign(spec.task.name) or task_of(spec.task).card.headline.unit == "fraction"
+    return difference_unit(spec.task) == POINTS
 
 
 def _count(study: Study, spec: EvalSpec) -> int | None:
@@ -84,11 +87,12 @@ def _count(study: Study, spec: EvalSpec) -> int | None:
     return min(known, default=None)
 
 
-def _reach(what: str, margin: float, counts: Sequence[int | None]) -> list[Reach]:
+def _reach(what: str, margin: float, counts: Sequence[int | None], spread: float) -> list[Reach]:
+    """Return the reach of some tasks' items; ``spread``: error in points that trainings add, whatever the items."""
     known = [count for count in counts if count is not None]
     if not known or len(known) < len(counts):
         return []
     share = sum(1.0 / count for count in known) / len(known) ** 2
-    reach = HUNDRED * math.sqrt(FACTOR * FEWEST_DIFFER * share)
+    reach = math.sqrt(FACTOR * (FEWEST_DIFFER * share * HUNDRED**2 + spread**2))
     needed = [sum(known) * share * FACTOR * differ / (margin / HUNDRED) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
     return [Reach(what, margin, reach, sum(known), (math.ceil(needed[0]), math.ceil(needed[1])))]

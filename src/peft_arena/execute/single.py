@@ -72,8 +72,7 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
     for target in analyze_study(Store(out), view_of(study)).targets:
         for arm in target.arms:
             if arm.gain is not None and arm.gain.delta is not None:
-                gain, judged = arm.gain.delta, target.against_base[arm.label].gain
-                low, high = judged.interval or (None, None)
+                gain, said = arm.gain.delta, target.against_base[arm.label].gain.summary()
                 rows.append(
                     {
                         "task": target.label,
@@ -81,11 +80,9 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
                         "base": arm.gain.base,
                         "tuned": arm.gain.tuned,
                         "gain": gain.value,
-                        "low": low,
-                        "high": high,
                         "unit": gain.unit,
-                        "verdict": judged.word,
-                        "about": judged.summary()["about"],
+                        **{name: said[name] for name in ("low_corrected", "high_corrected", "verdict", "detectable")},
+                        "about": said["about"],
                     }
                 )
     return rows

@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peft_arena.analyze.view import Margin
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import GeometrySpec
+from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import (
     EvalSpec,
@@ -35,7 +37,7 @@ from peft_arena.store.published import find_tables
 from peft_arena.tasks.base import Role
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
 from peft_arena.tasks.groups import group_members
-from peft_arena.tasks.registry import TASKS, make_task, task_of
+from peft_arena.tasks.registry import TASKS, difference_unit, make_task, task_of
 from peft_arena.weights.start import init_of, path_card
 
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
@@ -65,6 +67,7 @@ class Study:
     arms: tuple[Arm, ...]
     targets: tuple[EvalSpec, ...]
     retention: tuple[EvalSpec, ...]
+    margin: Margin
     geometry_plan: GeometryPlan | None = None
     paths_plan: PathsPlan | None = None
     sampled: Mapping[str, EvalSpec] = field(default_factory=dict)
@@ -208,10 +211,12 @@ def study_from(
         geometry = GeometryPlan(file.geometry, retention, task_spec, reader.locate)
         for spec in targets:
             geometry.specs(spec.task)
-    paths = None if file.paths is None else PathsPlan(file.paths, reader.locate, file.margin.target)
+    units = [difference_unit(spec.task) for spec in targets]
+    margin = Margin(file.margin.target, file.margin.retention, POINTS if POINTS in units else units[0])
+    paths = None if file.paths is None else PathsPlan(file.paths, reader.locate, margin)
     found = [(spec.id, reader.sampled(index, spec)) for index, spec in enumerate(targets)]
     sampled = {key: spec for key, spec in found if spec is not None}
-    study = Study(file, base, arms, targets, retention, geometry_plan=geometry, paths_plan=paths, sampled=sampled)
+    study = Study(file, base, arms, targets, retention, margin, geometry, paths, sampled)
     for arm in arms:
         study.scans(arm.runs[0])
     return study
@@ -406,6 +411,8 @@ class _Reader:
                     raise unknown("arm", label, labels, where)
             if len(set(pair)) < len(pair):
                 raise UserError(f"primary compares two different arms, got '{pair[0]}' twice (in {where})")
+            if any(set(pair) == set(other) for other in self.file.primary[:place]):
+                raise UserError(f"primary names the pair of '{pair[0]}' and '{pair[1]}' twice (in {where})")
 
     def check_rl(self, arms: Sequence[Arm]) -> None:
         """Refuse settings of reinforcement learning where no arm is trained by it: they would do nothing."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from peft_arena.analyze.view import DEFAULT_MARGIN
+from peft_arena.core.paths import DEFAULT_MARGIN
 from peft_arena.core.specs import ModelSpec, Name, Sampling, Spec, Table
 from peft_arena.execute.assumptions import Assumptions
 from peft_arena.execute.budget import Budget
@@ -60,10 +60,10 @@ class RetentionEntry(Spec):
 class MarginEntry(Spec):
     """What counts as no difference; one number stands for both."""
 
-    target: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Points where the target is a fraction, else the target's own unit; 2 points unless given, and nothing for targets
-    in another unit."""
-    retention: float = Field(default=DEFAULT_MARGIN, gt=0, allow_inf_nan=False)
+    target: float | None = Field(default=None, gt=0, le=100, allow_inf_nan=False, strict=True)
+    """Points where a target of the study is a fraction, else the targets' own unit; 2 points unless given, and nothing
+    for targets in another unit."""
+    retention: float = Field(default=DEFAULT_MARGIN, gt=0, le=100, allow_inf_nan=False, strict=True)
     """Points of mean retention."""
 
     @model_validator(mode="before")
@@ -75,9 +75,9 @@ class MarginEntry(Spec):
 class SeedSdEntry(Spec):
     """Standard deviation between trainings with different seeds, measured elsewhere; one number stands for both."""
 
-    target: float = Field(gt=0, allow_inf_nan=False)
-    """Of the target's score: points where it is a fraction, else its own unit."""
-    retention: float = Field(gt=0, allow_inf_nan=False)
+    target: float = Field(gt=0, le=100, allow_inf_nan=False, strict=True)
+    """Of the target's score, in the unit of the margin."""
+    retention: float = Field(gt=0, le=100, allow_inf_nan=False, strict=True)
     """Of mean retention, points."""
     runs: int | None = Field(default=None, ge=2)
     """Runs it was measured on; taken as exact if left out."""
@@ -149,7 +149,8 @@ class StudyFile(Spec):
     seed_sd: SeedSdEntry | None = None
     """How far trainings lie apart, where the study has one seed."""
     primary: tuple[Annotated[tuple[str, ...], Field(min_length=2, max_length=2)], ...] = ()
-    """Pairs of arms, by label, that the study is about: compared before all others, at the full level."""
+    """Pairs of arms, by label, that the study is about: compared one after the other before everything else, which is
+    only compared as far as all of them were decided."""
     evaluate_at: Literal["final", "save_points"] = "final"
     geometry: GeometryEntry | None = None
     """What is measured of the geometry of every run's final weights."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from peft_arena.analyze.view import Arm, Margin, Refusal, SeedSd, StudyView
+from peft_arena.analyze.view import Arm, Refusal, SeedSd, StudyView
 from peft_arena.execute.labels import shown_labels
 from peft_arena.execute.study import Study
 from peft_arena.store.published import find_tables
@@ -37,8 +37,10 @@ def view_of(study: Study) -> StudyView:
         if study.paths_plan is not None
         else {},
         pscp=None if study.file.pscp is None else study.file.pscp.choice,
-        margin=Margin(study.file.margin.target, study.file.margin.retention),
-        seed_sd=None if study.file.seed_sd is None else SeedSd(**study.file.seed_sd.model_dump()),
+        margin=study.margin,
+        seed_sd=None
+        if study.file.seed_sd is None
+        else SeedSd(**study.file.seed_sd.model_dump(), unit=study.margin.unit),
         primary=tuple((shown[left], shown[right]) for left, right in study.file.primary),
         published=tuple(table for name in study.file.published for table in find_tables(name)),
         refused=tuple(Refusal(label=label, reason=arm.refused) for label, arm in arms if arm.refused),

@@ -260,13 +260,13 @@ def _comparisons(result: StudyResult) -> pl.DataFrame:
 def _words(judged: Judgement) -> dict[str, Any]:
     """Return what is said of a comparison: the words and the interval at their own level."""
     said = judged.summary()
-    return {**{name: said[name] for name in _SAID}, "words": ", ".join(said["words"])}
+    return {**{name: said[name] for name in _SAID}, "verdict": said["verdict"], "words": ", ".join(said["words"])}
 
 
 def _word_schema() -> dict[str, Any]:
     import polars as pl
 
-    return {**dict.fromkeys(_SAID, pl.Float64), "about": pl.String, "words": pl.String}
+    return {**dict.fromkeys(_SAID, pl.Float64), **dict.fromkeys(("about", "verdict", "words"), pl.String)}
 
 
 _SAID = ("p_corrected", "p_no_worse", "margin", "level", "low_corrected", "high_corrected", "detectable", "about")
@@ -276,15 +276,17 @@ def _schema() -> dict[str, Any]:
     import polars as pl
 
     floats = dict.fromkeys(("value", "low", "high", "stderr", "p"), pl.Float64)
-    counts = dict.fromkeys(("seeds", "items", "units", "left_out"), pl.Int64)
-    return {**floats, "unit": pl.String, **counts, "unscored": pl.Float64, "covers": pl.String}
+    counts = dict.fromkeys(("seeds", "items", "groups", "left_out"), pl.Int64)
+    return {**floats, "unit": pl.String, **counts, "unscored_share": pl.Float64, "covers": pl.String}
 
 
 def _columns(found: Estimate | None, prefix: str = "") -> dict[str, Any]:
-    return {f"{prefix}{name}": getattr(found, name, None) for name in _NAMES}
+    return {f"{prefix}{name}": getattr(found, attribute, None) for name, attribute in _NAMES.items()}
 
 
-_NAMES = ("value", "low", "high", "stderr", "p", "unit", "seeds", "items", "units", "left_out", "unscored", "covers")
+_SAME = ("value", "low", "high", "stderr", "p", "unit", "seeds", "items", "left_out", "covers")
+_NAMES = {**{name: name for name in _SAME}, "groups": "units", "unscored_share": "unscored"}
+"""Columns of an estimate and its attributes; the columns have the names of the JSON."""
 
 
 def _only(row: Mapping[str, Any], *names: str) -> dict[str, Any]:

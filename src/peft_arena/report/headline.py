@@ -11,14 +11,21 @@ from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.family import Judgement
 from peft_arena.analyze.paired import MANY_UNSCORED
 from peft_arena.analyze.study import StudyResult, TargetResult
-from peft_arena.report.numbers import digits_of, plain, quantity, signed
+from peft_arena.report.numbers import digits_of, quantity, signed
 from peft_arena.report.passk import passk_sentences
 from peft_arena.report.paths_text import overshoot_sentence
 from peft_arena.report.rl_text import rl_caveat, rl_sentence
-from peft_arena.report.words import about_runs, detectable_text, judged_text, named, sentence, subject
+from peft_arena.report.words import (
+    about_runs,
+    detectable_text,
+    judged_text,
+    named,
+    resolution,
+    sentence,
+    some,
+    subject,
+)
 
-MUCH_ALIKE = 1.1
-"""Ratio of two detectable differences up to which the larger stands for both."""
 _AXIS_NAMES = {"gain": "the gain", "retention": "mean retention"}
 
 
@@ -54,16 +61,20 @@ def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -
     pairs = _among(target, best.best, "gain")
     runs = about_runs(pairs)
     if len(best.best) == len(gains) and best.alike:
-        equal = all(pair.has("equivalent") for pair in pairs)
-        what = "are equivalent to each other" if equal else "are undecided against each other"
-        found = "" if equal else _resolution(pairs)
         over = _over_base(target, list(gains))
-        return f"{subject(list(gains), runs)} {what} in gain on {target.label} ({_span(gains)}{over}{found})."
+        who, end = subject(list(gains), runs), f"in gain on {target.label} ({_span(gains)}{over}{resolution(pairs)})."
+        if all(one.has("equivalent") for one in pairs):
+            return f"{who} are equivalent to each other {end}"
+        if all(one.word == one.turned().word == "undecided" for one in pairs):
+            return f"{who} are undecided against each other {end}"
+        return f"none of {who} is better than another {end}"
+    if best.unclear and not best.worse and len(best.best) == len(best.highest):
+        return f"which arm is best in gain on {target.label} cannot be said: {_why_unclear(target)}."
     top = target.against_base[best.highest[0]].gain
     who = _one_of(best.best, runs or about_runs([top]))
     text = f"best in gain on {target.label}: {who} ({_span(gains, best.best)}"
     text += _over_base(target, best.best)
-    text += "" if len(best.best) == 1 else _resolution(pairs)
+    text += "" if len(best.best) == 1 else resolution(pairs)
     text += f"; {len(best.highest)} have exactly the highest score)" if len(best.highest) > 1 else ")"
     if best.worse:
         text += f"; worse than the highest: {named(best.worse)}"
@@ -72,11 +83,23 @@ def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -
     return f"{text}."
 
 
+def _why_unclear(target: TargetResult) -> str:
+    """Say why no two arms can be compared in gain."""
+    known = [pair.gain.estimate for pair in target.comparisons if pair.gain.estimate is not None]
+    return _no_interval(known[0]) if known else "no two arms have a seed and an answer in common"
+
+
+def _no_interval(found: Estimate) -> str:
+    return found.missing or "no interval"
+
+
 def _over_base(target: TargetResult, labels: list[str]) -> str:
     """Say which of some arms are better than the pretrained model in gain."""
     better = [label for label in labels if target.against_base[label].gain.has("better")]
     if len(better) == len(labels):
         return f"; {'' if len(labels) == 1 else 'each '}better than the pretrained model"
+    if not all(target.against_base[label].gain.is_tested for label in labels):
+        return "; not tested against the pretrained model"
     if not better:
         return "; none shown better than the pretrained model"
     return f"; not shown better than the pretrained model: {named([one for one in labels if one not in better])}"
@@ -112,25 +135,6 @@ def _among(target: TargetResult, labels: list[str], axis: str) -> list[Judgement
     ]
 
 
-def _resolution(pairs: list[Judgement]) -> str:
-    """Say which difference between arms would have been found, from the least to the most over pairs."""
-    known = [(pair.detectable, pair) for pair in pairs if pair.detectable is not None and pair.word == "undecided"]
-    if not known:
-        return ""
-    least, most = min(known, key=lambda one: one[0] or 0.0), max(known, key=lambda one: one[0] or 0.0)
-    told = detectable_text(most[1])
-    estimate = least[1].estimate
-    if estimate is None or not told:
-        return ""
-    digits = digits_of(estimate.unit)
-    low, high = plain(least[0] or 0.0, digits), plain(most[0] or 0.0, digits)
-    if told.startswith("no possible"):
-        return f"; {told} between some"
-    if (most[0] or 0.0) <= MUCH_ALIKE * (least[0] or 0.0):
-        return f"; a difference of {told}"
-    return f"; differences of {low} to {high}, depending on the pair, would be found"
-
-
 def _retention(target: TargetResult) -> str:
     """Say which arms forget, which retain, and which are undecided."""
     judged = {label: one.retention for label, one in target.against_base.items() if one.retention.estimate is not None}
@@ -149,15 +153,22 @@ def _retention(target: TargetResult) -> str:
         lowest = min(losing, key=lambda label: known[label].value)
         verb, which = ("forgets", "") if len(losing) == 1 else ("forget", f" the lowest {named([lowest])}")
         of = f"{len(losing)} of {len(judged)} arms {verb} (mean retention worse than the pretrained model's)"
-        parts.append(f"{of}: {named(losing)},{which} at {judged_text(judged[lowest])}")
+        parts.append(f"{of}: {some(losing)},{which} at {judged_text(judged[lowest])}")
+        within = [label for label in losing if judged[label].has("no worse")]
+        if within:
+            parts.append(f"of these no worse within {margin:g} points all the same: {named(within)}")
     if retained:
         parts.append(f"no worse than the pretrained model within {margin:g} points: {named(retained)}")
-    rest = [label for label in judged if label not in losing and label not in retained]
+    rest = [label for label, one in judged.items() if one.word == "undecided"]
+    unknown = [label for label, one in judged.items() if one.word == "not comparable"]
+    if unknown:
+        parts.append(f"not comparable with the pretrained model: {named(unknown)} ({_no_interval(known[unknown[0]])})")
     if rest:
-        parts.append(f"undecided: {named(rest)} ({_span(known, rest)}{_resolution([judged[label] for label in rest])})")
-    start = "in these runs, " if runs else ""
-    text = f"{start}{'; '.join(parts)}."
-    return f"{text[:1].upper()}{text[1:]}" if start else text if losing else f"Mean retention: {text}"
+        parts.append(f"undecided: {named(rest)} ({_span(known, rest)}{resolution([judged[label] for label in rest])})")
+    text = f"{'; '.join(parts)}."
+    if not losing:
+        return f"Mean retention{' of these runs' if runs else ''}: {text}"
+    return f"In these runs, {text}" if runs else text
 
 
 def _keeping(target: TargetResult) -> str:
@@ -172,7 +183,7 @@ def _keeping(target: TargetResult) -> str:
     pairs = _among(target, best.best, "retention")
     tables = both_ways(target.comparisons)
     against = [tables[label, best.highest[0]].retention for label in best.worse if label not in best.highest]
-    more = "" if len(best.best) == 1 else _resolution(pairs)
+    more = "" if len(best.best) == 1 else resolution(pairs)
     who = _one_of(best.best, about_runs([*pairs, *against]))
     text = f"best in mean retention: {who} ({_span(known, best.best)}{more})"
     text += f"; worse than the highest: {named(best.worse)}"
@@ -199,6 +210,8 @@ def trade_sentence(keeps: str, forgets: str, retention: Judgement, gain: Judgeme
     """
     runs = about_runs([retention, gain])
     how = "is better in gain too" if gain.has("better") else f"is no worse in gain within {gain.margin:g}"
+    if gain.has("worse"):
+        how = f"is worse in gain, yet no worse within {gain.margin:g}"
     text = (
         f"{subject([keeps], runs)} is better in mean retention than {subject([forgets], runs)} "
         f"({judged_text(retention)}) and {how} ({judged_text(gain)})."
@@ -254,12 +267,42 @@ def caveats(result: StudyResult) -> list[str]:
     if result.view.seed_sd is not None and any(_covered_by_declaration(arm) for arm in arms):
         sd = result.view.seed_sd
         where = f" ({sd.source})" if sd.source else ""
+        measured = "" if sd.runs is None else f", measured on {sd.runs} runs"
         found.append(
-            f"Spread between trainings as the study declares it{where}: standard deviation {sd.target:g} on the target "
-            f"and {sd.retention:g} points of mean retention."
+            f"Spread between trainings as the study declares it{where}{measured}: standard deviation {sd.target:g} on "
+            f"the target and {sd.retention:g} points of mean retention."
         )
+    found += [text for target in result.targets for text in (*_gated(target), *_borrowed(target))]
     found += [text for target in result.targets for text in (*_wild(target), *_unscored(target))]
     return [*found, *(text for target in result.targets if target.rl is not None and (text := rl_caveat(target.rl)))]
+
+
+def _gated(target: TargetResult) -> list[str]:
+    """Say that nothing else was tested where a primary comparison is undecided."""
+    judged = [pair.on(axis) for pair in target.comparisons for axis in AXES]
+    if all(one.is_tested for one in judged):
+        return []
+    return [
+        f"{target.label}: a primary comparison is undecided, so the comparisons that go after it were not tested; "
+        "their “undecided” says nothing of how large their differences are."
+    ]
+
+
+def _borrowed(target: TargetResult) -> list[str]:
+    """Name the arms whose spread between trainings is that of others."""
+    labels = [
+        arm.label
+        for arm in target.arms
+        if arm.gain and arm.gain.delta and arm.gain.delta.covers == "items, and the seed spread of other arms"
+    ]
+    if not labels:
+        return []
+    seeds = {arm.label: arm.gain.delta.seeds for arm in target.arms if arm.gain and arm.gain.delta}
+    donors = [f"{label}, {count} seeds" for label, count in seeds.items() if count > 1]
+    return [
+        f"{target.label}: {named(labels)} have one seed, and the spread between trainings that other arms show "
+        f"({'; '.join(donors)}). With few such seeds that spread is hardly known, and intervals are wide."
+    ]
 
 
 def _covered_by_declaration(arm: ArmEffects) -> bool:
@@ -271,7 +314,7 @@ def _wild(target: TargetResult) -> list[str]:
     return [
         f"{one.label} on {target.label}: its trainings lie further apart in {_AXIS_NAMES[axis]} (standard deviation "
         f"{one.sd:.1f}) than those of the other arms ({one.others:.1f}); comparisons with it are called different "
-        "falsely more often than 5 % with two or three seeds (docs/coverage.md)."
+        "falsely more often than they should be where arms have few seeds (docs/coverage.md)."
         for axis in AXES
         for one in target.wild[axis]
     ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from peft_arena.analyze.effects import SHARE
 from peft_arena.analyze.estimate import Estimate
+from peft_arena.core.measure import POINTS
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
@@ -27,7 +28,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 def digits_of(unit: str) -> int:
     """Return how many decimals a difference in this unit is shown with."""
-    return {"points": 1, SHARE: 2}.get(unit, 3)
+    return {POINTS: 1, "%": 1, SHARE: 2}.get(unit, 3)
 
 
 def in_unit(value: float, unit: str) -> str:

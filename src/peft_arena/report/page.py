@@ -56,17 +56,18 @@ NOTES = (
         "disagree. They cover items (groups of items that share a passage or a template count once) and, with two or "
         "more seeds, trainings: the spread between trainings is pooled over the arms. Fractions get pseudo-items "
         "(Agresti and Min 2005), so that no interval has width 0. What simulated studies with known truth say of them, "
-        "seeds by items, is in docs/statistics.md.",
+        "seeds by items, is in docs/coverage.md.",
     ),
     (
         "One seed",
-        "Nothing is known of the spread between trainings: every sentence is of this run, and not of its method.",
+        "Nothing is known of the spread between trainings, unless other arms have more seeds or the study declares it: "
+        "every sentence is then of this run, and not of its method.",
     ),
     (
         "Pairs",
         "Items are matched by id, arms by seed. An answer that either side lacks or that could not be scored is "
         "left out of both and counted. Where more than 1 % could not be scored, the interval runs from all of them "
-        "wrong to all of them right.",
+        "wrong to all of them right; where it is not known what they could have been worth there is none.",
     ),
     (
         "Better, worse",

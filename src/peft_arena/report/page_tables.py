@@ -10,8 +10,7 @@ from peft_arena.analyze.costs import MAIN_COSTS, TRAINABLE, Cost
 from peft_arena.analyze.effects import ArmEffects, TaskEffect, unit_of
 from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.evidence import ROUNDING, Evidence, Gap, TaskInfo
-from peft_arena.analyze.family import ALPHA, Judgement
-from peft_arena.analyze.holm import holm
+from peft_arena.analyze.family import Judgement
 from peft_arena.analyze.study import StudyResult, TargetResult
 from peft_arena.report.markup import Markup, cell, escape, join, table, tag
 from peft_arena.report.numbers import (
@@ -27,7 +26,7 @@ from peft_arena.report.numbers import (
     score,
     signed,
 )
-from peft_arena.report.words import cell_kind, ends_text, pair_text, word_text
+from peft_arena.report.words import cell_kind, ends_text, pair_interval, pair_text, word_text
 
 _BLUE, _ORANGE = (33, 113, 181), (217, 95, 14)
 _FULL_COLOUR_POINTS = 30.0
@@ -189,35 +188,30 @@ def heat_table(evidence: Evidence, target: TargetResult) -> Markup:
         found = evidence.base_scores.get(task.key)
         value = None if found is None else float(found.means()[0])
         base.append(cell(score(value if value == value else None, task.unit)))
-    sure = _sure_cells(target)
-    rows = [base] + [_heat_row(arm, tasks, sure) for arm in _ordered(target)]
+    rows = [base] + [_heat_row(target, arm, tasks) for arm in _ordered(target)]
     apart = [task.label for task in tasks if not task.is_fraction]
     note = (
         "Change from the base model, turned so that positive is better, with 95 % intervals of each number alone. Blue "
-        "is up, orange down, full colour at 30 points; bold: differs from zero after the correction for all cells of "
-        "this table (Holm)."
+        "is up, orange down, full colour at 30 points. Bold: better or worse, the mean corrected over the study as "
+        "everywhere, single tasks over all cells of this table."
     )
     if apart:
         note += f" In another unit and not in the mean: {', '.join(apart)} (coloured where bold)."
     return table("Change on every retention task", head, rows, "heat", note)
 
 
-def _sure_cells(target: TargetResult) -> set[tuple[str, str]]:
-    """Return arm and evaluation of the cells that differ from zero after correction; the empty one is the mean."""
-    cells = [(arm.label, "", arm.mean) for arm in target.arms]
-    cells += [(arm.label, one.task.key, one.delta) for arm in target.arms for one in arm.retention]
-    corrected = holm([None if found is None else found.p for _, _, found in cells])
-    return {(label, key) for (label, key, _), p in zip(cells, corrected, strict=True) if p is not None and p < ALPHA}
-
-
-def _heat_row(arm: ArmEffects, tasks: Sequence[TaskInfo], sure: set[tuple[str, str]]) -> list[Markup]:
+def _heat_row(target: TargetResult, arm: ArmEffects, tasks: Sequence[TaskInfo]) -> list[Markup]:
     effects = {effect.task.key: effect for effect in arm.retention}
-    cells = [_heat_cell(arm.mean, None, arm.mean_missing, (arm.label, "") in sure)]
+    cells = [_heat_cell(arm.mean, None, arm.mean_missing, _is_shown(target.against_base[arm.label].retention))]
     for task in tasks:
-        effect = effects.get(task.key)
-        bold = (arm.label, task.key) in sure
-        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", bold))
+        effect, judged = effects.get(task.key), target.per_task.get((arm.label, task.key))
+        shown = judged is not None and _is_shown(judged)
+        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", shown))
     return [Markup(join([arm.label])), *cells]
+
+
+def _is_shown(judged: Judgement) -> bool:
+    return judged.has("better") or judged.has("worse")
 
 
 def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str, sure: bool) -> Markup:
@@ -278,7 +272,8 @@ def pair_cells(judged: Judgement, pair: Comparison) -> list[Markup]:
     if not judged.estimate.known:
         return [estimate_cell(judged.estimate, ""), cell(NONE), cell(judged.word, "txt none")]
     found = judged.estimate
-    value = join([signed(found.value, digits_of(found.unit)), tag("small", ends_text(judged.interval, found.unit))])
+    ends = ends_text(pair_interval(judged), found.unit)
+    value = join([signed(found.value, digits_of(found.unit)), tag("small", ends)])
     return [
         cell(value, title=_about(found)),
         cell(p_text(judged.p_corrected)),

@@ -15,7 +15,16 @@ from peft_arena.report.figures import FAINT, INK, Drawn, ends_of, settle
 from peft_arena.report.geometry_lines import legend_above, line_style
 from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import NONE, digits_of, p_text, plain, signed
-from peft_arena.report.words import about_runs, ends_text, judged_text, sentence, subject, word_text
+from peft_arena.report.words import (
+    about_runs,
+    ends_text,
+    judged_text,
+    resolution,
+    sentence,
+    subject,
+    word_text,
+    words_text,
+)
 
 if TYPE_CHECKING:
     import polars as pl
@@ -185,11 +194,11 @@ def arm_sentence(arm: ArmPassK) -> str:
         return _both(who, arm.rises, arm.falls)
     ends = [known[0]] if len(known) == 1 else [known[0], known[-1]]
     if not arm.rises and not arm.falls:
-        return f"{who}: pass@k is undecided at every k: {' and '.join(map(_said, ends))}."
+        return f"{who}: pass@k is neither better nor worse at any k: {' and '.join(map(_stated, ends))}."
     word, moved = ("better", arm.rises) if arm.rises else ("worse", arm.falls)
     shown = [point for point in ends if point.change] or [moved[0]]
     rest = [point for point in ends if not point.change]
-    unsure = f"; undecided: {' and '.join(map(_said, rest))}" if rest else ""
+    unsure = f"; {' and '.join(map(_stated, rest))}" if rest else ""
     return f"{who}: {' and '.join(map(_said, shown))} {word} than before{unsure}."
 
 
@@ -206,6 +215,12 @@ def _both(who: str, rises: Sequence[PassK], falls: Sequence[PassK]) -> str:
 
 def _said(point: PassK) -> str:
     return f"{metric_name(point.k)} ({judged_text(point.judged)})"
+
+
+def _stated(point: PassK) -> str:
+    return (
+        f"{metric_name(point.k)} {words_text(point.judged)} ({judged_text(point.judged)}{resolution([point.judged])})"
+    )
 
 
 def passk_frame(found: Mapping[str, TargetPassK]) -> pl.DataFrame:

@@ -47,9 +47,10 @@ READING = (
     (
         "What is claimed",
         "The chosen point against the tuned model on test items, which had no part in the choice, paired by seed and "
-        "item. p-values are Holm-corrected over all comparisons of the study, and brackets say the same as the words. "
+        "item. p-values are Holm-corrected over all that is asked together: every comparison of a study, or every "
+        "path of the one run that was scanned by itself. Brackets say the same as the words. "
         "Overshoot: the chosen point is better in mean retention and no worse on the target within the margin, both "
-        "corrected. “At most worse” is minus the lower end of the target's 95 % interval.",
+        "corrected. “At most worse” is minus the lower end of the target's bracket.",
     ),
     (
         "Regained",
@@ -60,6 +61,7 @@ READING = (
 _WORDS: dict[Verdict, tuple[str, str]] = {
     "overshoot": ("overshoot", "txt better"),
     "target worse": ("target worse", "txt worse"),
+    "retention worse": ("retention worse", "txt worse"),
     "undecided": ("undecided", "txt none"),
     "no point chosen": ("no point chosen", "txt none"),
     "unknown": ("nothing claimed", "txt none"),

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from peft_arena.analyze.effects import POINTS
 from peft_arena.analyze.estimate import Estimate
+from peft_arena.core.measure import POINTS
 from peft_arena.report.figures import DOT, FAINT, INK, MANY, Drawn, ends_of, look, prominent, shorten, text_sizes
 from peft_arena.report.labels import Box, place_labels
 from peft_arena.report.numbers import digits_of, estimate_text, plain, signed

@@ -17,6 +17,7 @@ from peft_arena.cost.pscp_band import EXPONENTS, SCALES
 from peft_arena.report.figures import FAINT, INK, MANY, Drawn, ends_of, look, settle, shorten
 from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import NONE, listed, p_text, plain, quantity, signed
+from peft_arena.report.words import about_runs, cell_kind, resolution, sentence, subject, word_text
 
 if TYPE_CHECKING:
     import polars as pl
@@ -123,15 +124,19 @@ def pscp_sentences(found: TargetPscp) -> list[str]:
     if len(level) > 1:
         tied = f"{listed(level)} share the highest PSCP, {_number(band.score, found.unit)}{_unit(found.unit)}."
         return [tied, *_pair_sentences(found), *told]
-    first = f"{arm.label} has the highest PSCP, {_number(band.score, found.unit)}{_unit(found.unit)}"
+    mine = [pair for pair in found.pairs if arm.label in (pair.left, pair.right)]
+    who = sentence(subject([arm.label], about_runs([pair.judged for pair in mine])))
+    first = f"{who} has the highest PSCP, {_number(band.score, found.unit)}{_unit(found.unit)}"
     if len(ranked) == 1:
         return [f"{first}.", *told]
     depends = f"its rank depends on the constants: {band.ranks} of {len(ranked)}"
     first += f"; {f'it is first at all {found.points} choices of the constants' if band.last == 1 else depends}."
-    mine = [pair for pair in found.pairs if arm.label in (pair.left, pair.right)]
-    near = [pair.right if pair.left == arm.label else pair.left for pair in mine if not _apart(pair)]
-    if near:
-        first += f" Undecided against it at the study's constants: {listed(near)}."
+    for word, to in (("undecided", "against"), ("not comparable", "with")):
+        near = [pair for pair in mine if pair.judged.word == word]
+        if near:
+            names = [pair.right if pair.left == arm.label else pair.left for pair in near]
+            size = resolution([pair.judged for pair in near])
+            first += f" {word.capitalize()} {to} it at the study's constants: {listed(names)}{size}."
     return [first, *_pair_sentences(found), *told]
 
 
@@ -156,7 +161,7 @@ def _pair_sentences(found: TargetPscp) -> list[str]:
         f"{found.points} choices of the constants."
     )
     if robust:
-        text += f" In {apart} of these one is better over seeds and items as well."
+        text += f" In {apart} of these one is better at the study's constants."
     told = [text]
     if depends:
         named = [f"{pair.left} and {pair.right}" for pair in depends[:MOST_PAIRS]]
@@ -209,11 +214,12 @@ def pairs_table(found: TargetPscp) -> Markup:
     unit = f" ({found.unit})" if found.unit else ""
     rows = [[join([f"{pair.left} − {pair.right}"]), *_pair_cells(pair, found.unit)] for pair in found.pairs]
     note = (
-        "Differences of the scores, paired by seed and item; p-values Holm-corrected over this table. The order is "
+        "Differences of the scores, paired by seed and item; p-values are Holm-corrected over all comparisons of the "
+        "study, and brackets say the same as the words. The order is "
         f"robust if it is the same at all {found.points} choices of the constants, at the measured performances."
     )
-    head = ["pair", f"difference{unit}", "p (Holm)", "order over the constants"]
-    return table("PSCP, pair by pair", head, rows, "pairs", note, text=(3,))
+    head = ["pair", f"difference{unit}", "p (Holm)", "left against right", "order over the constants"]
+    return table("PSCP, pair by pair", head, rows, "pairs", note, text=(3, 4))
 
 
 def _pair_cells(pair: PscpPair, unit: str) -> list[Markup]:
@@ -221,12 +227,13 @@ def _pair_cells(pair: PscpPair, unit: str) -> list[Markup]:
     found = pair.judged.estimate
     last = cell(words[pair.order], "txt")
     if found is None:
-        return [cell(tag("span", NONE, class_="none")), cell(NONE), last]
+        return [cell(tag("span", NONE, class_="none")), cell(NONE), cell(pair.judged.word, "txt none"), last]
     kind = {"better": "num better", "worse": "num worse"}.get(pair.judged.word, "num")
     limits = pair.judged.interval
     ends = "" if limits is None else _bracket(*limits, unit, signed)
     shown = join([signed(found.value, _digits(unit)), tag("small", ends)])
-    return [cell(shown, kind), cell(p_text(pair.judged.p_corrected)), last]
+    said = cell(word_text(pair.judged), cell_kind(pair.judged))
+    return [cell(shown, kind), cell(p_text(pair.judged.p_corrected)), said, last]
 
 
 def _score_cells(found: PscpScore, unit: str, whole: bool) -> list[Markup]:

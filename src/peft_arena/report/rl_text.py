@@ -6,7 +6,7 @@ from peft_arena.analyze.compare import AXES, Axis
 from peft_arena.analyze.rl import TargetRL
 from peft_arena.analyze.rl_pairs import ObjectivePair
 from peft_arena.report.numbers import listed, p_text
-from peft_arena.report.words import about_runs, judged_text, sentence, subject
+from peft_arena.report.words import about_runs, judged_text, resolution, sentence, subject, words_text
 
 _NAMES: dict[Axis, str] = {"gain": "gain", "retention": "mean retention"}
 
@@ -22,7 +22,7 @@ def pair_sentence(pair: ObjectivePair) -> str:
             continue
         p = p_text(one.p_corrected)
         sign = "" if p.startswith("<") else "= "
-        parts.append(f"{' and '.join(one.words)} in {_NAMES[axis]} ({judged_text(one)}, p {sign}{p})")
+        parts.append(f"{words_text(one)} in {_NAMES[axis]} ({judged_text(one)}, p {sign}{p}{resolution([one])})")
     who = sentence(subject([both.left], about_runs(judged)))
     return f"{who} against {both.right}: {'; '.join(parts)}."
 
@@ -36,7 +36,8 @@ def rl_sentence(rl: TargetRL) -> str:
     for axis in AXES:
         words = [pair.comparison.on(axis).word for pair in known]
         counts = [f"{word} in {words.count(word)}" for word in dict.fromkeys(words)]
-        parts.append(f"{_NAMES[axis]} {listed(counts)}")
+        found = resolution([pair.comparison.on(axis) for pair in known])
+        parts.append(f"{_NAMES[axis]} {listed(counts)}{f' ({found[2:]})' if found else ''}")
     runs = about_runs([pair.comparison.on(axis) for pair in known for axis in AXES])
     start = "These runs of reinforcement learning" if runs else "Reinforcement learning"
     return f"{start} against fine-tuning of the same method, {len(known)} pairs: {'; '.join(parts)}."

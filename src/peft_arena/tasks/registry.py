@@ -7,10 +7,12 @@ from typing import Any
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
+from peft_arena.core.measure import POINTS
 from peft_arena.core.registry import Registry
 from peft_arena.core.specs import TaskSpec
 from peft_arena.tasks.base import Task, TaskCard, TaskConfig
 from peft_arena.tasks.benchmarks import BENCHMARK_TASKS
+from peft_arena.tasks.foreign import is_foreign
 from peft_arena.tasks.micro import MICRO_TASKS
 
 GROUP = "peft_arena.tasks"
@@ -86,6 +88,17 @@ def task_of(spec: TaskSpec) -> Task:
     task = make_task(spec.name, spec.config)
     check_version(task, spec)
     return task
+
+
+def difference_unit(spec: TaskSpec) -> str:
+    """Return the unit that differences of a task's headline are given in: ``points`` for fractions, else its own.
+
+    Tasks of lm-eval are taken to measure fractions.
+    """
+    if is_foreign(spec.name):
+        return POINTS
+    unit = task_of(spec).card.headline.unit
+    return POINTS if unit == "fraction" else unit
 
 
 def check_version(task: Task, spec: TaskSpec) -> None:
