@@ -134,9 +134,27 @@ def coverage_spread(sources: Sources) -> str:
 
 @block
 def coverage_wild(sources: Sources) -> str:
-    """One arm of ten times the spread."""
-    head = ["seeds", "any pair, gain alone", "any of 25, whole family", "the arm is named", "another is named"]
-    return _plain(sources, "wild", head, ("seeds",), ("gain pairs", "family", "is named", "another is named"))
+    """One arm of several times the spread."""
+    head = [
+        "times",
+        "seeds",
+        "items",
+        "its gain",
+        "its pair",
+        "any pair, gain",
+        "whole family",
+        "named",
+        "another named",
+    ]
+    rates = ("its gain", "its pair", "gain pairs", "family", "is named", "another is named")
+    return _plain(sources, "wild", head, ("times", "seeds", "items"), rates)
+
+
+@block
+def coverage_borrowed(sources: Sources) -> str:
+    """One arm with several seeds, whose spread stands for all."""
+    head = ["seeds of the one arm", "items", "gain", "pair", "family", "12 points found"]
+    return _plain(sources, "borrowed", head, ("seeds", "items"), ("gain", "pair", "family", "12 points found"))
 
 
 @block
@@ -210,8 +228,15 @@ def coverage_more(sources: Sources) -> str:
     for cell in tables["parts"]:
         body.append([f"mean over {cell['parts']} parts of {cell['items of each']} items", _shown(cell, "mean")])
     for cell in tables["groups"]:
-        what = f"{cell['passages']} passages of 5 items, {_seeds(cell['seeds'])}: passages / items as units"
+        (large, items), (small, few) = cell["large"], cell["small"]
+        passages = f"{large} passages of {items}" + (f" and {small} of {few} items" if small else " items")
+        what = f"{passages}, {_seeds(cell['seeds'])}: passages / items as units"
         body.append([what, f"{_shown(cell, 'gain')} / {_percent(cell['gain, items as units'])}"])
+    for cell in tables["tokens"]:
+        lengths = f"{cell['documents']} documents, log lengths of sd {cell['sd of log length']:g}"
+        body.append(
+            [f"{lengths}: nats per token / no interval", f"{_shown(cell, 'change')} / {_percent(cell['no interval'])}"]
+        )
     for cell in tables["unscored"]:
         what = f"{cell['unscored']} of {cell['items']} answers unscored, all wrong, {_seeds(cell['seeds'])}"
         body.append(

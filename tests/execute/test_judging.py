@@ -57,6 +57,11 @@ def test_one_arm_may_have_more_seeds_than_the_others(tmp_path):
     assert [arm.seeds for arm in found.arms] == [(0, 1, 2), (0,)]
 
 
+def test_a_primary_pair_has_a_seed_in_common(tmp_path):
+    with pytest.raises(UserError, match=r"primary pairs 'full' with 'lora', which have no seed in common"):
+        view(tmp_path, "primary: [[full, lora]]", ("method: lora\n", "method: lora\n    seeds: [7]\n"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -69,6 +74,13 @@ def test_one_arm_may_have_more_seeds_than_the_others(tmp_path):
         ("seed_sd: {target: 2, retention: 2, runs: 1}", r"seed_sd.runs: .*greater than or equal to 2, got 1"),
         ("primary: [[lora, ful]]", r"unknown arm 'ful' \(in .*line 19\). Did you mean 'full'"),
         ("primary: [[lora, lora]]", r"primary compares two different arms, got 'lora' twice \(in .*line 19\)"),
+        (
+            "primary: [[lora, full], [full, lora]]",
+            r"primary names the pair of 'full' and 'lora' twice \(in",
+        ),
+        ("margin: {target: 101}", r"margin.target: .*less than or equal to 100, got 101"),
+        ("margin: {target: '2'}", r"margin.target: .*got '2'"),
+        ("margin: {retention: true}", r"margin.retention: .*got True"),
         ("primary: [[lora]]", r"primary.0: .*at least 2 items"),
         ("paths: {tolerance: 1}", r"'tolerance' is the study's margin now: margin: \{target: POINTS\}"),
     ],

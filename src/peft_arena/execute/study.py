@@ -411,6 +411,11 @@ class _Reader:
                     raise unknown("arm", label, labels, where)
             if len(set(pair)) < len(pair):
                 raise UserError(f"primary compares two different arms, got '{pair[0]}' twice (in {where})")
+            left, right = (self.file.arms[labels.index(label)].seeds or self.file.seeds for label in pair)
+            if not set(left) & set(right):
+                raise UserError(
+                    f"primary pairs '{pair[0]}' with '{pair[1]}', which have no seed in common (in {where})"
+                )
             if any(set(pair) == set(other) for other in self.file.primary[:place]):
                 raise UserError(f"primary names the pair of '{pair[0]}' and '{pair[1]}' twice (in {where})")
 

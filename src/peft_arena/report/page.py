@@ -13,7 +13,6 @@ from peft_arena.report.figures import MANY, Drawn
 from peft_arena.report.geometry import GEOMETRY, geometry_section
 from peft_arena.report.headline import caveats, headline, trade_sentence, uncompared
 from peft_arena.report.markup import Markup, escape, join, table, tag
-from peft_arena.report.numbers import listed
 from peft_arena.report.over_targets import over_targets_section
 from peft_arena.report.page_tables import (
     along_table,
@@ -31,6 +30,7 @@ from peft_arena.report.pscp import PSCP, pscp_section
 from peft_arena.report.published import published_section
 from peft_arena.report.rl import RL, rl_section
 from peft_arena.report.svg import captioned
+from peft_arena.report.words import some
 
 _MOST_TRADES = 8
 NOTES = (
@@ -221,7 +221,7 @@ def _trades(target: TargetResult) -> Markup:
     items = []
     for label in order[:_MOST_TRADES]:
         first, *others = by_loser[label]
-        also = listed([pair.keeps for pair in others])
+        also = some([pair.keeps for pair in others])
         more = f" {also} {'is' if len(others) == 1 else 'are'} so too." if others else ""
         items.append(tag("li", f"{trade_sentence(first.keeps, first.forgets, first.retention, first.gain)}{more}"))
     rest = len(order) - len(items)

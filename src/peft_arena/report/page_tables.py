@@ -53,9 +53,9 @@ def main_table(target: TargetResult) -> Markup:
     note = (
         "Words are against the pretrained model, and square brackets are the intervals that say the same: at 95 % "
         "after the correction for all comparisons of the study; 95 % intervals of each number alone are in "
-        "effects.csv. “No worse” means retained, within the margin. Ranks are the places an arm may hold: arms with "
-        "overlapping ranks are not told apart. Pareto front: share of joint draws in which no other arm is at least as "
-        "good on both. The order of the rows is that of the estimates."
+        "effects.csv. “No worse” in mean retention is what is called retained. Ranks are the places an arm may hold: "
+        "arms with overlapping ranks are not told apart. Pareto front: share of joint draws in which no other arm is "
+        "at least as good on both. The order of the rows is that of the estimates."
     )
     if hidden:
         note += f" Not measured in any run: {', '.join(hidden)}."
