@@ -53,8 +53,20 @@ def test_the_kept_coverage_holds_what_is_promised():
         assert not low, f"too narrow: {cell}"
         assert not {"twin", "family"} & set(cell["outside"]), f"too many false alarms: {cell}"
         assert not cell["outside"] or cell["kind"].startswith("near"), f"too wide away from 0 and 1: {cell}"
+    for name, cells in tables.items():
+        known = [cell for cell in cells if name not in ("equal", "wild") and cell.get("seeds", 1) > 1]
+        low = [cell for cell in known if any(cell[rate] < 0.95 for rate in cell["outside"] if rate != "family")]
+        assert not low, f"{name} is too narrow: {low}"
+        assert not any("family" in cell["outside"] for cell in known), f"too many false alarms of {name}"
     (hard,) = [c for c in tables["power"] if (c["better by"], c["seeds"], c["items"]) == (0.12, 3, 200)]
     assert hard["one pair"] >= 0.6
+
+
+def test_the_kept_analysis_of_many_items_took_what_is_promised():
+    text = (ROOT / "results" / "benchmarks" / "analyze.jsonl").read_text()
+    kept = [json.loads(line) for line in text.splitlines()[1:]]
+    assert len(kept) == 2
+    assert all(one["item_records"] == 100_000 and one["seconds"] < 10 and one["memory_mib"] < 1024 for one in kept)
 
 
 def test_the_analysis_of_many_items_is_timed():

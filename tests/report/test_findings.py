@@ -50,6 +50,20 @@ def test_arms_that_cannot_be_told_apart_are_undecided_with_what_would_be_found(t
     assert "would be found" in gain
 
 
+def test_arms_of_which_some_are_no_worse_are_not_called_undecided(tmp_path):
+    from dataclasses import replace
+
+    from peft_arena.analyze.view import Margin
+
+    study = build_synthetic(tmp_path, [Truth(name, gain=0.4) for name in "abcd"], items=400, corpus=False)
+    result = analyze_study(study.store, replace(study.view, margin=Margin(9.0, 9.0)), draws=50)
+    words = {one.gain.word for one in result.targets[0].comparisons}
+    assert words & {"no worse", "equivalent"}
+    assert not {"better", "worse"} & words
+    assert "are undecided against each other" not in headline(result)[0]
+    assert headline(result)[0].startswith(("None of a, b, c and d is better", "a, b, c and d are equivalent"))
+
+
 def test_one_seed_is_one_run(tmp_path):
     truths = [Truth("best", gain=0.7, forget=-0.3, seeds=(0,)), Truth("poor", gain=0.1, forget=0.0, seeds=(0,))]
     said, notes = findings(tmp_path, truths, items=400)
@@ -83,7 +97,11 @@ def test_a_declared_spread_lets_one_seed_speak_of_the_method(tmp_path):
 def test_a_second_seed_of_one_arm_lets_the_others_speak_of_the_method(tmp_path):
     truths = [Truth("best", gain=0.7, seeds=(0, 1, 2, 3)), Truth("poor", gain=0.1, seeds=(0,))]
     study = build_synthetic(tmp_path, truths, corpus=False)
-    arms = analyze_study(study.store, study.view, draws=100).targets[0].arms
+    result = analyze_study(study.store, study.view, draws=100)
+    arms = result.targets[0].arms
+    assert any(
+        "poor on operator: one seed; for the gain" in text and "(best, 4 seeds)" in text for text in caveats(result)
+    )
     assert arms[1].gain.delta.covers == "items, and the seed spread of other arms"
     assert not arms[1].gain.delta.about_runs
 

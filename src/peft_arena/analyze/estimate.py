@@ -195,11 +195,6 @@ class Estimate:
         up, down = self.p_above(0.0), self.p_below(0.0)
         return None if up is None or down is None else min(1.0, 2 * min(up, down))
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the uncorrected 95 % interval lies on one side of zero."""
-        return self.p is not None and self.p < 1 - LEVEL
-
     def times(self, factor: float, unit: str) -> Estimate:
         """Return the estimate times a number, for example 100 for points; a negative one turns it over."""
         lower, upper = (None if side is None else side.times(factor) for side in (self.lower, self.upper))

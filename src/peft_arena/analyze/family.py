@@ -31,10 +31,10 @@ from peft_arena.analyze.holm import Corrected, correct
 ALPHA = 1 - LEVEL
 POWER = 0.8
 """Chance of being found that a detectable difference has."""
-BETTER, WORSE, EQUIVALENT, NO_WORSE, UNDECIDED = "better", "worse", "equivalent", "no worse", "undecided"
-NOT_COMPARABLE = "not comparable"
-"""No common seed, answer or interval: none of the five words."""
 Word = Literal["better", "worse", "equivalent", "no worse", "undecided", "not comparable"]
+"""The five, and that there is no common seed, answer or interval."""
+LAST = 10**6
+"""Step of comparisons that are not primary."""
 Side = Literal["lower", "upper"]
 
 
@@ -80,7 +80,7 @@ class Family:
         """
         if self._differences is not None:
             raise RuntimeError("a comparison was added to a family whose words are already in use")
-        self._asked.append(_Asked(estimate, margin, against_base, 10**6 if step is None else step))
+        self._asked.append(_Asked(estimate, margin, against_base, LAST if step is None else step))
         return Judgement(estimate, margin, self, len(self._asked) - 1)
 
     @property

@@ -22,7 +22,6 @@ FEWEST_DIFFER, MOST_DIFFER = 0.1, 0.2
 """Share of items on which tuned and pretrained model, or two tuned models, answer differently."""
 FACTOR = 8.6
 """(z(0.95) + z(0.9))²."""
-HUNDRED = 100.0
 
 
 class Reach(NamedTuple):
@@ -93,6 +92,6 @@ def _reach(what: str, margin: float, counts: Sequence[int | None], spread: float
     if not known or len(known) < len(counts):
         return []
     share = sum(1.0 / count for count in known) / len(known) ** 2
-    reach = math.sqrt(FACTOR * (FEWEST_DIFFER * share * HUNDRED**2 + spread**2))
-    needed = [sum(known) * share * FACTOR * differ / (margin / HUNDRED) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
+    reach = math.sqrt(FACTOR * (FEWEST_DIFFER * share * 100**2 + spread**2))
+    needed = [sum(known) * share * FACTOR * differ / (margin / 100) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
     return [Reach(what, margin, reach, sum(known), (math.ceil(needed[0]), math.ceil(needed[1])))]

@@ -23,6 +23,7 @@ from peft_arena.report.words import (
     resolution,
     sentence,
     some,
+    stated_text,
     subject,
 )
 
@@ -44,12 +45,28 @@ def target_headline(target: TargetResult) -> list[str]:
     gains = {arm.label: arm.gain.delta for arm in target.arms if arm.gain and arm.gain.delta}
     if not gains:
         return [f"No arm can be compared yet: none of {len(target.arms)} has a gain over a base score."]
+    if not all(pair.on(axis).is_tested for pair in target.comparisons for axis in AXES):
+        return _primary(target)
     best = standing({label: found.value for label, found in gains.items()}, target.comparisons, "gain")
     found = [_gain(target, gains, best), _retention(target), _keeping(target), _better_trade(target, best)]
     found.append("" if target.rl is None else rl_sentence(target.rl))
     found.append("" if target.passk is None else passk_sentences(target.passk))
     found += ["" if target.paths is None else overshoot_sentence(target.paths, target.label), _cheapest(target, best)]
     return [sentence(text) for text in found if text]
+
+
+def _primary(target: TargetResult) -> list[str]:
+    """Say what became of primary comparisons of which one is undecided, so that nothing else was tested."""
+    tested = [pair for pair in target.comparisons if pair.gain.is_tested and pair.retention.is_tested]
+    told = [
+        f"{subject([pair.left], about_runs([pair.gain, pair.retention]))} against {named([pair.right])}: "
+        f"{stated_text(pair.gain, f'in gain on {target.label}')}, {stated_text(pair.retention, 'in mean retention')}."
+        for pair in tested
+    ]
+    end = (
+        "A primary comparison is undecided, so nothing that goes after it was tested: of the rest nothing can be said."
+    )
+    return [*map(sentence, told), end]
 
 
 def _gain(target: TargetResult, gains: Mapping[str, Estimate], best: Standing) -> str:
@@ -98,8 +115,6 @@ def _over_base(target: TargetResult, labels: list[str]) -> str:
     better = [label for label in labels if target.against_base[label].gain.has("better")]
     if len(better) == len(labels):
         return f"; {'' if len(labels) == 1 else 'each '}better than the pretrained model"
-    if not all(target.against_base[label].gain.is_tested for label in labels):
-        return "; not tested against the pretrained model"
     if not better:
         return "; none shown better than the pretrained model"
     return f"; not shown better than the pretrained model: {named([one for one in labels if one not in better])}"
@@ -245,8 +260,8 @@ def _cheapest(target: TargetResult, best: Standing) -> str:
         return ""
     start = "of the arms that may be best in gain"
     if len({label for label, _ in parts}) == 1:
-        return f"{start}, {parts[0][0]} {' and '.join(text for _, text in parts)}."
-    return f"{start}, {', and '.join(f'{label} {text}' for label, text in parts)}."
+        return f"{start}, {named([parts[0][0]])} {' and '.join(text for _, text in parts)}."
+    return f"{start}, {', and '.join(f'{named([label])} {text}' for label, text in parts)}."
 
 
 def caveats(result: StudyResult) -> list[str]:
@@ -270,39 +285,27 @@ def caveats(result: StudyResult) -> list[str]:
         measured = "" if sd.runs is None else f", measured on {sd.runs} runs"
         found.append(
             f"Spread between trainings as the study declares it{where}{measured}: standard deviation {sd.target:g} on "
-            f"the target and {sd.retention:g} points of mean retention."
+            f"the target, {sd.retention:g} in mean retention."
         )
-    found += [text for target in result.targets for text in (*_gated(target), *_borrowed(target))]
+    found += [text for target in result.targets for text in _borrowed(target)]
     found += [text for target in result.targets for text in (*_wild(target), *_unscored(target))]
     return [*found, *(text for target in result.targets if target.rl is not None and (text := rl_caveat(target.rl)))]
 
 
-def _gated(target: TargetResult) -> list[str]:
-    """Say that nothing else was tested where a primary comparison is undecided."""
-    judged = [pair.on(axis) for pair in target.comparisons for axis in AXES]
-    if all(one.is_tested for one in judged):
-        return []
-    return [
-        f"{target.label}: a primary comparison is undecided, so the comparisons that go after it were not tested; "
-        "their “undecided” says nothing of how large their differences are."
-    ]
-
-
 def _borrowed(target: TargetResult) -> list[str]:
     """Name the arms whose spread between trainings is that of others."""
-    labels = [
-        arm.label
-        for arm in target.arms
-        if arm.gain and arm.gain.delta and arm.gain.delta.covers == "items, and the seed spread of other arms"
-    ]
-    if not labels:
-        return []
-    seeds = {arm.label: arm.gain.delta.seeds for arm in target.arms if arm.gain and arm.gain.delta}
-    donors = [f"{label}, {count} seeds" for label, count in seeds.items() if count > 1]
-    return [
-        f"{target.label}: {named(labels)} have one seed, and the spread between trainings that other arms show "
-        f"({'; '.join(donors)}). With few such seeds that spread is hardly known, and intervals are wide."
-    ]
+    found = {arm.label: {"gain": arm.gain.delta if arm.gain else None, "retention": arm.mean} for arm in target.arms}
+    told = []
+    for axis in AXES:
+        known = {label: one for label, by in found.items() if (one := by[axis]) is not None}
+        labels = [label for label, one in known.items() if one.covers == "items, and the seed spread of other arms"]
+        donors = [f"{named([label])}, {one.seeds} seeds" for label, one in known.items() if one.seeds > 1]
+        if labels:
+            told.append(
+                f"{named(labels)} on {target.label}: one seed; for {_AXIS_NAMES[axis]} the spread between trainings "
+                f"that other arms show stands for theirs ({'; '.join(donors)}). Few such seeds leave wide intervals."
+            )
+    return told
 
 
 def _covered_by_declaration(arm: ArmEffects) -> bool:
