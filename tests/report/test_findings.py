@@ -135,6 +135,13 @@ def test_the_best_are_alike_only_if_no_one_of_them_is_better(error, alike):
     assert (found.best, found.worse, found.unclear, found.alike) == (["a", "b", "c"], [], [], alike)
 
 
+def test_scores_that_are_the_same_but_for_rounding_are_both_the_highest():
+    found = standing(
+        {"a": 0.1 + 0.2, "b": 0.3, "c": 0.2}, [pair(*labels, 0.0, 1.0) for labels in ("ab", "ac", "bc")], "gain"
+    )
+    assert found.highest == ["a", "b"]
+
+
 def test_an_arm_that_is_better_on_the_common_seeds_is_not_called_worse():
     found = standing({"a": 3.0, "b": 2.0}, [pair("a", "b", -5.0, 1.0)], "gain")
     assert (found.best, found.worse, found.unclear) == (["a"], [], ["b"])

@@ -21,6 +21,7 @@ correction leaves for that word: beside *better*, *worse* and *undecided* it say
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +59,7 @@ class Family:
         self._asked: list[_Asked] = []
         self._differences: list[Corrected | None] | None = None
         self._margins: dict[Side, list[Corrected | None]] = {}
+        self._sizes: Counter[int] = Counter()
 
     def ask(
         self,
@@ -90,7 +92,9 @@ class Family:
 
     def size_with(self, place: int) -> int:
         """Return how many comparisons with a p-value are tested in the same step as one."""
-        return sum(one.is_known for one in self._asked if one.step == self._asked[place].step)
+        if self._differences is None:
+            self._close()
+        return self._sizes[self._asked[place].step]
 
     def difference(self, place: int) -> Corrected | None:
         """Return what became of the two-sided p-value of a comparison."""
@@ -107,6 +111,7 @@ class Family:
 
     def _close(self) -> None:
         asked = self._asked
+        self._sizes = Counter(one.step for one in asked if one.is_known)
         self._differences = correct(
             [None if one.estimate is None else one.estimate.p for one in asked], [one.step for one in asked], ALPHA
         )

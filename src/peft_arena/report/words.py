@@ -63,8 +63,6 @@ def judged_text(judged: Judgement, unit: bool = True) -> str:
 def detectable_text(judged: Judgement) -> str:
     """Say which difference would have been found; empty where that is not known."""
     size, found = judged.detectable, judged.estimate
-    if not judged.is_tested:
-        return "not tested, because a primary comparison is undecided"
     if size is None or found is None:
         return ""
     low, high = found.limits
@@ -100,6 +98,8 @@ def words_text(judged: Judgement) -> str:
 
 def word_text(judged: Judgement) -> str:
     """Return the words of left against right, with what would have been found beside *undecided*."""
+    if not judged.is_tested:
+        return "not tested"
     more = detectable_text(judged) if judged.word == "undecided" else ""
     return f"{words_text(judged)}; {more}" if more else words_text(judged)
 
