@@ -5,6 +5,7 @@ import pytest
 from peft_arena.analyze.compare import standing
 from peft_arena.analyze.study import analyze_study
 from peft_arena.report.headline import caveats, headline
+from peft_arena.report.words import ends_text
 from tests.analyze.made import pair
 from tests.analyze.synthetic import Truth, build_synthetic
 
@@ -133,6 +134,12 @@ def test_the_best_are_alike_only_if_no_one_of_them_is_better(error, alike):
     pairs = [pair("a", "b", 1.0, 1.0), pair("a", "c", 1.0, 1.0), pair("b", "c", 1.0, error)]
     found = standing({"a": 3.0, "b": 2.0, "c": 1.0}, pairs, "gain")
     assert (found.best, found.worse, found.unclear, found.alike) == (["a", "b", "c"], [], [], alike)
+
+
+def test_an_interval_that_excludes_zero_is_seen_to():
+    assert ends_text((-12.31, -0.02), "points") == "[−12.31, −0.02]"
+    assert ends_text((-12.31, 0.02), "points") == "[−12.3, 0.0]"
+    assert ends_text((0.0, 4.0), "points") == "[0.0, +4.0]"
 
 
 def test_scores_that_are_the_same_but_for_rounding_are_both_the_highest():

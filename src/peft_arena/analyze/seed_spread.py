@@ -15,10 +15,10 @@ Pooling is right where the arms' spreads are alike. Bartlett's test (1937) says 
 is not blind with few seeds. Where they are not, each arm has a variance of its own that is moderated by the pooled one
 (as in Smyth 2004, Statistical Applications in Genetics and Molecular Biology 3): d degrees of freedom of its own and
 three of the pool, (3 pooled + d own) / (3 + d) with 3 + d; a difference has those of both arms. An arm that is named as
-wilder than the others has its own variance alone, and no part in the pool. The three are a choice: more find more and
-are more often wrong of an arm that is wilder and not named; ``benchmarks/coverage.py`` counts how often with three. Of
-two arms neither is the wilder: each has its own, and their difference what the pairs by seed show.
-Why benchmarks need the spread of seeds: Bouthillier et al. 2021 (arXiv 2103.03098).
+wilder than the others has no part in their pool and, from three seeds on, its own variance alone. The three are a
+choice: more find more and are more often wrong of an arm that is wilder and not named; ``benchmarks/coverage.py``
+counts how often with three. Of two arms neither is the wilder: each has its own, and their difference what the pairs by
+seed show. Why benchmarks need the spread of seeds: Bouthillier et al. 2021 (arXiv 2103.03098).
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ SMALL = 1e-12
 """Share of a sum of squares that is rounding."""
 PRIOR = 3.0
 """Degrees of freedom that the pooled variance has in an arm's own."""
+OWN = 2.0
+"""Degrees of freedom from which an arm that is named as wilder has its own variance alone."""
 NAMED = 0.05
 """Corrected p-value below which an arm is named as wilder than the others."""
 
@@ -130,9 +132,11 @@ def pooled(runs: Mapping[str, Mapping[int, float]]) -> Pooled:
         return Pooled(run, difference)
     common = _common([one for label, one in alone.items() if label not in wild] or list(alone.values()))
     each = {}
-    for label, (variance, df) in alone.items():
-        prior = 0.0 if label in wild or len(several) < 3 else PRIOR
-        each[label] = SeedSpread((prior * common.variance + df * variance) / (prior + df), prior + df)
+    for label, (own_variance, df) in alone.items():
+        is_own = label in wild and df >= OWN
+        prior = 0.0 if is_own or len(several) < 3 else PRIOR
+        middle = variance if label in wild else common.variance
+        each[label] = SeedSpread((prior * middle + df * own_variance) / (prior + df), prior + df)
     return Pooled((common,), difference, each)
 
 

@@ -31,9 +31,9 @@ def digits_of(unit: str) -> int:
     return {POINTS: 1, "%": 1, SHARE: 2}.get(unit, 3)
 
 
-def in_unit(value: float, unit: str) -> str:
-    """Render a change with its sign, and a share, which is none, without."""
-    return (plain if unit == SHARE else signed)(value, digits_of(unit))
+def in_unit(value: float, unit: str, more: int = 0) -> str:
+    """Render a change with its sign, and a share, which is none, without; ``more``: further digits."""
+    return (plain if unit == SHARE else signed)(value, digits_of(unit) + more)
 
 
 def interval(found: Estimate) -> str:

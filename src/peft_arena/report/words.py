@@ -47,8 +47,13 @@ def about_runs(judged: Sequence[Judgement]) -> bool:
 
 
 def ends_text(ends: tuple[float, float] | None, unit: str) -> str:
-    """Render an interval; says so where there is none."""
-    return "[no interval]" if ends is None else f"[{in_unit(ends[0], unit)}, {in_unit(ends[1], unit)}]"
+    """Render an interval, with as many digits as show on which side of zero it lies; says so where there is none."""
+    if ends is None:
+        return "[no interval]"
+    more = 0
+    while ends[0] * ends[1] > 0 and more < 3 and 0 in (round(end, digits_of(unit) + more) for end in ends):
+        more += 1
+    return f"[{in_unit(ends[0], unit, more)}, {in_unit(ends[1], unit, more)}]"
 
 
 def judged_text(judged: Judgement, unit: bool = True) -> str:
