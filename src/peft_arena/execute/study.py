@@ -67,7 +67,7 @@ class Study:
     arms: tuple[Arm, ...]
     targets: tuple[EvalSpec, ...]
     retention: tuple[EvalSpec, ...]
-    margin: Margin
+    margin: Margin = field(default_factory=Margin)
     geometry_plan: GeometryPlan | None = None
     paths_plan: PathsPlan | None = None
     sampled: Mapping[str, EvalSpec] = field(default_factory=dict)
