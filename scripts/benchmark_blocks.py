@@ -25,7 +25,8 @@ def block(function: Block) -> Block:
 def made(about: Cell) -> str:
     """Say which version measured, on what machine and when."""
     version = f"peft-arena {about['peft_arena']} (commit {about['git_commit'][:7]})"
-    return f"Measured with {version} on {about['cores']} cores of {about['processor']}, {about['date']}."
+    note = f" {about['note']}" if "note" in about else ""
+    return f"Measured with {version} on {about['cores']} cores of {about['processor']}, {about['date']}.{note}"
 
 
 def _coverage(sources: Sources) -> dict[str, list[Cell]]:
