@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_arena.cli_cost import cost
+from peft_arena.cli_data import data
 from peft_arena.cli_import import export_hf, import_app
 from peft_arena.cli_weights import export, merge, path_app
 from peft_arena.core.errors import UserError
@@ -30,6 +31,7 @@ app.add_typer(path_app, name="path")
 app.command("merge")(merge)
 app.command("export")(export)
 app.command("cost")(cost)
+app.command("data")(data)
 app.add_typer(import_app, name="import")
 app.command("export-hf")(export_hf)
 

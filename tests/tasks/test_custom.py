@@ -57,7 +57,7 @@ def test_prompt_and_response(suffix: str, style: str, scorer: str, tmp_path: Pat
     assert (task.generation.max_new_tokens, task.generation.stop) == (5, ("\n",))
     assert (task.card.name, task.card.licence, task.card.role) == ("sums", "CC0", Role.TARGET)
     assert task.card.revision.startswith("sha256:")
-    assert "40 items; 0 exact duplicates" in task.card.description
+    assert "40 items; 0 rows that repeat another" in task.card.description
 
 
 def test_the_revision_is_the_content(tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_named_files(tmp_path: Path) -> None:
 
 
 def test_repeated_rows_stay_together_and_count_once(tmp_path: Path) -> None:
-    rows = ROWS + ROWS[:7] + [{"q": ROWS[0]["q"].upper(), "a": "0"}]
+    rows = ROWS + ROWS[:7] + [{"q": ROWS[0]["q"].upper(), "a": "0"}, {"q": f" {ROWS[1]['q']}\u200b", "a": "2"}]
     task = make(write(tmp_path / "twice.jsonl", rows))
     check_task(task)
-    assert "41 items; 7 exact duplicates" in task.card.description
+    assert "41 items; 8 rows that repeat another" in task.card.description
 
 
 def test_a_retention_task_needs_no_train_split(tmp_path: Path) -> None:
@@ -149,10 +149,10 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ([], ["holds no rows"]),
         ([{"q": "x"}], ["row 1", "unknown column 'a'", "Known: q"]),
         ([*ROWS[:3], {"question": "x", "a": "1"}], ["row 4", "unknown column 'q'"]),
-        ([{"q": 5, "a": "1"}], ["row 1", "column 'q' must be text, got int 5"]),
-        ([*ROWS[:1], {"q": "x", "a": None}], ["row 2", "column 'a' must be text, got NoneType"]),
+        ([*ROWS[:1], {"q": "x", "a": None}], ["row 2", "column 'a' is empty"]),
+        ([*ROWS[:6], {"q": "x \ud83d", "a": "1"}], ["row 7", "column 'q' holds half a surrogate pair", "U+D83D"]),
         ([{"q": " ", "a": "1"}], ["row 1", "column 'q' is empty"]),
-        ([{"q": "x", "a": "one"}], ["row 1", "cannot judge the answer 'one'"]),
+        ([*ROWS, {"q": "x", "a": "one"}], ["row 41", "its own answer 'one' cannot win"]),
         ([["x", "1"]], ["row 1", "must be an object", "list"]),
         (ROWS[:2], ["nothing is left for", "2 rows hold only 2 different prompts"]),
     ],
@@ -165,8 +165,16 @@ def test_bad_rows_are_named(rows: list[Any], words: list[str], tmp_path: Path) -
 def test_bad_files_are_named(tmp_path: Path) -> None:
     assert "missing.jsonl' does not exist" in refusal(tmp_path / "missing.jsonl")
     assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "x.txt").write_text("q,a\n")
+    assert "must end in .csv, .json, .jsonl, .parquet, got '.txt'" in refusal(tmp_path / "x.txt")
     (tmp_path / "x.csv").write_text("q,a\n")
-    assert "must end in .jsonl or .parquet, got '.csv'" in refusal(tmp_path / "x.csv")
+    assert "x.csv holds no rows" in refusal(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text('q,a\n"1\n2",3\n4,5,6\n')
+    assert "x.csv row 4: has 3 columns, and the first line 2" in refusal(tmp_path / "x.csv")
+    (tmp_path / "x.csv").write_text("q,q\n1,2\n")
+    assert "must name every column once" in refusal(tmp_path / "x.csv")
+    (tmp_path / "x.json").write_text('{"a": [], "b": []}')
+    assert "2 lists among a, b" in refusal(tmp_path / "x.json")
     (tmp_path / "x.jsonl").write_text('{"q": "1", "a": "1"}\n\n{"q": \n')
     assert "x.jsonl row 3 is not JSON" in refusal(tmp_path / "x.jsonl")
     (tmp_path / "y.jsonl").write_bytes(b'{"q": "\xff"}')
@@ -188,28 +196,31 @@ def test_overlapping_files_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"turns": "hi"}, "at least two turns"),
-        ({"turns": [{"role": "user", "content": "hi"}]}, "at least two turns"),
+        ({"turns": "hi"}, "must be a list of turns"),
+        ({"turns": [{"role": "user", "content": "hi"}]}, "last turn must be an assistant"),
+        ({"turns": [{"role": "assistant", "content": "hi"}]}, "last turn must be an assistant"),
         (
             {"turns": [{"role": "user", "content": "hi"}, {"role": "user", "content": "x"}]},
             "last turn must be an assistant",
         ),
-        ({"turns": [{"role": "bot", "content": "hi"}, {"role": "assistant", "content": "x"}]}, "got 'bot'"),
-        ({"turns": [{"role": "user", "content": 5}, {"role": "assistant", "content": "x"}]}, "turn 0"),
+        ({"turns": [{"role": "elf", "content": "hi"}, {"role": "assistant", "content": "x"}]}, "got 'elf'"),
+        ({"turns": [{"role": "user", "content": None}, {"role": "assistant", "content": "x"}]}, "turn 0"),
+        ({"turns": [{"text": "hi"}, {"role": "assistant", "content": "x"}]}, "'from' and 'value'"),
+        ({"turns": [{"role": "user", "content": "\udc00"}, {"role": "assistant", "content": "x"}]}, "surrogate"),
     ],
 )
 def test_bad_messages_are_named(row: dict[str, Any], words: str, tmp_path: Path) -> None:
     path = write(tmp_path / "chat.jsonl", [row])
     message = refusal(path, columns={"messages": "turns"}, scorer="exact_match")
     assert words in message
-    assert "chat.jsonl row 1, column 'turns'" in message
+    assert "chat.jsonl row 1: column 'turns'" in message
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"c": ["a"]}, "at least two options"),
-        ({"c": ["a", 5]}, "texts that are not empty"),
+        ({"c": ["a", " "]}, "is empty"),
         ({"c": ["a", "a"]}, "an option twice"),
         ({"g": 2}, "index from 0 to 1"),
         ({"g": True}, "index from 0 to 1"),
@@ -231,8 +242,8 @@ def test_bad_choices_are_named(change: dict[str, Any], words: str, tmp_path: Pat
         ({"columns": {}}, "either 'prompt' or 'messages'"),
         ({"columns": {"prompt": "q"}}, "'prompt' needs 'response'"),
         ({"columns": {"prompt": "q", "choices": "c"}}, "belong together"),
-        ({"columns": {"messages": "m", "response": "a"}}, "leave 'response' out"),
-        ({"columns": {"messages": "m"}, "format": "plain"}, "messages need format 'chat'"),
+        ({"columns": {"messages": "m", "response": "a"}}, "leave 'response' and"),
+        ({"columns": {"messages": "m"}, "format": "plain"}, "messages and system turns need format 'chat'"),
         ({"scorer": "multiple_choice"}, "belong together"),
         ({"hub": "me/x"}, "either 'path' or 'hub'"),
         ({"path": None}, "either 'path' or 'hub'"),

@@ -94,7 +94,8 @@ def custom(request: pytest.FixtureRequest, tmp_path: Path) -> Task:
 
 
 def make_custom(folder: Path, scorer: str) -> Task:
-    rows = [{"q": f"3+{number}", "a": str(3 + number)} for number in range(20)]
+    form = "\\boxed{{{}}}" if scorer == "boxed" else "{}"
+    rows = [{"q": f"3+{number}", "a": form.format(3 + number)} for number in range(20)]
     path = folder / "data.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return make_task("custom", {"path": str(path), "columns": {"prompt": "q", "response": "a"}, "scorer": scorer})
@@ -181,7 +182,12 @@ def test_tasks_end_in_time_on_long_texts(name: str, task_of_name: Callable[[str]
 @pytest.mark.slow
 def test_the_judge_ends_what_scorers_do_not(tmp_path: Path) -> None:
     task = make_custom(tmp_path, "math_verify")
-    spec = TaskSpec(name="custom", revision=task.card.revision, config=task.config.model_dump(mode="json"))
+    spec = TaskSpec(
+        name="custom",
+        version=task.card.version,
+        revision=task.card.revision,
+        config=task.config.model_dump(mode="json"),
+    )
     item = task.items("test")[0]
     with Judge(spec, [reward_spec("task")], seconds=2) as judge:
         late, right = judge.judge([Answer(item, text, 9, True) for text in ("$(((9!)!)!)!$", f"${item.answer}$")])

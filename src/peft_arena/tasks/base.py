@@ -165,6 +165,11 @@ class Generation:
     max_new_tokens: int = 32
     stop: tuple[str, ...] = ("\n",)
 
+    def cut(self, text: str) -> str:
+        """Return the text up to, and without, the first of the stop strings."""
+        ends = [place for place in (text.find(mark) for mark in self.stop if mark) if place >= 0]
+        return text[: min(ends)] if ends else text
+
 
 class TaskConfig(BaseModel):
     """Settings of a task; each task may subclass it. Unknown keys are errors."""
@@ -181,6 +186,8 @@ class Task(ABC):
     generation: Generation = Generation()
     samples_refused: str = ""
     """Why the headline cannot be taken over several samples of each item; empty if it can."""
+    unusable: Literal["refuse", "count"] = "refuse"
+    """What a plan does where an item's own answer cannot win."""
 
     def __init__(self, config: TaskConfig | None = None) -> None:
         """Create the task with its settings; the defaults where none are given."""
@@ -192,6 +199,14 @@ class Task(ABC):
         The card itself never changes: it is the one a study was planned with.
         """
         return self.card
+
+    def notes(self) -> Sequence[str]:
+        """Return what a reader of a plan should know of the data, a sentence each: what was recognised, what is odd."""
+        return ()
+
+    def place_of(self, item: Item) -> str:
+        """Return where an item was read from, for messages: file and row, or its id."""
+        return f"item {item.id}"
 
     @abstractmethod
     def items(self, split: Split) -> Sequence[Item]:

@@ -69,6 +69,7 @@ class Siqa(ClozeTask):
     sizes = (("validation", 400), ("test", None))
     card = sourced_card(
         name="siqa",
+        version=2,
         title="Social IQa: social common sense",
         role=Role.RETENTION,
         kind=Kind.CHOICE,
@@ -149,6 +150,7 @@ class BoolQ(SourcedTask):
     sizes = (("validation", 400), ("test", None))
     card = sourced_card(
         name="boolq",
+        version=2,
         title="BoolQ: yes-or-no questions on a paragraph",
         role=Role.RETENTION,
         kind=Kind.CHOICE,

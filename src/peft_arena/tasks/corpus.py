@@ -41,6 +41,7 @@ class XsumText(SourcedTask):
     sizes = (("validation", 200), ("test", None))
     card = sourced_card(
         name="xsum-text",
+        version=2,
         title="News text (XSum documents)",
         role=Role.RETENTION,
         kind=Kind.TEXT,

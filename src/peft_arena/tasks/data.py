@@ -22,6 +22,8 @@ from peft_arena.tasks.base import Item, Kind, Metric, Role, Split, Task, TaskCar
 from peft_arena.tasks.splits import Keyed, cut
 
 Row = Mapping[str, Any]
+HUB_VERSION = 2
+"""Least version of tasks with rows of the hub: from it on they are dealt out by the canonical form of their keys."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OPTION_START = re.compile(r"(?:^|\n)[A-Z]\. ")
@@ -138,12 +140,13 @@ def sourced_card(
     licence: str,
     citation: str,
     description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Build the card of a task with benchmark data, as it is with the mirror."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=role,
         kind=kind,
         metrics=metrics,
@@ -168,7 +171,9 @@ class SourcedTask(Task):
         """Create the task; with the hub as source its card gives the hub's revision."""
         super().__init__(config)
         if self.settings.source == "hub" and self.settings.revision is not None:
-            self.card = type(self).card.model_copy(update={"revision": self.settings.revision})
+            card = type(self).card
+            dealt = {"revision": self.settings.revision, "version": max(card.version, HUB_VERSION)}
+            self.card = card.model_copy(update=dealt)
 
     @property
     def settings(self) -> SourceConfig:

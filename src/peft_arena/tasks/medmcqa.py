@@ -15,6 +15,7 @@ class MedMCQA(ClozeTask):
     sizes = (("test", 400), ("validation", 350), ("train", None))
     card = sourced_card(
         name="medmcqa",
+        version=2,
         title="MedMCQA: medical entrance examinations",
         role=Role.TARGET,
         kind=Kind.CHOICE,

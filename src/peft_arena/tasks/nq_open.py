@@ -16,6 +16,7 @@ class NqOpen(SourcedTask):
     generation = Generation(max_new_tokens=16, stop=("\n",))
     card = sourced_card(
         name="nq_open",
+        version=2,
         title="Natural Questions, open, five-shot",
         role=Role.RETENTION,
         kind=Kind.GENERATE,

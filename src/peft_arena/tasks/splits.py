@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,9 +19,67 @@ class Keyed(NamedTuple):
     item: Item
 
 
+_QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\u00ab\u00bb\u2032\u2033"
+_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
+_PLAIN_SIGNS = str.maketrans({**dict.fromkeys(_DASHES, "-"), **dict.fromkeys(_QUOTES, "")})
+_ENDING = re.compile(r"[.,;:!?]+(?=\s|$)")
+
+
 def normal_key(text: str) -> str:
-    """Return the text in one letter case and with single spaces: what counts as the same content."""
-    return " ".join(text.casefold().split())
+    """Return the canonical form of a text: what counts as the same content.
+
+    Compatibility forms are composed (NFKC), so that full-width letters, no-break spaces and accents written as signs of
+    their own are as they are usually written; format characters that show nothing (zero-width spaces and joiners,
+    soft hyphens, direction marks, variation selectors) are left out; letters have one case and spaces are single.
+    Half surrogate pairs stay. The canonical form of a canonical form is itself.
+    """
+    if text.isascii():
+        return " ".join(text.casefold().split())
+    for _ in range(_ROUNDS):
+        found = " ".join(_shown(unicodedata.normalize("NFKC", text)).casefold().split())
+        if found == text:
+            break
+        text = found
+    return text
+
+
+_ROUNDS = 4
+"""A fold of letter case may leave what composes anew, and the other way around: two rounds do, four are safe."""
+
+
+def _shown(text: str) -> str:
+    """Leave out the characters that show nothing."""
+    return "".join(sign for sign in text if unicodedata.category(sign) != "Cf" and sign not in _SELECTORS)
+
+
+_SELECTORS = frozenset(
+    [*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u034f", "\u115f", "\u1160"]
+)
+"""Marks that choose a glyph or show nothing, and are of other categories than Cf."""
+
+
+def same_text(text: str) -> str:
+    """Return a text as far as a reader can tell: composed (NFC), without what shows nothing, plain spaces, trimmed.
+
+    Unlike :func:`normal_key` it keeps letter case, line ends and signs such as superscripts: texts with the same result
+    are one text written in two ways.
+    """
+    if not text.isascii():
+        text = _shown(unicodedata.normalize("NFC", text))
+        text = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
+    return text.strip()
+
+
+def near_key(text: str) -> str:
+    """Return the canonical form without accents, quotation marks and signs at the end of words, dashes alike.
+
+    Texts with the same key and different canonical forms are near duplicates.
+    """
+    plain = normal_key(text)
+    if not plain.isascii():
+        parted = unicodedata.normalize("NFKD", plain)
+        plain = "".join(sign for sign in parted if not unicodedata.combining(sign))
+    return " ".join(_ENDING.sub(" ", plain.translate(_PLAIN_SIGNS)).split())
 
 
 def key_hash(text: str) -> int:

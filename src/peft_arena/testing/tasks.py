@@ -11,6 +11,7 @@ from typing import get_args
 from peft_arena.core.errors import UserError
 from peft_arena.models.assets import Wheel, wheel_path
 from peft_arena.tasks.base import Item, Kind, Message, Role, Score, Split, Task
+from peft_arena.tasks.gold import gold_problem
 from peft_arena.tasks.splits import normal_key
 
 NASTY_TEXTS = (
@@ -140,9 +141,9 @@ def _check_scoring(task: Task, item: Item) -> None:
             assert score.value == float(right), f"{name}: likelihoods are judged wrongly: {item.question!r}"
             _check_score(task, item, score)
     elif task.target(item):
-        score = task.score(item, task.target(item))
-        assert score.value == 1.0, f"{name}: the right answer {task.target(item)!r} gets {score}"
-        _check_score(task, item, score)
+        problem = gold_problem(task, item)
+        assert not problem, f"{name}: the right answer {task.target(item)!r} cannot win: {problem}"
+        _check_score(task, item, task.score(item, task.target(item)))
 
 
 def _check_nasty(task: Task, item: Item) -> None:

@@ -21,8 +21,8 @@ from pydantic import model_validator
 
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.tasks.base import FRACTION, Item, Metric, Part, Score, Split, Task, TaskCard, TaskConfig
-from peft_arena.tasks.custom_data import SUFFIXES, read_rows
 from peft_arena.tasks.data import Row, read_hub
+from peft_arena.tasks.data_files import read_rows
 from peft_arena.tasks.settle import settle_rates, settle_strata
 from peft_arena.tasks.splits import Keyed, cut, cut_by_share
 
@@ -32,6 +32,8 @@ UNPINNED = "main"
 VALIDATION_SHARE = 0.1
 ITEM_ACCURACY = Metric(name="item_accuracy", unit=FRACTION, better="higher")
 """The mean over items, beside a headline that is the mean over parts."""
+SUFFIXES = (".jsonl", ".parquet")
+"""Of files that stand for the hub's."""
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 

@@ -1,0 +1,122 @@
+"""The forms in which people export data, recognised by the names of their columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from peft_arena.core.errors import UserError
+from peft_arena.tasks.data_files import Rows
+
+
+class Form(NamedTuple):
+    """One form: which columns it has, and what they are for."""
+
+    title: str
+    columns: Mapping[str, str]
+    """Use to column; every one must be there."""
+    optional: Mapping[str, str] = {}
+    """Use to column, where it is there."""
+    turns: tuple[str, str] | None = None
+    """Keys of a turn, where the first column is a chat."""
+
+
+_CHOICES = [
+    Form(f"multiple choice ({question}, {choices}, {gold})", {"prompt": question, "choices": choices, "gold": gold})
+    for question in ("question", "prompt")
+    for choices in ("choices", "options")
+    for gold in ("answer", "gold", "label", "answer_idx", "answerKey")
+]
+_PAIRS = (
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("prompt", "answer"),
+    ("question", "answer"),
+    ("question", "response"),
+    ("question", "reply"),
+    ("query", "response"),
+    ("problem", "solution"),
+    ("problem", "answer"),
+    ("input", "output"),
+    ("input", "target"),
+    ("source", "target"),
+    ("text", "label"),
+)
+FORMS: tuple[Form, ...] = (
+    Form("OpenAI chat (messages of role and content)", {"messages": "messages"}, turns=("role", "content")),
+    Form("ShareGPT (conversations of from and value)", {"messages": "conversations"}, turns=("from", "value")),
+    Form("chat (conversations of role and content)", {"messages": "conversations"}, turns=("role", "content")),
+    Form("chat (messages of from and value)", {"messages": "messages"}, turns=("from", "value")),
+    *_CHOICES,
+    Form(
+        "Alpaca (instruction, input, output)",
+        {"prompt": "instruction", "response": "output"},
+        {"input": "input", "system": "system"},
+    ),
+    Form(
+        "Dolly (instruction, context, response)",
+        {"prompt": "instruction", "response": "response"},
+        {"input": "context"},
+    ),
+    *(
+        Form(f"prompts and accepted answers ({prompt}, {answers})", {"prompt": prompt, "accepted": answers})
+        for prompt in ("question", "prompt")
+        for answers in ("answers", "accepted")
+    ),
+    *(Form(f"pairs ({prompt}, {answer})", {"prompt": prompt, "response": answer}) for prompt, answer in _PAIRS),
+)
+"""In the order in which they are looked for: the first that fits all rows is taken."""
+
+
+class Recognised(NamedTuple):
+    """What was recognised in a file."""
+
+    title: str
+    columns: Mapping[str, str]
+    """Use to column."""
+
+
+def recognise(rows: Rows) -> Recognised:
+    """Return the form that all rows of a source have.
+
+    Raises:
+        UserError: there are no rows, a row is no object, or no form fits; the message says which columns there are.
+    """
+    if not rows.rows:
+        raise UserError(f"{rows.source} holds no rows")
+    for number, row in enumerate(rows.rows):
+        if not isinstance(row, dict):
+            raise UserError(
+                f"{rows.place(number)}: must be an object with named columns, got {type(row).__name__} {str(row)[:40]}"
+            )
+    shared = set(rows.rows[0]).intersection(*rows.rows)
+    for form in FORMS:
+        if set(form.columns.values()) <= shared and _holds(form, rows.rows[0]):
+            found = {use: column for use, column in form.optional.items() if any(column in row for row in rows.rows)}
+            return Recognised(form.title, {**form.columns, **found})
+    names = ", ".join(sorted(map(str, shared))) or "none that all rows have"
+    raise UserError(
+        f"{rows.source}: cannot tell which columns hold prompt and answer; its columns are {names}; name them, for "
+        "example columns: {prompt: question, response: answer}"
+    )
+
+
+def unused(rows: Sequence[Any], columns: Mapping[str, str]) -> list[str]:
+    """Return the columns of a source that nothing is read from, in alphabetical order."""
+    names = {str(name) for row in rows if isinstance(row, dict) for name in row}
+    return sorted(names - set(columns.values()))
+
+
+def _holds(form: Form, row: Mapping[str, Any]) -> bool:
+    """Say whether a row fits what the form's first column holds."""
+    if "choices" in form.columns:
+        choices = row[form.columns["choices"]]
+        return isinstance(choices, list) or (isinstance(choices, str) and choices.lstrip().startswith("["))
+    if "accepted" in form.columns:
+        return isinstance(row[form.columns["accepted"]], list | str)
+    if form.turns is None:
+        return True
+    turns = row[form.columns["messages"]]
+    if isinstance(turns, str):
+        return all(f'"{key}"' in turns for key in form.turns)
+    return isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and form.turns[0] in turns[0]

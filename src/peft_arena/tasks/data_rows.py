@@ -1,0 +1,296 @@
+"""From a row of a table to an item: texts, turns of a chat, options. What cannot be used is refused with its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from peft_arena.core.errors import UserError
+from peft_arena.tasks.base import Item
+from peft_arena.tasks.splits import Keyed
+
+ROLES: Mapping[str, str] = {
+    "assistant": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "developer": "system",
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "function": "tool",
+    "function_call": "tool",
+    "function_response": "tool",
+    "ipython": "tool",
+    "observation": "tool",
+    "tool": "tool",
+    "tool_call": "tool",
+    "tool_response": "tool",
+}
+"""What exports call a turn's speaker, and whose turn it is; a tool's turns are left out."""
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LETTER = re.compile(r"[A-Z]")
+
+
+class RowError(Exception):
+    """Why a row cannot be used; ``what`` is the same for rows with one fault, the text also says what was given."""
+
+    def __init__(self, what: str, given: object = "") -> None:
+        """Keep what is wrong, and show what was given in one line of bounded length."""
+        shown = f", got {_short(given)}" if given != "" else ""
+        super().__init__(f"{what}{shown}")
+        self.what = what
+
+
+class Placed(NamedTuple):
+    """An item, the file and row it was read from, and its prompt."""
+
+    keyed: Keyed
+    place: str
+    prompt: str
+    """All of it, as far as it decides what the model is shown."""
+    left_out: Mapping[str, int] = {}
+    """Parts of the row that no text model is shown, and how many: turns of tools, images."""
+
+
+def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join: Callable[[str, str], str]) -> Placed:
+    """Make an item of a row.
+
+    Args:
+        row: the row, with all named columns.
+        columns: use to column, see :class:`peft_arena.tasks.custom_config.Columns`.
+        place: file and row, for messages.
+        join: from prompt and answer to the answer as it follows the prompt.
+
+    Raises:
+        RowError: a value has the wrong type, is empty or is no text.
+    """
+    data: dict[str, Any] = {}
+    left: Counter[str] = Counter()
+    answers: list[str] = []
+    if turns := _conversation(row, columns, left):
+        question = turns[-1]["content"]
+        if "messages" in columns:
+            answers = [question]
+            turns = turns[:-1]
+            question = turns[-1]["content"]
+        data["messages"] = turns
+        key = json.dumps(turns, ensure_ascii=False)
+    else:
+        question = key = _question(row, columns)
+    if "response" in columns:
+        answers = [_answer(row, columns["response"], left)]
+    if "accepted" in columns:
+        answers += [text for text in _accepted(row, columns["accepted"]) if text not in answers]
+    group = _group(row, columns["group"]) if "group" in columns else ""
+    if "choices" in columns:
+        choices, gold = _options(row, columns)
+        item = Item(question, join(question, choices[gold]), choices, gold, data, group)
+    else:
+        if answers:
+            data["answer"] = answers[0]
+        if len(answers) > 1:
+            data["accepted"] = answers
+        item = Item(question, join(question, answers[0]) if answers else "", data=data, group=group)
+    return Placed(Keyed(group or key, item), place, key, dict(left))
+
+
+def text_of(value: object, what: str) -> str:
+    """Return a value as text: numbers and booleans, lists and objects as JSON has them.
+
+    Raises:
+        RowError: it is empty, null, or holds half a surrogate pair, which is no text.
+    """
+    if value is None:
+        raise RowError(f"{what} is empty")
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    if not text.strip():
+        raise RowError(f"{what} is empty")
+    if found := _SURROGATE.search(text):
+        half = f"U+{ord(found[0]):04X} at character {found.start()}"
+        raise RowError(f"{what} holds half a surrogate pair, as a cut emoji leaves it", half)
+    return text
+
+
+def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], left: Counter[str]) -> list[dict[str, str]]:
+    """Return the turns of a row's chat, the answer's included if the chat holds it; empty where it has none."""
+    if "messages" in columns:
+        turns = _turns(row[columns["messages"]], columns["messages"], left)
+        if len(turns) < 2 or turns[-1]["role"] != "assistant":
+            last = turns[-1]["role"] if turns else "none"
+            raise RowError(f"column '{columns['messages']}': the last turn must be an assistant's, after another", last)
+    elif "prompt" in columns and isinstance(row[columns["prompt"]], list):
+        turns = _turns(row[columns["prompt"]], columns["prompt"], left)
+        if not turns or turns[-1]["role"] != "user":
+            last = turns[-1]["role"] if turns else "none"
+            raise RowError(f"column '{columns['prompt']}': the last turn of a prompt must be a user's", last)
+    else:
+        turns = []
+    if "system" in columns and _given(row[columns["system"]]):
+        said = text_of(row[columns["system"]], f"column '{columns['system']}'")
+        turns = turns or [{"role": "user", "content": _question(row, columns)}]
+        turns.insert(0, {"role": "system", "content": said})
+    return turns
+
+
+def _given(value: object) -> bool:
+    return value is not None and str(value).strip() != ""
+
+
+def _question(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
+    """Return the prompt, and behind it, after an empty line, what column ``input`` adds to it where it has anything."""
+    text = text_of(row[columns["prompt"]], f"column '{columns['prompt']}'")
+    if "input" in columns and _given(row.get(columns["input"])):
+        return f"{text}\n\n{text_of(row[columns['input']], _named(columns['input']))}"
+    return text
+
+
+def _named(column: str) -> str:
+    return f"column '{column}'"
+
+
+def _answer(row: Mapping[str, Any], column: str, left: Counter[str]) -> str:
+    value = row[column]
+    if isinstance(value, list) and value and all(isinstance(turn, dict) and _speaker(turn) for turn in value):
+        turns = _turns(value, column, left)
+        if len(turns) != 1 or turns[0]["role"] != "assistant":
+            raise RowError(f"column '{column}' must hold one turn of an assistant", [turn["role"] for turn in turns])
+        return turns[0]["content"]
+    return text_of(value, _named(column))
+
+
+def _accepted(row: Mapping[str, Any], column: str) -> list[str]:
+    value = row[column]
+    values = _decoded(value) if isinstance(value, str) else value
+    listed = values if isinstance(values, list) else [value]
+    if not listed:
+        raise RowError(f"column '{column}' holds no accepted answer")
+    return [text_of(one, _named(column)) for one in listed]
+
+
+def _decoded(text: str) -> object:
+    """Return what a text of a CSV file holds where it is JSON; else the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _group(row: Mapping[str, Any], column: str) -> str:
+    value = row[column]
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise RowError(f"column '{column}' must be text or a whole number that is not empty", repr(value))
+    return text_of(value, _named(column))
+
+
+def _options(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[tuple[str, ...], int]:
+    choices, gold = row[columns["choices"]], row[columns["gold"]]
+    choices = _decoded(choices) if isinstance(choices, str) else choices
+    where = _named(columns["choices"])
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise RowError(f"{where} must be a list of at least two options", choices)
+    texts = tuple(text_of(choice, where) for choice in choices)
+    if len(set(texts)) < len(texts):
+        raise RowError(f"{where} holds an option twice", choices)
+    return texts, _right(gold, texts, choices, _named(columns["gold"]))
+
+
+def _right(gold: object, texts: Sequence[str], choices: Sequence[object], where: str) -> int:
+    """Return the index of the right option: its text, its index from 0, or its letter from A, in this order."""
+    if isinstance(gold, str) and gold in texts:
+        return texts.index(gold)
+    place = -1
+    if isinstance(gold, int) and not isinstance(gold, bool):
+        place = gold
+    elif isinstance(gold, str) and gold.strip().isascii() and gold.strip().isdigit():
+        place = int(gold)
+    elif isinstance(gold, str) and _LETTER.fullmatch(gold.strip()):
+        place = ord(gold.strip()) - ord("A")
+    elif gold in choices:
+        place = list(choices).index(gold)
+    if not 0 <= place < len(texts):
+        allowed = f"an index from 0 to {len(texts) - 1}, a letter from A or the text of an option"
+        raise RowError(f"{where} must be {allowed}", repr(gold))
+    return place
+
+
+def _turns(value: object, column: str, left: Counter[str]) -> list[dict[str, str]]:
+    """Return the turns that hold text, as role and content; turns of tools are left out and counted.
+
+    Turns of one speaker that a tool's turns stood between become one, an empty line between them.
+    """
+    where = _named(column)
+    value = _decoded(value) if isinstance(value, str) else value
+    if not isinstance(value, list) or not value:
+        raise RowError(f"{where} must be a list of turns", value)
+    turns: list[dict[str, str]] = []
+    broken = False
+    for number, turn in enumerate(value):
+        place = f"{where}, turn {number}"
+        said = _speaker(turn) if isinstance(turn, dict) else None
+        if said is None:
+            raise RowError(f"{where}: a turn must have 'role' and 'content', or 'from' and 'value'", turn)
+        role, content = said
+        if role not in ROLES:
+            raise RowError(f"{where}: the role of a turn must be one of {', '.join(sorted(ROLES))}", repr(role))
+        calls = [key for key in ("tool_calls", "function_call") if turn.get(key)]
+        text = "" if ROLES[role] == "tool" else _content(content, place, left)
+        if ROLES[role] == "tool" or calls:
+            left["turns and calls of tools"] += 1
+            broken = True
+        elif not text.strip():
+            raise RowError(f"{where}: a turn holds no text", f"turn {number}: {_short(content)}")
+        if not text.strip():
+            continue
+        if broken and turns and turns[-1]["role"] == ROLES[role]:
+            turns[-1]["content"] += f"\n\n{text}"
+        else:
+            turns.append({"role": ROLES[role], "content": text})
+        broken = bool(calls)
+    return turns
+
+
+def _speaker(turn: Mapping[str, Any]) -> tuple[str, object] | None:
+    """Return role and content of a turn in either of the two forms; None if it is a turn of neither."""
+    for role, content in (("role", "content"), ("from", "value")):
+        if isinstance(turn.get(role), str) and (content in turn or turn.get("tool_calls") or turn.get("function_call")):
+            return turn[role].strip().lower(), turn.get(content)
+    return None
+
+
+def _content(content: object, place: str, left: Counter[str]) -> str:
+    """Return the text of a turn: of a list of parts those with text, each on a line; the others are counted."""
+    if content is None:
+        return ""
+    if not isinstance(content, list):
+        return text_of(content, place) if _given(content) else ""
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, dict) else part
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            kind = part.get("type", "other") if isinstance(part, dict) else type(part).__name__
+            left[f"parts of type {kind}"] += 1
+    joined = "\n".join(texts)
+    return text_of(joined, place) if joined.strip() else ""
+
+
+def _short(value: object) -> str:
+    return " ".join(str(value).split())[:80].encode("utf-8", "backslashreplace").decode()
+
+
+def refuse(problems: Sequence[tuple[str, RowError]], cure: str = "") -> None:
+    """Refuse rows that cannot be used: the first with file and row, and how many there are.
+
+    Raises:
+        UserError: there is one.
+    """
+    if problems:
+        place, error = problems[0]
+        others = f"; so are {len(problems) - 1} more rows" if len(problems) > 1 else ""
+        raise UserError(f"{place}: {error}{others}{cure}")
