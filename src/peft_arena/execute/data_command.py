@@ -20,7 +20,7 @@ from peft_arena.tasks.base import Item
 from peft_arena.tasks.custom import Custom
 from peft_arena.tasks.custom_config import LIKELIHOOD, CustomConfig
 from peft_arena.tasks.gold import FULL
-from peft_arena.tasks.scorers import SCORERS, last_box
+from peft_arena.tasks.scorers import FINAL_ANSWER_MARK, SCORERS, last_box
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LABELS = 50
 """Most different answers that are taken for labels."""
 LABEL_CHARACTERS = 40
+NUMBER_CHARACTERS = 24
 LINE_CHARACTERS = 80
 """A longer answer is no short answer."""
 MEASURED = 2000
@@ -178,8 +179,8 @@ def _suggested(items: Sequence[Item], asks_for_options: bool) -> tuple[str, str]
     tried = random.Random(0).sample(answers, min(TRIED, len(answers)))
     if all(last_box(answer) is not None for answer in tried):
         return "boxed", "every answer tried has a box"
-    if all(SCORERS.get("numeric")([answer], answer).value == FULL for answer in tried):
-        return "numeric", "every answer tried holds a number"
+    if all(_is_number(answer) for answer in tried):
+        return "numeric", "every answer tried is a number"
     if len(answers) <= LABELS and max(map(len, answers)) <= LABEL_CHARACTERS and 2 * len(answers) <= len(items):
         return "exact_match", f"the answers are {len(answers)} labels"
     if all("\n" not in answer.strip() and len(answer) <= LINE_CHARACTERS for answer in tried):
@@ -189,6 +190,12 @@ def _suggested(items: Sequence[Item], asks_for_options: bool) -> tuple[str, str]
         "no scorer of ours fits: the answers are long texts, which are hardly ever repeated word for word; a function "
         "of your own can judge them (scorer: my.py:function)",
     )
+
+
+def _is_number(answer: str) -> bool:
+    """Say whether an answer is a number, perhaps with its unit, or ends in one after the mark of a final answer."""
+    short = len(answer) <= NUMBER_CHARACTERS and not answer.strip()[:1].isalpha()
+    return (short or FINAL_ANSWER_MARK in answer) and SCORERS.get("numeric")([answer], answer).value == FULL
 
 
 def _labels(items: Sequence[Item]) -> dict[str, int]:
