@@ -21,6 +21,7 @@ from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
 GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "notice"]
@@ -202,10 +203,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
 
 def _labels(specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[EvaluationRecord]]) -> dict[str, str]:
     """Name every evaluation: as the card in its records does, with a few digits of the id where two share a name."""
-    names = {
-        key: str((records[key][0].card.get("name") if key in records else None) or spec.task.name)
-        for key, spec in specs.items()
-    }
+    names = {key: records[key][0].called if key in records else display_name(spec.task) for key, spec in specs.items()}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key[:4]})" for key, name in names.items()}
 
@@ -448,7 +446,7 @@ def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, columns: Col
     return TaskInfo(
         spec=spec,
         label=label,
-        title=str(card.get("title") or spec.task.name),
+        title=str(card.get("title") or record.called),
         metric=headline["name"],
         unit=headline["unit"],
         better=headline["better"],

@@ -126,7 +126,7 @@ def evaluate_point(
     from peft_arena.execute.work import evaluate_run
 
     records = evaluate_run(run, step, specs, batch_size)
-    rows = [(record.spec.task.name, measure) for record in records for measure in record.metrics]
+    rows = [(record.called, measure) for record in records for measure in record.metrics]
     headlines = [Member(record.spec.task.name, record.metrics[0]) for record in records]
     rows += [(f"group {name}", group_mean(name, headlines)) for name in tasks if name in GROUPS]
     return [{"task": name, **measure.model_dump(include=set(_SHOWN))} for name, measure in rows]
