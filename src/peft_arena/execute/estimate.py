@@ -274,7 +274,7 @@ class _Estimator:
         return min(train.max_length, int(self.config.get("max_position_embeddings") or train.max_length))
 
     def _available(self, train: TrainSpec | RLSpec, sizes: TaskSizes, notes: list[Note]) -> int | None:
-        items = known_items(train.task, "train")
+        items = known_items(train.task, "train") if sizes.train_items is None else None
         there = sizes.train_items if items is None else len(items)
         found = [count for count in (train.examples, there) if count is not None]
         if not found:
@@ -361,11 +361,9 @@ class _Estimator:
 
     def _evaluation(self, spec: EvalSpec, subject: Subject, notes: list[Note]) -> Spending:
         name, sizes = self._name(spec.task), self._sizes(spec.task)
-        there = planned(spec)
-        if there is not None:
-            items: int | None = there.items
-        else:
-            items = spec.items if sizes.items is None else min(sizes.items, spec.items or sizes.items)
+        there = planned(spec) if sizes.items is None else None
+        items = spec.items if there is None else there.items
+        items = items if sizes.items is None else min(sizes.items, spec.items or sizes.items)
         if items is None or is_foreign(spec.task.name):
             lm_eval = is_foreign(spec.task.name)
             why = "it is lm-eval's" if lm_eval else "items are not known (estimate.tasks.NAME.items)"

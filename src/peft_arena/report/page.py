@@ -72,7 +72,7 @@ NOTES = (
     (
         "At the limit",
         "Share of the answers that went on until the limit of new tokens, of the base model and of the tuned one. Such "
-        "an answer was cut, and its score is partly that of the limit. Not recorded in evaluations of earlier versions.",
+        "an answer was cut, and its score is partly that of the limit. Earlier versions did not record it.",
     ),
     (
         "Better, worse",

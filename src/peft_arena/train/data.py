@@ -151,6 +151,14 @@ def _example(
     return Example(encoded.ids, max(first, 1))
 
 
+def packing_refusal(method: str) -> str:
+    """Say why examples cannot be packed for a method with vectors before the input."""
+    return (
+        f"packing cannot be used with method {method}: its vectors stand before the row, where only the row's first "
+        "example would see them; set packing = false"
+    )
+
+
 def layout(examples: Sequence[Example], packing: bool, limit: int) -> list[list[Example]]:
     """Arrange the examples of one forward pass in rows.
 
