@@ -228,7 +228,7 @@ class _Estimator:
         found = training_lengths(run.model, train, context_at_hand(run.model, run.method))
         if found is not None:
             text = f"training: {found.prompt:.0f} tokens of a prompt, {found.answer:.0f} of an answer, at most "
-            text += f"{found.longest} together, as in {found.how}"
+            text += f"{found.longest} together, {found.how}"
             text += f"; {found.dropped} of them too long and left out" if found.dropped else ""
             notes.append(Note(self._name(train.task), text))
         return found
@@ -392,7 +392,9 @@ def _of_answers(name: str, found: Lengths, limit: int, *, stated: bool) -> list[
     text = f"evaluation: {found.prompt:.0f} tokens of a prompt"
     if not stated:
         text += f"; answers are taken to be as long as the gold ones, {found.answer:.0f} tokens, and may have {limit}"
-    notes = [Note(name, f"{text}, as in {found.how}")]
+    notes = [Note(name, f"{text}, {found.how}")]
+    if found.cut:
+        notes.append(Note(name, f"{found.cut} of these gold answers are longer than the {limit} tokens of an answer"))
     if found.dropped:
         text = f"prompt and longest answer of {found.dropped} items do not fit the model's context: they get no score"
         notes.append(Note(name, text))

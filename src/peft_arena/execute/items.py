@@ -95,12 +95,13 @@ class _Check:
         wanted = method_of(arm.runs[0].method).calibration_examples
         if wanted <= available:
             return
-        examples = getattr(arm.runs[0].train, "examples", None)
+        stated = getattr(arm.runs[0].train, "examples", None)
         if CALIBRATION not in self.stated[arm.label]:
-            text = f"its start is chosen by {available} training examples, all there are, not {wanted} ({CALIBRATION})"
+            examples = f"{available} training example{'' if available == 1 else 's'}"
+            text = f"its start is chosen by {examples}, all there are, not {wanted} ({CALIBRATION})"
             self.notes.append(Note(arm.label, text))
-        elif examples is not None:
-            raise UserError(f"{CALIBRATION} of {arm.label} is {wanted}, and train.examples {examples}")
+        elif stated is not None:
+            raise UserError(f"{CALIBRATION} of {arm.label} is {wanted}, and train.examples {stated}")
         else:
             raise UserError(_too_few(f"{CALIBRATION} of {arm.label}", wanted, task, available, "train"))
 
@@ -120,7 +121,8 @@ class _Check:
             raise UserError(
                 f"{key} is {wanted}, and task {name} has no validation split: give it one, or leave {key} out"
             )
-        text = f"the held-out {what} is over {there} validation items, all there are, not {wanted} ({key})"
+        count = f"{there} validation item{'' if there == 1 else 's'}"
+        text = f"the held-out {what} is over {count}, all there are, not {wanted} ({key})"
         if not there:
             text = f"there is no held-out {what}: the task has no validation {'items' if found == () else 'split'}"
         self.notes.append(Note(name, text))

@@ -27,7 +27,7 @@ from peft_arena.models.load import PACKAGED, Source, is_commit, is_pinned_remote
 from peft_arena.models.render import encode_prompt
 from peft_arena.models.wheels import CONVERSION, WHEEL_MODELS
 from peft_arena.store.checkpoint import DONE
-from peft_arena.tasks.base import Item, Prompt, Task
+from peft_arena.tasks.base import Item, Kind, Prompt, Task
 from peft_arena.train.data import Example, read_examples
 from peft_arena.train.prompts import read_prompts
 
@@ -59,12 +59,15 @@ class Lengths(NamedTuple):
     """Items among these that are too long: left out of training, or without a score."""
     counted: bool
     """Whether the model's tokenizer counted; else characters were."""
+    cut: int = 0
+    """Items among these, of an evaluation, whose gold answer is longer than an answer may be."""
 
     @property
     def how(self) -> str:
         """Say what the numbers are from."""
         by = "" if self.counted else f", {CHARACTERS:g} characters taken for a token"
-        return f"{self.items:,} of its {self.there:,} items{by}"
+        which = f"all {self.there:,}" if self.items == self.there else f"{self.items:,} of the {self.there:,}"
+        return f"from {which} items of its file{by}"
 
 
 def context_at_hand(model: ModelSpec, method: MethodSpec | None = None) -> int | None:
@@ -152,7 +155,8 @@ def evaluation_lengths(model: ModelSpec, spec: EvalSpec, room: int | None) -> Le
             answer = tokenizer.encode(task.target(item), add_special_tokens=False)
             sizes.append((len(encode_prompt(tokenizer, task.prompt(item))), len(answer) + 1))
         outside = sum(room is not None and prompt + longest > room for prompt, _ in sizes)
-        return _lengths(sizes, len(items), len(sizes), outside)
+        cut = sum(answer - 1 > longest for _, answer in sizes) if task.card.kind is Kind.GENERATE else 0
+        return _lengths(sizes, len(items), len(sizes), outside)._replace(cut=cut)
 
     return _kept(["evaluation", spec.task.id, spec.split, spec.items, room], model, measure)
 

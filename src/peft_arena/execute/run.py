@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_arena.execute.checks import check_arms, check_study
+from peft_arena.execute.checks import check_arms, check_place, check_study
 from peft_arena.execute.known import Note
 from peft_arena.execute.plan import RunPlan, plan
 from peft_arena.execute.study import Study
@@ -86,6 +86,7 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
     if not orders:
         return StudyOutcome(plan(study, store), 0, {})
     notes = check_study(study)
+    check_place(root)
     store.check_writable()
     with Board(len(orders), quiet=quiet) as board:
         outcome = run_orders(orders, execution.jobs, board)
