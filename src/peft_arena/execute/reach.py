@@ -13,8 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from peft_arena.analyze.estimate import FEWEST_UNITS
-from peft_arena.core.measure import POINTS
+from peft_arena.core.measure import FEWEST_UNITS, POINTS
 from peft_arena.core.specs import EvalSpec
 from peft_arena.execute.known import Planned, planned
 from peft_arena.execute.labels import stated_sizes, task_labels
