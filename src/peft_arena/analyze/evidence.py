@@ -24,7 +24,7 @@ from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
-GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "notice"]
+GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "fewer", "notice"]
 STAGES = ("training", "inference")
 TRAINING_STAGE = "train"
 """Stage of the events of training."""
@@ -265,6 +265,7 @@ class _Reader:
             total = self.training.examples + self.training.dropped
             reason = f"{self.training.dropped} of {total} training examples were longer than allowed and left out"
             gaps.append(Gap(who, "training", "dropped", reason))
+        gaps += [Gap(who, "training", "fewer", reason) for reason in _fewer(self.spec, self.training)]
         events = self.directory.events()
         for key, spec in self.wanted.items():
             for step in self.steps:
@@ -308,6 +309,20 @@ class _Reader:
         if self.directory.is_locked():
             return Gap(who, "training", "running", "a process is working on it now")
         return Gap(who, "training", "missing", "started, not finished")
+
+
+def _fewer(spec: RunSpec, training: TrainingRecord | None) -> list[str]:
+    """Say what a training used less of than its settings say, because there was no more."""
+    if training is None or spec.train is None:
+        return []
+    held_out, shown = training.validation_items, training.calibration_examples
+    asked = spec.method.config.get("calibration_examples")
+    found = []
+    if held_out is not None and held_out < spec.train.validation_items:
+        found.append(f"held out {held_out} validation items, all there are: {spec.train.validation_items} at most")
+    if shown is not None and isinstance(asked, int) and shown < asked:
+        found.append(f"its start was chosen by {shown} examples, all there are: {asked} at most")
+    return found
 
 
 def _is_evaluation(stage: str, spec: EvalSpec, step: int) -> bool:

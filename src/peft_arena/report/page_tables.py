@@ -345,7 +345,8 @@ def gaps_table(gaps: Sequence[Gap]) -> Markup:
         return tag("p", "Nothing: every planned run is trained and evaluated, and every item was scored.")
     items = [gap for gap in gaps if gap.kind in _LOST_ITEMS]
     notices = [gap for gap in gaps if gap.kind == "notice"]
-    runs = [gap for gap in gaps if gap.kind not in (*_LOST_ITEMS, "notice")]
+    fewer = [gap for gap in gaps if gap.kind == "fewer"]
+    runs = [gap for gap in gaps if gap.kind not in (*_LOST_ITEMS, "fewer", "notice")]
     parts: list[Markup] = []
     if runs:
         parts.append(_gap_rows(runs, "None of these is replaced by a number."))
@@ -356,6 +357,10 @@ def gaps_table(gaps: Sequence[Gap]) -> Markup:
         runs_were = "run was" if count == 1 else "runs were"
         title = f"{count} {runs_were} evaluated at another batch size than the base model: {ROUNDING}"
         parts.append(tag("details", tag("summary", title), _gap_rows(notices, "The numbers are used as they are.")))
+    if fewer:
+        count = len({gap.who for gap in fewer})
+        title = f"{count} training{' was' if count == 1 else 's were'} shown fewer items than a default takes"
+        parts.append(tag("details", tag("summary", title), _gap_rows(fewer, "There were no more.")))
     if items:
         unscored = sum(gap.kind == "unscored" for gap in items)
         title = f"{unscored} evaluations have unscored items, {len(items) - unscored} trainings dropped examples"
