@@ -63,7 +63,7 @@ def run_summary(run: RunDirectory) -> Row:
         "evaluations": [
             {
                 "point": run.point(record.step, record.factor, record.path).key,
-                "task": record.spec.task.name,
+                "task": record.called,
                 "split": record.spec.split,
             }
             | ({"samples": record.spec.sampling.samples} if record.spec.sampling else {})

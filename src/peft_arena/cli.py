@@ -111,6 +111,7 @@ def plan(
 ) -> None:
     """Show what a study would do and cost: what is done, missing, failed or refused, and why; estimated GPU hours."""
     from peft_arena import console
+    from peft_arena.execute.checks import check_arms, check_place, check_study
     from peft_arena.execute.estimate import estimate
     from peft_arena.execute.plan import plan as make_plan
     from peft_arena.execute.reach import reaches
@@ -118,7 +119,13 @@ def plan(
 
     loaded = _study(study, overrides)
     plans = make_plan(loaded, Store(runs))
-    console.show_plan(loaded, plans, as_json, estimate(loaded, gpu), every_run, reaches(loaded))
+    open_work = any(item.state not in {"done", "refused"} for item in plans)
+    runnable = not all(arm.refused for arm in loaded.arms)
+    notes = check_study(loaded, at_hand_only=True) if open_work and runnable else []
+    if open_work and runnable:
+        check_place(runs)
+    console.show_plan(loaded, plans, as_json, estimate(loaded, gpu), every_run, reaches(loaded), notes)
+    check_arms(loaded)
 
 
 @app.command()

@@ -18,6 +18,7 @@ from peft_arena.console_plan import plan_footer, plan_rows, plan_totals
 
 if TYPE_CHECKING:
     from peft_arena.execute.estimate import StudyEstimate
+    from peft_arena.execute.known import Note
     from peft_arena.execute.plan import RunPlan
     from peft_arena.execute.reach import Reach
     from peft_arena.execute.run import StudyOutcome
@@ -214,6 +215,7 @@ def show_plan(
     estimates: StudyEstimate | None = None,
     every_run: bool = False,
     reach: Sequence[Reach] = (),
+    notes: Sequence[Note] = (),
 ) -> None:
     """Print what a study would do: a line for each arm with the states of its runs and what one of them costs.
 
@@ -224,6 +226,7 @@ def show_plan(
         estimates: what the arms cost; None leaves that out.
         every_run: also print a line for each run.
         reach: what the planned items can show.
+        notes: what defaults take less of than they say.
     """
     rows = [
         {
@@ -245,6 +248,7 @@ def show_plan(
         chosen = {label: {**asdict(spent), "said": str(spent)} for label, spent in budgets.items()}
         said: dict[str, Any] = {"study": study.file.name, "budgets": chosen, "runs": runs}
         said["margins"] = [one.summary() for one in reach]
+        said["notes"] = [f"{note.about}: {note.text}" for note in notes]
         if estimates is not None:
             said["estimates"] = {
                 "gpu": estimates.gpu,
@@ -265,6 +269,8 @@ def show_plan(
     console.print(_count(plans))
     for line in plan_footer(estimates, totals):
         console.print(line, markup=False)
+    for note in notes:
+        console.print(f"{note.about}: {note.text}", markup=False)
     for one in reach:
         if one.is_short:
             console.print(str(one), markup=False)
@@ -286,7 +292,9 @@ def show_outcome(study: Study, outcome: StudyOutcome, runs: Path, as_json: bool,
     """Print what a command on a study did, and scores where there are any to show."""
     if as_json:
         states = {item.run.run_id: item.state for item in outcome.plans}
-        said = {"study": study.file.name, "worked": outcome.worked, "failed": outcome.failed, "runs": states}
+        said: dict[str, Any] = {"study": study.file.name, "worked": outcome.worked}
+        said |= {"failed": outcome.failed, "runs": states}
+        said["notes"] = [f"{note.about}: {note.text}" for note in outcome.notes]
         show_json({**said, "scores": list(scores)} if scores else said)
         return
     console = Console(highlight=False, soft_wrap=True)
@@ -294,6 +302,8 @@ def show_outcome(study: Study, outcome: StudyOutcome, runs: Path, as_json: bool,
         console.print(f"{study.file.name}: nothing to do. {_count(outcome.plans)}, in {runs}")
     else:
         console.print(f"{study.file.name}: worked on {outcome.worked} runs. {_count(outcome.plans)}, in {runs}")
+    for note in outcome.notes:
+        console.print(f"  {note.about}: {note.text}", markup=False)
     for run_id, reason in outcome.failed.items():
         console.print(f"  failed {run_id}: {reason}", style="red", markup=False)
     if scores:

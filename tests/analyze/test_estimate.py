@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from peft_arena.analyze.estimate import FEWEST_UNITS, Pivot, Term, estimate
+from peft_arena.analyze.estimate import Pivot, Term, estimate
 from peft_arena.analyze.paired import Scores, difference, mean_of
 from peft_arena.analyze.seed_spread import SeedSpread
+from peft_arena.core.measure import FEWEST_UNITS
 from tests.analyze.test_paired import base, scores
 
 

@@ -1,9 +1,12 @@
 """What is read from the store, what is not, and what is said about the rest."""
 
+import json
+
 import pytest
 
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.specs import EvalSpec, TaskSpec
+from peft_arena.report.page_tables import gaps_table
 from tests.analyze.synthetic import Truth, build_synthetic
 
 
@@ -110,3 +113,18 @@ def test_evaluations_of_other_studies_are_not_read(tmp_path):
     run.record_path(run.point(200), f"eval-{other.key}").write_text("junk")
     run.record_path(run.point(200), "eval-nonsense").write_text('{"schema_version": 2}')
     assert gaps_of(study) == []
+
+
+def test_a_training_that_was_shown_fewer_items_than_a_default_takes_is_named(tmp_path):
+    study = build_synthetic(tmp_path, [Truth("one", seeds=(0,))], items=10)
+    assert gaps_of(study) == [], "older records say nothing of it"
+    run = first_run(study)
+    path = run.path / "records" / "training.json"
+    written = json.loads(path.read_text())
+    asked = run.spec.train.validation_items
+    for used, said in [(asked, []), (asked - 1, ["fewer"])]:
+        path.write_text(json.dumps({**written, "validation_items": used}))
+        result = analyze_study(study.store, study.view, draws=50)
+        assert [gap.kind for gap in result.evidence.gaps] == said
+    assert f"held out {asked - 1} validation items, all there are" in result.evidence.gaps[0].reason
+    assert "1 training was shown fewer items than a default takes" in gaps_table(result.evidence.gaps)

@@ -13,7 +13,7 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import EvalSpec, ModelSpec, TaskSpec
+from peft_arena.core.specs import EvalSpec, ModelSpec, Sampling, TaskSpec
 from peft_arena.evaluate.decode import Job, Stopper, cut, decode, end_tokens
 from peft_arena.evaluate.run import evaluate, evaluate_many
 from peft_arena.models.load import Loaded
@@ -209,6 +209,28 @@ def test_too_long_is_unscored_and_never_cut(loaded: Loaded) -> None:
     assert "do not fit the model's context of 128" in record.items[3].reason
     assert (record.metrics[0].n, record.metrics[0].unscored) == (3, 1)
     assert max(seen) == 116
+
+
+@pytest.mark.parametrize("name", ["write", "long", "broken"])
+def test_answers_that_met_the_limit_are_counted(loaded: Loaded, name: str) -> None:
+    record, task = run(loaded, name), TASKS[name]()
+    asked = [item for item in task.items("test") if not (name == "broken" and item.question.startswith("3 "))]
+    asked = asked[:3] if name == "long" else asked
+    jobs = [Job(encode_text(loaded.tokenizer, item.question), 12, ("\n", "an")) for item in asked]
+    with evaluation_mode(loaded.model):
+        found = decode(loaded.model, loaded.tokenizer, jobs, batch_size=1, done=lambda _: None)
+    met = sum(len(one.ids) == 12 and not one.ended for one in found)
+    assert record.written is not None and met > 0
+    assert record.written.model_dump() == {"answers": len(asked), "met_limit": met, "limit": 12}
+
+
+def test_where_nothing_is_written_nothing_is_said_of_limits(loaded: Loaded) -> None:
+    for name in ("choose", "text"):
+        record = run(loaded, name)
+        assert record.written is None and "written" not in record.model_dump(mode="json")
+    sampled = spec("write").model_copy(update={"sampling": Sampling(samples=3)})
+    found = evaluate(loaded, loaded.model, sampled, **POINT).written
+    assert found is not None and found.answers == 60 and found.met_limit <= 60
 
 
 def test_broken_scoring_loses_only_its_items(loaded: Loaded) -> None:

@@ -27,6 +27,7 @@ from peft_arena.execute.plan import plan
 from peft_arena.execute.study import Study, read_study
 from peft_arena.models.architecture import architecture_of, config_at_hand
 from peft_arena.store.store import Store
+from peft_arena.tasks.micro.base import MicroTask
 
 TEXT = """\
 name: priced
@@ -96,8 +97,12 @@ def test_the_models_own_limit_bounds_the_tokens(tmp_path: Path) -> None:
     assert far.training == near.training and far.memory == near.memory
 
 
-def test_epochs_need_the_number_of_items(tmp_path: Path) -> None:
+def test_epochs_need_the_number_of_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs = ("{steps: 10}", "{epochs: 2}")
+    counted = arms(study(tmp_path, epochs))["lora"].training
+    whole = arms(study(tmp_path, epochs, ("max_length: 64", "max_length: 64, examples: 4000")))["lora"].training
+    assert counted == whole, "data at hand is counted"
+    monkeypatch.setattr(MicroTask, "at_hand", False)
     unknown = study(tmp_path, epochs)
     assert arms(unknown)["lora"].hours is None and arms(unknown)["lora"].memory is not None
     assert any("number of items is not known" in text for text in estimate(unknown).notes)
@@ -119,7 +124,7 @@ def test_recomputing_trades_operations_for_memory(tmp_path: Path) -> None:
     assert other.training.flops > plain.training.flops and other.peak < plain.peak
 
 
-def test_evaluations_are_items_times_prompt_and_answer(tmp_path: Path) -> None:
+def test_evaluations_are_items_times_prompt_and_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = (
         "{micro-reverse: {prompt_tokens: 20, answer_tokens: 5}, micro-boolean: {prompt_tokens: 10, answer_tokens: 1}}"
     )
@@ -131,6 +136,8 @@ def test_evaluations_are_items_times_prompt_and_answer(tmp_path: Path) -> None:
     least = 4 * decoding_seconds(subject, GPU, 10, 20, 5, utilisation=0.25)
     assert base.seconds > least > base.seconds / 2
     whole = study(tmp_path, ("items: 40", "config: {}"))
+    assert not any("not known" in text for text in estimate(whole).notes)
+    monkeypatch.setattr(MicroTask, "at_hand", False)
     assert any("items are not known" in text for text in estimate(whole).notes)
 
 
@@ -191,7 +198,10 @@ def test_a_plan_has_a_line_for_each_arm(tmp_path: Path, capsys: pytest.CaptureFi
     assert found.arms[0].runs[0].run_id in capsys.readouterr().out
 
 
-def test_what_is_known_is_shown_without_hours(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_known_is_shown_without_hours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MicroTask, "at_hand", False)
     found = study(tmp_path, ("{steps: 10}", "{epochs: 2}"))
     plans = plan(found, Store(tmp_path / "runs"))
     show_plan(found, plans, False, estimate(found))

@@ -42,6 +42,12 @@ def test_shares_are_kept() -> None:
     assert [len(items) for items in parts.values()] == [140, 20, 40]
 
 
+@given(ROWS)
+def test_the_order_in_which_shares_are_written_plays_no_part(rows: list[Keyed]) -> None:
+    shares = {"train": 0.7, "validation": 0.1, "test": 0.2}
+    assert cut_by_share(rows, shares) == cut_by_share(rows, dict(sorted(shares.items())))
+
+
 def test_letter_case_and_white_space_are_no_difference() -> None:
     rows = [Keyed("One  two", Item("One  two")), Keyed(" one TWO\n", Item("one TWO")), Keyed("three", Item("three"))]
     parts = cut(rows, {"test": 1, "train": None})

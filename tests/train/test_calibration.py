@@ -66,10 +66,13 @@ def test_the_seed_decides_and_nothing_else() -> None:
     assert not torch.equal(drawn(1), drawn(2))
 
 
-def test_a_method_that_asks_for_none_gets_none_and_too_many_are_refused() -> None:
+def test_a_method_that_asks_for_none_gets_none_and_one_that_asks_for_more_gets_all() -> None:
     run, loaded = spec(examples=8), load(MODEL)
     assert run.train is not None
     task = task_of(run.train.task)
     assert calibration_for(run, Lora(), loaded, task) is None
-    with pytest.raises(UserError, match="calibration_examples is 20, and task micro-reverse has 8 training examples"):
-        calibration_for(run, Calibrated(), loaded, task)
+    shown = calibration_for(run, Calibrated(), loaded, task)
+    assert shown is not None and sum(len(batch["input_ids"]) for batch in shown.batches) == 8
+    short = run.model_copy(update={"train": run.train.model_copy(update={"max_length": 8})})
+    with pytest.raises(UserError, match="is 20, and task micro-reverse has no training example that fits"):
+        calibration_for(short, Calibrated(), loaded, task)

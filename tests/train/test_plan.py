@@ -118,3 +118,12 @@ def test_steps_that_are_kept():
     assert validation_steps(spec(validate_every=0.4), 10) == {0, 4, 8, 10}
     assert validation_steps(spec(validate_every=0.1), 10) == set(range(11))
     assert validation_steps(spec(validation_items=0), 10) == frozenset()
+
+
+@pytest.mark.parametrize("examples", [1, 2, 5])
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_batch_larger_than_the_data_takes_what_there_is(examples, grouped):
+    epochs = make_plan([3] * examples, spec(batch_size=8, schedule=Schedule(epochs=2), group_by_length=grouped), 0)
+    assert sorted(index for step in epochs.steps for index in step) == sorted(list(range(examples)) * 2)
+    steps = make_plan([3] * examples, spec(batch_size=8, schedule=Schedule(steps=3), group_by_length=grouped), 0)
+    assert [len(step) for step in steps.steps] == [8, 8, 8]

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import torch
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.specs import Schedule, TrainSpec
 from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.run import finish
@@ -107,6 +107,32 @@ def test_overlong_examples_are_dropped_or_refused(tmp_path, model_dir):
     assert outcome.record.examples + outcome.record.dropped == 37
     with pytest.raises(UserError, match=r"has \d+ tokens and at most 12 are allowed"):
         train(tmp_path / "error", model_dir, max_length=12, overlong="error")
+
+
+class NoValidation(ToyTask):
+    def items(self, split):
+        if split == "validation":
+            raise unknown("split", split, ["train", "test"])
+        return super().items(split)
+
+
+class Unreachable(ToyTask):
+    def items(self, split):
+        if split == "validation":
+            raise UserError("the data cannot be had")
+        return super().items(split)
+
+
+@pytest.mark.parametrize(("task", "asked", "used"), [(ToyTask(), 64, 11), (ToyTask(), 6, 6), (NoValidation(), 64, 0)])
+def test_the_held_out_loss_is_over_the_validation_items_there_are(tmp_path, model_dir, task, asked, used):
+    _, outcome, _ = train(tmp_path, model_dir, task=task, validation_items=asked)
+    assert outcome.record.validation_items == used
+    assert any(entry.validation_loss is not None for entry in outcome.record.log) is bool(used)
+
+
+def test_data_that_cannot_be_had_is_no_missing_split(tmp_path, model_dir):
+    with pytest.raises(UserError, match="the data cannot be had"):
+        train(tmp_path, model_dir, task=Unreachable())
 
 
 class LongTask(ToyTask):

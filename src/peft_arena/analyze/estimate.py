@@ -37,11 +37,10 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from peft_arena.analyze.paired import MANY_UNSCORED, Array, Contrast, Part
 from peft_arena.analyze.seed_spread import SeedSpread
+from peft_arena.core.measure import FEWEST_UNITS
 
 LEVEL = 0.95
 """Coverage of an interval that stands beside no word."""
-FEWEST_UNITS = 6
-"""Units below which there is no interval."""
 _NORMAL = 1e6
 """Degrees of freedom from which on Student's t is taken to be normal."""
 _LEAST = 1e-15

@@ -21,9 +21,10 @@ from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
-GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "notice"]
+GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "fewer", "notice"]
 STAGES = ("training", "inference")
 TRAINING_STAGE = "train"
 """Stage of the events of training."""
@@ -202,10 +203,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
 
 def _labels(specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[EvaluationRecord]]) -> dict[str, str]:
     """Name every evaluation: as the card in its records does, with a few digits of the id where two share a name."""
-    names = {
-        key: str((records[key][0].card.get("name") if key in records else None) or spec.task.name)
-        for key, spec in specs.items()
-    }
+    names = {key: records[key][0].called if key in records else display_name(spec.task) for key, spec in specs.items()}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key[:4]})" for key, name in names.items()}
 
@@ -267,6 +265,7 @@ class _Reader:
             total = self.training.examples + self.training.dropped
             reason = f"{self.training.dropped} of {total} training examples were longer than allowed and left out"
             gaps.append(Gap(who, "training", "dropped", reason))
+        gaps += [Gap(who, "training", "fewer", reason) for reason in _fewer(self.spec, self.training)]
         events = self.directory.events()
         for key, spec in self.wanted.items():
             for step in self.steps:
@@ -310,6 +309,20 @@ class _Reader:
         if self.directory.is_locked():
             return Gap(who, "training", "running", "a process is working on it now")
         return Gap(who, "training", "missing", "started, not finished")
+
+
+def _fewer(spec: RunSpec, training: TrainingRecord | None) -> list[str]:
+    """Say what a training used less of than its settings say, because there was no more."""
+    if training is None or spec.train is None:
+        return []
+    held_out, shown = training.validation_items, training.calibration_examples
+    asked = spec.method.config.get("calibration_examples")
+    found = []
+    if held_out is not None and held_out < spec.train.validation_items:
+        found.append(f"held out {held_out} validation items, all there are: {spec.train.validation_items} at most")
+    if shown is not None and isinstance(asked, int) and shown < asked:
+        found.append(f"its start was chosen by {shown} examples, all there are: {asked} at most")
+    return found
 
 
 def _is_evaluation(stage: str, spec: EvalSpec, step: int) -> bool:
@@ -448,7 +461,7 @@ def task_info(spec: EvalSpec, label: str, record: EvaluationRecord, columns: Col
     return TaskInfo(
         spec=spec,
         label=label,
-        title=str(card.get("title") or spec.task.name),
+        title=str(card.get("title") or record.called),
         metric=headline["name"],
         unit=headline["unit"],
         better=headline["better"],

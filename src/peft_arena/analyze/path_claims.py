@@ -23,6 +23,7 @@ from peft_arena.analyze.seed_spread import Pooled, SeedSpread, pooled
 from peft_arena.analyze.view import Margin
 from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import ScanSpec
+from peft_arena.tasks.registry import display_name
 
 Verdict = Literal["overshoot", "target worse", "retention worse", "undecided", "no point chosen", "unknown"]
 
@@ -266,7 +267,9 @@ def _lacking(scan: ScanSpec, trained: Sequence[RunScan]) -> str:
     if unread or not trained:
         return "; ".join(unread) or "no run is trained"
     for run in trained:
-        absent = [spec.task.name for spec in scan.claim_on if spec.id not in run.tuned or spec.id not in run.chosen]
+        absent = [
+            display_name(spec.task) for spec in scan.claim_on if spec.id not in run.tuned or spec.id not in run.chosen
+        ]
         if absent:
             return f"seed {run.seed}: no evaluation on test items of {', '.join(absent)}"
     return ""

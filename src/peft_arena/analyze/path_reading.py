@@ -24,6 +24,7 @@ from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point
 from peft_arena.store.records import EvaluationRecord, PathRecord
 from peft_arena.store.store import RunDirectory
+from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
 Evaluations = Mapping[str, EvaluationRecord]
@@ -142,7 +143,7 @@ class ScanReader:
                 record = self._try(who, where, partial(directory.evaluation, at, spec))
                 self._known[key] = None if isinstance(record, str) else record
                 if record is None:
-                    self._lacking.append(f"{where} on {spec.task.name} ({spec.split})")
+                    self._lacking.append(f"{where} on {display_name(spec.task)} ({spec.split})")
             record = self._known[key]
             if record is not None:
                 found[spec.id] = record
@@ -200,11 +201,9 @@ def common_items(specs: Sequence[EvalSpec], everything: Sequence[Evaluations]) -
     """Put the items of some evaluations together; no task at all where the target has no record."""
     records = {spec.id: [found[spec.id] for found in everything if spec.id in found] for spec in specs}
     if not records[specs[0].id]:
-        return Items((), {}, tuple(spec.task.name for spec in specs))
+        return Items((), {}, tuple(display_name(spec.task) for spec in specs))
     columns = {key: columns_of(found) for key, found in records.items() if found}
     tasks = tuple(
-        task_info(spec, str(found[0].card.get("name") or spec.task.name), found[0], columns[spec.id])
-        for spec in specs
-        if (found := records[spec.id])
+        task_info(spec, found[0].called, found[0], columns[spec.id]) for spec in specs if (found := records[spec.id])
     )
-    return Items(tasks, columns, tuple(spec.task.name for spec in specs if spec.id not in columns))
+    return Items(tasks, columns, tuple(display_name(spec.task) for spec in specs if spec.id not in columns))

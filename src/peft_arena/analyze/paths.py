@@ -26,6 +26,7 @@ from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import TUNED, ScanSpec
 from peft_arena.core.specs import EvalSpec, PathSpec
 from peft_arena.store.records import EvaluationRecord, PathRow
+from peft_arena.tasks.registry import display_name
 
 PRETRAINED = 0.0
 _SEED = 0
@@ -113,7 +114,7 @@ def choose(
 
 
 def _named(specs: Iterable[EvalSpec]) -> str:
-    return ", ".join(f"{spec.task.name} ({spec.split}, {spec.id})" for spec in specs) or "nothing"
+    return ", ".join(f"{display_name(spec.task)} ({spec.split}, {spec.id})" for spec in specs) or "nothing"
 
 
 def _out_of_question(ends: Ends, factor: float) -> str:
@@ -159,7 +160,7 @@ class _Seen:
         for place, asked in enumerate(spec.choose_on):
             records = [tuned[place], *(points[factor][place] for factor in self.factors)]
             columns = columns_of(records)
-            self.tasks.append(task_info(asked, asked.task.name, tuned[place], columns))
+            self.tasks.append(task_info(asked, tuned[place].called, tuned[place], columns))
             self.tuned.append(scores_of([(_SEED, tuned[place])], columns))
             for factor in self.factors:
                 self.points[factor].append(scores_of([(_SEED, points[factor][place])], columns))

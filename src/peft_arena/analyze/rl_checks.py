@@ -97,7 +97,8 @@ def _not_held_out(run: RLRun) -> str:
     error = _reward_error(entries, run.spec.group_size, task=task)
     if ends[1] - ends[0] <= ERRORS * error or held[1] >= min(held[0], CEILING):
         return ""
-    items = run.spec.validation_items
+    used = run.training.validation_items
+    items = run.spec.validation_items if used is None else used
     return (
         f"{'task reward' if task else 'reward'} {ends[0]:.3g} → {ends[1]:.3g}, standard error of the rise {error:.2g}; "
         f"validation reward {held[0]:.3g} → {held[1]:.3g} on {items} items"

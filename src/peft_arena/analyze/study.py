@@ -26,6 +26,7 @@ from peft_arena.analyze.estimate import LEVEL
 from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
 from peft_arena.analyze.family import Family, Judgement
 from peft_arena.analyze.geometry import TargetGeometry, read_geometry
+from peft_arena.analyze.limits import NOT_RECORDED, Limits, read_limits
 from peft_arena.analyze.over_targets import OverTargets, TargetEffects, over_targets
 from peft_arena.analyze.pareto import ParetoStatus, pareto
 from peft_arena.analyze.passk import TargetPassK, read_passk
@@ -75,6 +76,8 @@ class TargetResult:
     """None where the study samples no answers, or none are there yet."""
     pscp: TargetPscp | None = None
     """None where the study does not ask for it, or nothing is evaluated yet."""
+    limits: Limits = NOT_RECORDED
+    """How many answers met the limit of new tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,6 +187,7 @@ class _Target:
             rl=read_rl(self.arms, objective_pairs(self.arms, self.comparisons)),
             passk=self.passk,
             pscp=self.pscp,
+            limits=read_limits(self.evidence.base, [arm.evidence for arm in self.arms]),
         )
 
 
@@ -221,6 +225,7 @@ def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
         "seeds_planned": len(arm.evidence.runs),
         "seeds_trained": len(arm.evidence.trained_seeds),
         "gain": _effect_summary(arm.gain),
+        "at_limit": _limit_summary(target, arm.label),
         "gain_judged": target.against_base[arm.label].gain.summary(),
         "retention_mean": estimate_summary(arm.mean),
         "retention_judged": target.against_base[arm.label].retention.summary(),
@@ -232,6 +237,12 @@ def _arm_summary(target: TargetResult, arm: ArmEffects) -> dict[str, Any]:
         "along": [_along_summary(point) for point in target.along.get(arm.label, ())],
         "costs": {name: asdict(cost) for name, cost in target.costs[arm.label].items()},
     }
+
+
+def _limit_summary(target: TargetResult, label: str) -> dict[str, Any]:
+    """Return how many answers on the target met the limit; None: not recorded, or nothing is written."""
+    found = {"base": target.limits.base.get(target.spec.id), "tuned": target.limits.of(label, target.spec.id)}
+    return {side: None if one is None else one.summary() for side, one in found.items()}
 
 
 def _along_summary(point: TrainingPoint) -> dict[str, Any]:

@@ -10,7 +10,20 @@ class UserError(Exception):
     """A wrong request: shown as one line, without a traceback, and ends the command with exit code 2."""
 
 
-def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> UserError:
+class UnknownNameError(UserError):
+    """A name that is not in a closed set; ``kind`` says of what, for example ``method`` or ``split``."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        """Keep what kind of name it is beside the message."""
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[UnknownNameError], tuple[str, str]]:
+        """Pass the error between processes whole."""
+        return type(self), (str(self), self.kind)
+
+
+def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> UnknownNameError:
     """Build the error for a name that is not in a closed set, with the nearest known name.
 
     Args:
@@ -25,7 +38,7 @@ def unknown(kind: str, given: str, allowed: Iterable[str], where: str = "") -> U
     near.sort(key=lambda name: sorted(name) != sorted(given))  # swapped letters are the likeliest mistake
     hint = f" Did you mean '{near[0]}'?" if near else ""
     known = ", ".join(names) if names else "none"
-    return UserError(f"unknown {kind} '{given}'{place}.{hint} Known: {known}")
+    return UnknownNameError(f"unknown {kind} '{given}'{place}.{hint} Known: {known}", kind)
 
 
 def first_line(error: BaseException) -> str:

@@ -8,6 +8,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, model_validator
 
 Better = Literal["higher", "lower", "neither"]
+FEWEST_UNITS = 6
+"""Units (items, or groups of items that belong together) below which an estimate has no interval."""
 POINTS = "points"
 """Unit of differences of fractions: one point is 0.01."""
 

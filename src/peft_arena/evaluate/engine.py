@@ -44,6 +44,9 @@ class Engine(Protocol):
     rejected: dict[Key, str]
     """Documents the engine did not answer, with the reason; their responses mean nothing."""
 
+    met_limit: Counter[Key]
+    """How many answers to each document went on until the limit of new tokens; of documents that were rejected none."""
+
     def text_tokens(self, text: str) -> int:
         """Return how many tokens of a text are predicted when its likelihood is asked for."""
         ...
@@ -88,6 +91,7 @@ class ModelEngine(TemplateLM):
         self.dtype = loaded.spec.dtype
         self.source = loaded.source
         self.rejected: dict[Key, str] = {}
+        self.met_limit: Counter[Key] = Counter()
         self._device = device_of(model)
 
     def describe(self) -> dict[str, Any]:
@@ -211,6 +215,8 @@ class ModelEngine(TemplateLM):
                 texts[place] = result.text
                 if not result.finite:
                     self.rejected.setdefault(_key(requests[place]), "the model's logits are not finite")
+                elif not result.ended:
+                    self.met_limit[_key(requests[place])] += 1
         return texts
 
     def _likelihoods(self, pairs: Sequence[Pair | None]) -> list[Likelihood]:

@@ -22,7 +22,7 @@ from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec
 from peft_arena.evaluate.metrics import weighted_mean
 from peft_arena.evaluate.session import session
-from peft_arena.store.records import ItemRecord
+from peft_arena.store.records import ItemRecord, Written
 from peft_arena.tasks.base import FRACTION, Kind, Metric, Role, TaskCard
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, check_foreign, packaged_file
 
@@ -56,7 +56,7 @@ class Chosen(NamedTuple):
 
 def evaluate_harness(
     loaded: Loaded, model: nn.Module | LM, spec: EvalSpec, batch_size: int | None, progress: bool
-) -> tuple[dict[str, Any], tuple[Measure, ...], tuple[ItemRecord, ...], dict[str, Any]]:
+) -> tuple[dict[str, Any], tuple[Measure, ...], tuple[ItemRecord, ...], dict[str, Any], Written | None]:
     """Run one task of lm-eval.
 
     Args:
@@ -67,7 +67,7 @@ def evaluate_harness(
         progress: show progress bars.
 
     Returns:
-        The card, the measures, the items, and the engine's description.
+        The card, the measures, the items, the engine's description, and how answers ended where some were written.
 
     Raises:
         UserError: the name is unknown or a group, a setting does not fit the task, or its data cannot be loaded.
@@ -95,11 +95,16 @@ def evaluate_harness(
             described = engine.describe() | {"num_fewshot": int(task.get_config("num_fewshot") or 0)}
             samples = [sample for sample in results["samples"][name] if sample["filter"] == chosen.filter]
             reasons = {number: why for (owner, number), why in engine.rejected.items() if owner == name}
+            met = sum(count for (owner, number), count in engine.met_limit.items() if number not in reasons)
     card = _card(task, name, chosen, settings)
     items = tuple(_item(sample, chosen, reasons.get(sample["doc_id"])) for sample in samples)
     answered = [sample for sample in samples if sample["doc_id"] not in reasons]
     numbers = tuple(_measure(task, metric, chosen, items, answered) for metric in card.metrics)
-    return card.model_dump(mode="json"), numbers, items, described
+    written = None
+    if task.OUTPUT_TYPE == "generate_until":
+        answers = sum(len(given) for sample in answered for given in sample["resps"])
+        written = Written(answers=answers, met_limit=met, limit=settings.max_new_tokens)
+    return card.model_dump(mode="json"), numbers, items, described, written
 
 
 def find(name: str, settings: ForeignSettings) -> tuple[TaskManager, str]:

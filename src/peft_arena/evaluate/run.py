@@ -9,7 +9,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import OWN, PathSpec
 from peft_arena.evaluate.metrics import measures, sampling_refusal
-from peft_arena.store.records import EvaluationRecord, ItemRecord
+from peft_arena.store.records import EvaluationRecord, ItemRecord, Written
 from peft_arena.tasks.base import Item, Kind, Score, Task
 from peft_arena.tasks.foreign import is_foreign
 from peft_arena.tasks.registry import check_version, make_task
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from peft_arena.core.specs import EvalSpec
+    from peft_arena.evaluate.adapter import Question
     from peft_arena.evaluate.engine import Engine
     from peft_arena.models.load import Loaded
 
@@ -38,6 +39,7 @@ class Outcome(NamedTuple):
     metrics: tuple[Any, ...]
     items: tuple[ItemRecord, ...]
     engine: dict[str, Any]
+    written: Written | None = None
 
 
 def evaluate(
@@ -194,9 +196,23 @@ def _evaluate_ours(
             metrics = (*task.card.metrics, *(passk_metrics(spec.sampling) if spec.sampling else ()))
             numbers = measures(metrics, records, how)
             outcomes[spec.id] = Outcome(
-                task.card_as_loaded().model_dump(mode="json"), numbers, tuple(records), engine.describe()
+                task.card_as_loaded().model_dump(mode="json"),
+                numbers,
+                tuple(records),
+                engine.describe(),
+                _written(engine, spec, task, adapters[spec.id].questions if spec.id in adapters else ()),
             )
     return outcomes
+
+
+def _written(engine: Engine, spec: EvalSpec, task: Task, questions: Sequence[Question]) -> Written | None:
+    """Count the answers that met the limit of new tokens; None where nothing was written."""
+    if task.card.kind is not Kind.GENERATE:
+        return None
+    asked = [key for number in range(len(questions)) if (key := (spec.id, number)) not in engine.rejected]
+    samples = 1 if spec.sampling is None else spec.sampling.samples
+    met = sum(engine.met_limit[key] for key in asked)
+    return Written(answers=len(asked) * samples, met_limit=met, limit=task.generation.max_new_tokens)
 
 
 def _how(spec: EvalSpec, kind: Kind) -> str:

@@ -1,19 +1,20 @@
 """What the runs of a study will cost, before any of them is started: for its plan.
 
-The formulas are those of :mod:`peft_arena.cost.estimate`; here are the numbers that go into them, from the study file.
-What is not known is left out and said, never guessed.
+The formulas are those of :mod:`peft_arena.cost.estimate`; here are the numbers that go into them: what the study says,
+else what the data says where it is at hand (:mod:`peft_arena.execute.known`). What is not known is left out and said,
+never guessed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import EvalSpec, RLSpec, RunSpec, TrainSpec
+from peft_arena.core.specs import EvalSpec, RLSpec, RunSpec, TaskSpec, TrainSpec
 from peft_arena.cost.counts import trained_parameters
 from peft_arena.cost.estimate import (
     LAYER_SECONDS,
@@ -29,13 +30,15 @@ from peft_arena.cost.estimate import (
     training_memory,
 )
 from peft_arena.execute.assumptions import Assumptions, TaskSizes
+from peft_arena.execute.known import Note, known_items, made_task, planned
+from peft_arena.execute.labels import stated_sizes, task_labels
+from peft_arena.execute.lengths import Lengths, context_at_hand, evaluation_lengths, training_lengths
 from peft_arena.execute.study import Arm, Study
 from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import Architecture, architecture_of, config_at_hand
-from peft_arena.tasks.base import Kind, Task
+from peft_arena.tasks.base import Kind
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import task_of
 
 PROMPT_TOKENS = 512.0
 """Tokens of a prompt where the study does not say."""
@@ -61,14 +64,6 @@ class Spending(NamedTuple):
     def times(self, count: float) -> Spending:
         """Return so many times this."""
         return Spending(self.flops * count, self.seconds * count)
-
-
-class Note(NamedTuple):
-    """What an estimate assumes or leaves out."""
-
-    about: str
-    """A task or an arm."""
-    text: str
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,6 @@ class _Estimator:
     config: Mapping[str, Any]
     shapes: Architecture
     gpu: Gpu
-    tasks: dict[str, Task] = field(default_factory=dict)
 
     @property
     def assumed(self) -> Assumptions:
@@ -193,7 +187,7 @@ class _Estimator:
         return ArmEstimate("base", "", "", 0, known, None, spent, notes=tuple(notes))
 
     def arm(self, arm: Arm) -> ArmEstimate:
-        run, target, name = arm.runs[0], arm.target.task.id, arm.target.task.name
+        run, target, name = arm.runs[0], arm.target.task.id, self.labels[arm.target.task.id]
         count = trained_parameters(run.model, self.config, run.method)
         if count.trained is None or run.train is None:
             return ArmEstimate(arm.label, target, name, notes=(Note(arm.label, f"not estimated: {count.why}"),))
@@ -204,9 +198,9 @@ class _Estimator:
         subject = self._subject(count.trained, virtual)
         notes: list[Note] = []
         if isinstance(run.train, RLSpec):
-            updates, rollouts = self._reinforced(run.train, subject, notes)
+            updates, rollouts = self._reinforced(run, run.train, subject, notes)
         else:
-            updates, rollouts = self._supervised(run.train, subject, notes), None
+            updates, rollouts = self._supervised(run, run.train, subject, notes), None
         memory, generating = self._memory(run.train, subject)
         evaluation = self._evaluations(run, subject, notes)
         if max(memory.total, generating) > self.gpu.memory:
@@ -218,8 +212,26 @@ class _Estimator:
     def _subject(self, trained: int, virtual: int = 0) -> Subject:
         return Subject(shapes=self.shapes, trained=trained, virtual=virtual, dtype=self.study.base.model.dtype)
 
-    def _sizes(self, name: str) -> TaskSizes:
-        return self.assumed.tasks.get(name, TaskSizes())
+    def _sizes(self, task: TaskSpec) -> TaskSizes:
+        return stated_sizes(self.study, task)
+
+    def _name(self, task: TaskSpec) -> str:
+        return self.labels[task.id]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """What each task is called, by its id."""
+        return task_labels(self.study)
+
+    def _training_lengths(self, run: RunSpec, train: TrainSpec | RLSpec, notes: list[Note]) -> Lengths | None:
+        """Return the lengths of what a run is trained on, where it is a file of the user's, and say so."""
+        found = training_lengths(run.model, train, context_at_hand(run.model, run.method))
+        if found is not None:
+            text = f"training: {found.prompt:.0f} tokens of a prompt, {found.answer:.0f} of an answer, at most "
+            text += f"{found.longest} together, {found.how}"
+            text += f"; {found.dropped} of them too long and left out" if found.dropped else ""
+            notes.append(Note(self._name(train.task), text))
+        return found
 
     @cached_property
     def _rate(self) -> float:
@@ -229,9 +241,9 @@ class _Estimator:
     def _computed(self, flops: float) -> Spending:
         return Spending(flops, flops / self._rate)
 
-    def _supervised(self, train: TrainSpec, subject: Subject, notes: list[Note]) -> Spending | None:
-        sizes, schedule = self._sizes(train.task.name), train.schedule
-        length = self._example_tokens(train, sizes, notes)
+    def _supervised(self, run: RunSpec, train: TrainSpec, subject: Subject, notes: list[Note]) -> Spending | None:
+        sizes, schedule = self._sizes(train.task), train.schedule
+        length = self._example_tokens(run, train, sizes, notes)
         if schedule.tokens is not None:
             examples: float = schedule.tokens / length
         elif schedule.steps is not None:
@@ -245,13 +257,16 @@ class _Estimator:
         steps = math.ceil(examples / train.batch_size)
         return self._computed(one).times(examples) + Spending(0.0, steps * optimizer_seconds(subject, self.gpu))
 
-    def _example_tokens(self, train: TrainSpec, sizes: TaskSizes, notes: list[Note]) -> float:
+    def _example_tokens(self, run: RunSpec, train: TrainSpec, sizes: TaskSizes, notes: list[Note]) -> float:
         if sizes.example_tokens is not None:
             return min(sizes.example_tokens, self._longest(train))
+        found = self._training_lengths(run, train, notes)
+        if found is not None:
+            return min(found.example, self._longest(train))
         text = (
             "training examples are taken to have max_length tokens, an upper bound (estimate.tasks.NAME.example_tokens)"
         )
-        notes.append(Note(train.task.name, text))
+        notes.append(Note(self._name(train.task), text))
         return self._longest(train)
 
     def _longest(self, train: TrainSpec | RLSpec) -> int:
@@ -259,17 +274,19 @@ class _Estimator:
         return min(train.max_length, int(self.config.get("max_position_embeddings") or train.max_length))
 
     def _available(self, train: TrainSpec | RLSpec, sizes: TaskSizes, notes: list[Note]) -> int | None:
-        found = [count for count in (train.examples, sizes.train_items) if count is not None]
+        items = known_items(train.task, "train") if sizes.train_items is None else None
+        there = sizes.train_items if items is None else len(items)
+        found = [count for count in (train.examples, there) if count is not None]
         if not found:
             text = "training is not estimated, its number of items is not known (estimate.tasks.NAME.train_items)"
-            notes.append(Note(train.task.name, text))
+            notes.append(Note(self._name(train.task), text))
         return min(found, default=None)
 
     def _reinforced(
-        self, train: RLSpec, subject: Subject, notes: list[Note]
+        self, run: RunSpec, train: RLSpec, subject: Subject, notes: list[Note]
     ) -> tuple[Spending | None, Spending | None]:
         """Return what updates and rollouts cost."""
-        sizes, schedule = self._sizes(train.task.name), train.schedule
+        sizes, schedule = self._sizes(train.task), train.schedule
         if schedule.steps is not None:
             rollouts = math.ceil(schedule.steps / train.steps_per_rollout)
             steps: float = schedule.steps
@@ -280,7 +297,7 @@ class _Estimator:
             prompts = train.rollout_size // train.group_size
             rollouts = max(math.ceil(float(schedule.epochs or 0) * available / prompts), 1)
             steps = rollouts * train.steps_per_rollout
-        prompt, answer = self._lengths(train, notes)
+        prompt, answer = self._lengths(run, train, sizes, notes)
         forward = sequence_flops(subject, prompt + answer)
         update = training_flops(subject, prompt + answer, self.study.file.execution.recompute_activations)
         scored = (train.steps_per_rollout > 1) + (train.kl > 0)
@@ -295,15 +312,16 @@ class _Estimator:
         written = Spending((forward - sequence_flops(subject, prompt)) * rollouts * train.rollout_size)
         return updates, reading + written + Spending(0.0, batches * seconds)
 
-    def _lengths(self, train: RLSpec, notes: list[Note]) -> tuple[float, float]:
+    def _lengths(self, run: RunSpec, train: RLSpec, sizes: TaskSizes, notes: list[Note]) -> tuple[float, float]:
         """Return tokens of a prompt and of a completion."""
-        sizes = self._sizes(train.task.name)
-        limit = train.max_new_tokens or task_of(train.task).generation.max_new_tokens
+        limit = train.max_new_tokens or made_task(train.task).generation.max_new_tokens
         if sizes.answer_tokens is None:
             text = "completions are taken to be as long as they may, an upper bound (estimate.tasks.NAME.answer_tokens)"
-            notes.append(Note(train.task.name, text))
+            notes.append(Note(self._name(train.task), text))
         answer = min(sizes.answer_tokens or limit, limit)
-        return min(sizes.prompt_tokens or PROMPT_TOKENS, max(self._longest(train) - answer, 1)), answer
+        found = None if sizes.prompt_tokens else self._training_lengths(run, train, notes)
+        prompt = sizes.prompt_tokens or (PROMPT_TOKENS if found is None else found.prompt)
+        return min(prompt, max(self._longest(train) - answer, 1)), answer
 
     def _decoding(self, subject: Subject, rows: int, prompt: float, answer: float, layer_seconds: float) -> float:
         return decoding_seconds(
@@ -342,25 +360,42 @@ class _Estimator:
         return total
 
     def _evaluation(self, spec: EvalSpec, subject: Subject, notes: list[Note]) -> Spending:
-        name = spec.task.name
-        sizes = self._sizes(name)
-        items = spec.items if sizes.items is None else min(sizes.items, spec.items or sizes.items)
-        if items is None or is_foreign(name):
-            why = "it is lm-eval's" if is_foreign(name) else "items are not known (estimate.tasks.NAME.items)"
+        name, sizes = self._name(spec.task), self._sizes(spec.task)
+        there = planned(spec) if sizes.items is None else None
+        items = spec.items if there is None else there.items
+        items = items if sizes.items is None else min(sizes.items, spec.items or sizes.items)
+        if items is None or is_foreign(spec.task.name):
+            lm_eval = is_foreign(spec.task.name)
+            why = "it is lm-eval's" if lm_eval else "items are not known (estimate.tasks.NAME.items)"
             notes.append(Note(name, f"evaluation is not estimated: {why}"))
             return Spending()
-        if spec.id not in self.tasks:
-            self.tasks[spec.id] = task_of(spec.task)
-        task = self.tasks[spec.id]
-        prompt = sizes.prompt_tokens or PROMPT_TOKENS
+        task = made_task(spec.task)
+        found = evaluation_lengths(self.study.base.model, spec, context_at_hand(self.study.base.model))
+        prompt = sizes.prompt_tokens or (PROMPT_TOKENS if found is None else found.prompt)
         if task.card.kind != Kind.GENERATE:
             choices = CHOICES if task.card.kind == Kind.CHOICE else 1
             return self._computed(sequence_flops(subject, prompt)).times(items * choices)
         limit = task.generation.max_new_tokens
-        answer = min(sizes.answer_tokens or limit, limit)
+        if found is not None:
+            notes += _of_answers(name, found, limit, stated=sizes.answer_tokens is not None)
+        answer = min(sizes.answer_tokens or (limit if found is None else found.answer), limit)
         answers = items * (1 if spec.sampling is None else spec.sampling.samples)
         rows = min(self._rows, answers)
         decoding = self._decoding(subject, rows, prompt, answer, LAYER_SECONDS)
         written = sequence_flops(subject, prompt + answer) - sequence_flops(subject, prompt)
         spent = self._computed(sequence_flops(subject, prompt)).times(answers)
         return spent + Spending(written * answers, math.ceil(answers / rows) * decoding)
+
+
+def _of_answers(name: str, found: Lengths, limit: int, *, stated: bool) -> list[Note]:
+    """Say what an evaluation of the user's data is taken to be."""
+    text = f"evaluation: {found.prompt:.0f} tokens of a prompt"
+    if not stated:
+        text += f"; answers are taken to be as long as the gold ones, {found.answer:.0f} tokens, and may have {limit}"
+    notes = [Note(name, f"{text}, {found.how}")]
+    if found.cut:
+        notes.append(Note(name, f"{found.cut} of these gold answers are longer than the {limit} tokens of an answer"))
+    if found.dropped:
+        text = f"prompt and longest answer of {found.dropped} items do not fit the model's context: they get no score"
+        notes.append(Note(name, text))
+    return notes

@@ -1,49 +1,132 @@
-"""Whether the tasks of a study have the items it asks for."""
+"""Whether the tasks of a study have the items it asks for, and what defaults take where there are fewer.
+
+A number that the study states is met or refused. A default takes what there is, and what it took is said.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import TaskSpec
-from peft_arena.execute.study import Study
+from peft_arena.core.geometry import PromptedSpec
+from peft_arena.core.specs import RLSpec, TaskSpec, TrainSpec
+from peft_arena.execute.known import Note, made_task
+from peft_arena.execute.study import Arm, Study
 from peft_arena.methods.registry import method_of
-from peft_arena.tasks.base import Task
+from peft_arena.tasks.base import Item, Split, split_items
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import task_of
+from peft_arena.tasks.registry import display_name
+from peft_arena.train.plan import examples_wanted
+from peft_arena.train.prompts import prompt_room
+
+HELD_OUT, CALIBRATION = "validation_items", "calibration_examples"
 
 
-def check_items(study: Study) -> None:
-    """Check that every task has the items that the study and its methods ask for; reads or makes them for all tasks.
+def check_items(study: Study, *, at_hand_only: bool = False) -> list[Note]:
+    """Check that every task has the items that the study and its methods ask for; reads or makes them.
+
+    Args:
+        study: read and expanded.
+        at_hand_only: leave out tasks whose items are not at hand, so that nothing is fetched.
+
+    Returns:
+        What a default takes less of, each once.
 
     Raises:
-        UserError: a task has fewer items, or lacks a split.
+        UserError: a task has fewer items than the study states, lacks a split that is needed, or leaves nothing to
+            train on.
     """
-    wanted: dict[tuple[str, str], list[tuple[str, int, TaskSpec]]] = {}
+    check = _Check(study, at_hand_only)
     for evaluation in (*study.targets, *study.retention):
-        if not is_foreign(evaluation.task.name):
-            entry = ("items", evaluation.items or 1, evaluation.task)
-            wanted.setdefault((evaluation.task.id, evaluation.split), []).append(entry)
+        check.at_least("items", evaluation.items or 1, evaluation.task, evaluation.split)
     for arm in study.arms:
-        train = arm.runs[0].train
-        if train is not None and not arm.refused:
-            wanted.setdefault((train.task.id, "train"), []).append(("train.examples", train.examples or 1, train.task))
-            if train.validation_items:
-                entry = ("train.validation_items", train.validation_items, train.task)
-                wanted.setdefault((train.task.id, "validation"), []).append(entry)
-            needed = method_of(arm.runs[0].method).calibration_examples
-            if train.examples is not None and needed > train.examples:
-                raise UserError(f"calibration_examples of {arm.label} is {needed}, and train.examples {train.examples}")
-            entry = (f"calibration_examples of {arm.label}", needed, train.task)
-            wanted[train.task.id, "train"].append(entry)
-    tasks: dict[str, Task] = {}
-    for (task_id, split), entries in wanted.items():
-        task = tasks.setdefault(task_id, task_of(entries[0][2]))
-        try:
-            found = len(task.items(split))  # type: ignore[arg-type]
-        except UserError as error:
-            if split != "validation":
-                raise
-            cure = "give the task one, or set train.validation_items to 0"
-            raise UserError(f"{error}; the held-out loss or reward needs a validation split: {cure}") from None
-        for key, count, spec in entries:
-            if count > found:
-                raise UserError(f"{key} is {count}, and task {spec.name} has {found} items in its {split} split")
+        if not arm.refused:
+            check.arm(arm)
+    return list(dict.fromkeys(check.notes))
+
+
+class _Check:
+    """The checks of one study; items are read once for all of them."""
+
+    def __init__(self, study: Study, at_hand_only: bool) -> None:
+        self.study = study
+        self.at_hand_only = at_hand_only
+        self.notes: list[Note] = []
+        self.stated: Mapping[str, Mapping[str, object]] = {
+            entry.label or entry.method: entry.config for entry in study.file.arms
+        }
+        """Label of an arm to the settings of its method that the study states."""
+
+    def items(self, spec: TaskSpec, split: Split) -> Sequence[Item] | None:
+        """Return the items of a split; None where they are not to be looked at."""
+        if is_foreign(spec.name):
+            return None
+        task = made_task(spec)
+        return task.items(split) if task.at_hand or not self.at_hand_only else None
+
+    def at_least(self, key: str, count: int, spec: TaskSpec, split: Split) -> None:
+        """Refuse a split with fewer items than the study states."""
+        items = self.items(spec, split)
+        if items is not None and count > len(items):
+            raise UserError(_too_few(key, count, spec, len(items), split))
+
+    def arm(self, arm: Arm) -> None:
+        """Check what an arm is trained on, shown and measured on."""
+        run = arm.runs[0]
+        train = run.train
+        assert train is not None, "an arm is trained"
+        if isinstance(train, RLSpec):
+            prompt_room(train, made_task(train.task), train.max_length)
+        items = self.items(train.task, "train")
+        if items is not None:
+            self.at_least("train.examples", train.examples or 1, train.task, "train")
+            available = min(train.examples or len(items), len(items))
+            if isinstance(train, TrainSpec):
+                examples_wanted(available, train)
+            self.calibration(arm, train.task, available)
+            self.held_out(train)
+        for part in self.study.geometry(run):
+            for source in (*part.general, *part.target) if isinstance(part, PromptedSpec) else ():
+                if source.task is not None:
+                    self.at_least("prompts of the geometry", 1, source.task, source.split)
+
+    def calibration(self, arm: Arm, task: TaskSpec, available: int) -> None:
+        """Refuse more calibration examples than there are, or note that a default takes what there is."""
+        wanted = method_of(arm.runs[0].method).calibration_examples
+        if wanted <= available:
+            return
+        stated = getattr(arm.runs[0].train, "examples", None)
+        if CALIBRATION not in self.stated[arm.label]:
+            examples = f"{available} training example{'' if available == 1 else 's'}"
+            text = f"its start is chosen by {examples}, all there are, not {wanted} ({CALIBRATION})"
+            self.notes.append(Note(arm.label, text))
+        elif stated is not None:
+            raise UserError(f"{CALIBRATION} of {arm.label} is {wanted}, and train.examples {stated}")
+        else:
+            raise UserError(_too_few(f"{CALIBRATION} of {arm.label}", wanted, task, available, "train"))
+
+    def held_out(self, train: TrainSpec | RLSpec) -> None:
+        """Refuse more validation items than there are, or note that a default takes what there is."""
+        wanted, what = train.validation_items, "reward" if isinstance(train, RLSpec) else "loss"
+        if not wanted:
+            return
+        found = split_items(made_task(train.task), "validation")
+        there = len(found or ())
+        if there >= wanted:
+            return
+        key, name = f"train.{HELD_OUT}", display_name(train.task)
+        if HELD_OUT in train.model_fields_set:
+            if found is not None:
+                raise UserError(_too_few(key, wanted, train.task, there, "validation"))
+            raise UserError(
+                f"{key} is {wanted}, and task {name} has no validation split: give it one, or leave {key} out"
+            )
+        count = f"{there} validation item{'' if there == 1 else 's'}"
+        text = f"the held-out {what} is over {count}, all there are, not {wanted} ({key})"
+        if not there:
+            text = f"there is no held-out {what}: the task has no validation {'items' if found == () else 'split'}"
+        self.notes.append(Note(name, text))
+
+
+def _too_few(key: str, count: int, spec: TaskSpec, found: int, split: str) -> str:
+    return f"{key} is {count}, and task {display_name(spec)} has {found} items in its {split} split"

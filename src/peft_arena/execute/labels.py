@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from peft_arena.core.specs import TaskSpec
+from peft_arena.execute.assumptions import TaskSizes
+from peft_arena.tasks.registry import display_name
+
 if TYPE_CHECKING:
-    from peft_arena.execute.study import Arm
+    from peft_arena.execute.study import Arm, Study
+
+
+def task_labels(study: Study) -> dict[str, str]:
+    """Return what a reader calls each task of a study, by the task's id: its name, or more where two share one.
+
+    As in reports, a few digits of the evaluation's id are added then.
+    """
+    evaluations = {spec.task.id: spec for spec in (*study.targets, *study.retention)}
+    names = {key: display_name(spec.task) for key, spec in evaluations.items()}
+    counts = Counter(names.values())
+    return {key: name if counts[name] == 1 else f"{name} ({evaluations[key].id[:4]})" for key, name in names.items()}
+
+
+def stated_sizes(study: Study, task: TaskSpec) -> TaskSizes:
+    """Return what a study says of the sizes of a task, by what it is called or by its registered name."""
+    stated = study.file.execution.estimate.tasks
+    return stated.get(display_name(task)) or stated.get(task.name) or TaskSizes()
 
 
 def shown_labels(arms: Sequence[Arm]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Annotated
 
 from pydantic import Field, field_validator, model_validator
@@ -13,11 +12,12 @@ from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
 from peft_arena.core.specs import EvalSpec, Name, PathSpec, Spec, Table, TaskSpec, Way
+from peft_arena.execute.known import made_task
 from peft_arena.methods.base import MethodCard
 from peft_arena.paths.fit import path_refusal
 from peft_arena.paths.rules import rule_spec
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import difference_unit, task_of
+from peft_arena.tasks.registry import difference_unit
 
 GRID = "0.1:1.0:0.1"
 ITEMS = 100
@@ -163,9 +163,4 @@ def validation_items(task: TaskSpec) -> int:
     Raises:
         UserError: a task of ours has none, or its data cannot be found.
     """
-    return 0 if is_foreign(task.name) else _counted(task.canonical())
-
-
-@cache
-def _counted(task: str) -> int:
-    return len(task_of(TaskSpec.model_validate_json(task)).items("validation"))
+    return 0 if is_foreign(task.name) else len(made_task(task).items("validation"))

@@ -13,6 +13,7 @@ from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
 from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import display_name
 from peft_arena.weights.start import init_of
 
 State = Literal["done", "missing", "failed", "running", "refused"]
@@ -54,7 +55,7 @@ def evaluation_name(spec: EvalSpec, step: int | None) -> str:
     """Return how a plan and the event log call an evaluation; the step is None while it is not known."""
     at = "" if step is None else f" at step {step}"
     how = "" if spec.sampling is None else f" ({spec.sampling.samples} samples)"
-    return f"evaluate {spec.task.name}{how} {spec.id}{at}"
+    return f"evaluate {display_name(spec.task)}{how} {spec.id}{at}"
 
 
 def geometry_name(spec: GeometrySpec) -> str:

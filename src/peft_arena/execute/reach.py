@@ -13,8 +13,10 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from peft_arena.core.measure import POINTS
+from peft_arena.core.measure import FEWEST_UNITS, POINTS
 from peft_arena.core.specs import EvalSpec
+from peft_arena.execute.known import Planned, planned
+from peft_arena.execute.labels import stated_sizes, task_labels
 from peft_arena.execute.study import Study
 from peft_arena.tasks.registry import difference_unit
 
@@ -36,11 +38,13 @@ class Reach(NamedTuple):
     """Planned, on all its tasks."""
     needed: tuple[int, int]
     """Items that the margin takes, with few and with many answers that differ, in the same proportions."""
+    no_interval: str = ""
+    """Why there will be no interval at all, and so no word; empty if there will be one."""
 
     @property
     def is_short(self) -> bool:
         """Whether the items cannot show the margin even where few answers differ."""
-        return self.reach > self.margin
+        return self.reach > self.margin or bool(self.no_interval)
 
     def summary(self) -> dict[str, Any]:
         """Return JSON values."""
@@ -49,6 +53,11 @@ class Reach(NamedTuple):
     def __str__(self) -> str:
         """Say what is planned, what is needed, and what the items reach."""
         low, high = self.needed
+        if self.no_interval:
+            return (
+                f"too few items to say anything {self.what}: {self.no_interval}; the margin of {self.margin:g} points "
+                f"takes {low:,} to {high:,} at least"
+            )
         return (
             f"few items for the margin of {self.margin:g} points {self.what}: {self.items:,} planned, {low:,} to "
             f"{high:,} needed at least, where {FEWEST_DIFFER:.0%} to {MOST_DIFFER:.0%} of answers differ; “no worse” "
@@ -65,33 +74,51 @@ def reaches(study: Study) -> list[Reach]:
     margin, declared = study.margin, study.file.seed_sd
     spreads = (0.0, 0.0) if declared is None else (declared.target, declared.retention)
     on_target, in_retention = (spread / math.sqrt(len(study.file.seeds)) for spread in spreads)
+    labels = task_labels(study)
     found = []
     for target in study.targets:
         allowed = margin.on_target(POINTS) if _is_fraction(target) else None
         if allowed is not None:
-            found += _reach(f"on {target.task.name}", allowed, [_count(study, target)], on_target)
-    averaged = [_count(study, spec) for spec in study.retention if _is_fraction(spec)]
+            found += _reach(study, f"on {labels[target.task.id]}", allowed, [target], on_target)
+    averaged = [spec for spec in study.retention if _is_fraction(spec)]
     what = f"of mean retention over {len(averaged)} task{'' if len(averaged) == 1 else 's'}"
-    return [*found, *_reach(what, margin.retention, averaged, in_retention)]
+    return [*found, *_reach(study, what, margin.retention, averaged, in_retention)]
 
 
 def _is_fraction(spec: EvalSpec) -> bool:
     return difference_unit(spec.task) == POINTS
 
 
-def _count(study: Study, spec: EvalSpec) -> int | None:
-    """Return how many items are planned; None where the study says no number."""
-    sizes = study.file.execution.estimate.tasks.get(spec.task.name)
-    known = [count for count in (spec.items, None if sizes is None else sizes.items) if count is not None]
-    return min(known, default=None)
+def _planned(study: Study, spec: EvalSpec) -> Planned | None:
+    """Return what is asked; where the data is not at hand what the study says; None where that is no number."""
+    found = planned(spec)
+    if found is not None:
+        return found
+    sizes = stated_sizes(study, spec.task)
+    known = [count for count in (spec.items, sizes.items) if count is not None]
+    return Planned(min(known), min(known), float(min(known))) if known else None
 
 
-def _reach(what: str, margin: float, counts: Sequence[int | None], spread: float) -> list[Reach]:
+def _reach(study: Study, what: str, margin: float, specs: Sequence[EvalSpec], spread: float) -> list[Reach]:
     """Return the reach of some tasks' items; ``spread``: error in points that trainings add, whatever the items."""
-    known = [count for count in counts if count is not None]
-    if not known or len(known) < len(counts):
+    found = [_planned(study, spec) for spec in specs]
+    known = [one for one in found if one is not None and one.items]
+    if not known or len(known) < len(found):
         return []
-    share = sum(1.0 / count for count in known) / len(known) ** 2
+    total = sum(one.items for one in known)
+    share = sum(1.0 / one.items for one in known) / len(known) ** 2
     reach = math.sqrt(FACTOR * (FEWEST_DIFFER * share * 100**2 + spread**2))
-    needed = [sum(known) * share * FACTOR * differ / (margin / 100) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
-    return [Reach(what, margin, reach, sum(known), (math.ceil(needed[0]), math.ceil(needed[1])))]
+    needed = [total * share * FACTOR * differ / (margin / 100) ** 2 for differ in (FEWEST_DIFFER, MOST_DIFFER)]
+    why = next((text for one in known if (text := _no_interval(one))), "")
+    return [Reach(what, margin, reach, total, (math.ceil(needed[0]), math.ceil(needed[1])), why)]
+
+
+def _no_interval(found: Planned) -> str:
+    """Say why some items cannot have an interval, by the rule of :mod:`peft_arena.analyze.estimate`."""
+    if found.alike > FEWEST_UNITS - 1e-6:
+        return ""
+    kind = "item" if found.units == found.items else "group"
+    text = f"{found.units} {kind}{'' if found.units == 1 else 's'}"
+    if found.units >= FEWEST_UNITS:
+        text += f" with the weight of {found.alike:.1f} equal ones"
+    return f"{text}, and an interval needs {FEWEST_UNITS}"

@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from peft_arena.core.errors import UserError
-from peft_arena.execute.items import check_items
+from peft_arena.execute.checks import check_arms, check_place, check_study
+from peft_arena.execute.known import Note
 from peft_arena.execute.plan import RunPlan, plan
 from peft_arena.execute.study import Study
 from peft_arena.execute.study_file import Execution
@@ -25,6 +25,8 @@ class StudyOutcome:
     """Runs that were worked on."""
     failed: dict[str, str]
     """Run id to reason."""
+    notes: tuple[Note, ...] = ()
+    """What defaults took less of than they say; empty where nothing was worked on."""
 
     @property
     def complete(self) -> bool:
@@ -70,13 +72,12 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
         quiet: show nothing while working.
 
     Raises:
-        UserError: every arm is refused, or a task has fewer items than the study asks for.
+        UserError: what :func:`peft_arena.execute.checks.check_study` refuses, or the directory cannot be written to.
     """
     from peft_arena.execute.board import Board
     from peft_arena.execute.local import run_orders
 
-    if all(arm.refused for arm in study.arms):
-        raise UserError(f"nothing can be run: {'; '.join(dict.fromkeys(arm.refused for arm in study.arms))}")
+    check_arms(study)
     store = Store(root)
     execution = study.file.execution
     if jobs is not None:
@@ -84,8 +85,9 @@ def run_study(study: Study, root: Path, jobs: int | None = None, quiet: bool = F
     orders = orders_for(study, store, execution)
     if not orders:
         return StudyOutcome(plan(study, store), 0, {})
-    check_items(study)
+    notes = check_study(study)
+    check_place(root)
     store.check_writable()
     with Board(len(orders), quiet=quiet) as board:
         outcome = run_orders(orders, execution.jobs, board)
-    return StudyOutcome(plan(study, store), len(orders), outcome.failed)
+    return StudyOutcome(plan(study, store), len(orders), outcome.failed, tuple(notes))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from peft_arena.analyze.limits import at_limit
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec
@@ -15,7 +16,11 @@ from peft_arena.execute.points import find_point
 from peft_arena.execute.run import StudyOutcome, run_study
 from peft_arena.execute.study import Study, study_from, task_spec
 from peft_arena.store.store import Store
+from peft_arena.tasks.base import Kind
 from peft_arena.tasks.groups import GROUPS, Member, group_mean
+
+if TYPE_CHECKING:
+    from peft_arena.analyze.study import TargetResult
 
 SECTIONS = ("config", "train", "task", "model", "seed")
 RUN = "train.init_from.run"
@@ -81,11 +86,20 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
                         "tuned": arm.gain.tuned,
                         "gain": gain.value,
                         "unit": gain.unit,
+                        **_at_limit(target, arm.label),
                         **{name: said[name] for name in ("low_corrected", "high_corrected", "verdict", "detectable")},
                         "about": said["about"],
                     }
                 )
     return rows
+
+
+def _at_limit(target: TargetResult, label: str) -> dict[str, str]:
+    """Return which shares of base and tuned answers met the limit of new tokens; empty where none is written."""
+    if target.task is None or target.task.card.get("kind") != Kind.GENERATE:
+        return {}
+    found = {"base": target.limits.base.get(target.spec.id), "tuned": target.limits.of(label, target.spec.id)}
+    return {f"{side} at limit": "not recorded" if one is None else one.text for side, one in found.items()}
 
 
 def evaluate_point(
@@ -126,10 +140,13 @@ def evaluate_point(
     from peft_arena.execute.work import evaluate_run
 
     records = evaluate_run(run, step, specs, batch_size)
-    rows = [(record.spec.task.name, measure) for record in records for measure in record.metrics]
+    rows = [(record.called, measure, at_limit([record])) for record in records for measure in record.metrics]
     headlines = [Member(record.spec.task.name, record.metrics[0]) for record in records]
-    rows += [(f"group {name}", group_mean(name, headlines)) for name in tasks if name in GROUPS]
-    return [{"task": name, **measure.model_dump(include=set(_SHOWN))} for name, measure in rows]
+    rows += [(f"group {name}", group_mean(name, headlines), None) for name in tasks if name in GROUPS]
+    return [
+        {"task": name, **measure.model_dump(include=set(_SHOWN)), "at limit": "" if limit is None else limit.text}
+        for name, measure, limit in rows
+    ]
 
 
 _SHOWN = ("metric", "value", "unit", "stderr", "n", "unscored")

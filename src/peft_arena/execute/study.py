@@ -37,7 +37,7 @@ from peft_arena.store.published import find_tables
 from peft_arena.tasks.base import Role
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
 from peft_arena.tasks.groups import group_members
-from peft_arena.tasks.registry import TASKS, difference_unit, make_task, task_of
+from peft_arena.tasks.registry import TASKS, difference_unit, display_name, make_task, task_of
 from peft_arena.weights.start import init_of, path_card
 
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
@@ -204,7 +204,7 @@ def study_from(
     for spec in (*targets, *retention):
         if asked.count(spec.task.id) > 1:
             raise UserError(
-                f"task '{spec.task.name}' is asked for twice, as target or retention (in {path or 'study'})"
+                f"task '{display_name(spec.task)}' is asked for twice, as target or retention (in {path or 'study'})"
             )
     geometry = None
     if file.geometry is not None:
@@ -304,7 +304,7 @@ class _Reader:
         judged = self.file.targets[index].judged_by == "samples"
         if why := sampling_refusal(task.card) or (task.samples_refused if judged else ""):
             where = self.locate(("targets", index, "sampling"))
-            raise UserError(f"sampling cannot be asked of target '{greedy.task.name}' (in {where}): {why}")
+            raise UserError(f"sampling cannot be asked of target '{display_name(greedy.task)}' (in {where}): {why}")
         return greedy.model_copy(update={"sampling": self.file.targets[index].sampling})
 
     def retention(self, index: int) -> list[EvalSpec]:

@@ -17,6 +17,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.models.load import PACKAGED
 from peft_arena.tasks.registry import task_of
 from peft_arena.tasks.rewards import refusal, reward_of, reward_spec
+from peft_arena.train.data import packing_refusal
 from peft_arena.train.prompts import answer_limit
 from peft_arena.train.schedule import save_steps
 from peft_arena.train.vllm import vllm_refusal
@@ -226,6 +227,9 @@ def documented_rate(method: Method, model: ModelSpec, objective: str = SFT) -> f
 def training_refusal(method: Method, settings: Settings) -> str:
     """Return why a method cannot be trained as asked, by its capabilities; empty if it can."""
     if settings.objective == SFT:
+        virtual = Capability.VIRTUAL_TOKENS in method.card.capabilities
+        if virtual and settings.table.get("packing") is True:
+            return packing_refusal(method.card.name)
         return ""
     if Capability.ONLINE_RL not in method.card.capabilities:
         return f"{method.card.name} cannot be trained by {settings.objective}: its card does not declare online_rl"

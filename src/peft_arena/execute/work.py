@@ -22,6 +22,7 @@ from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name, geom
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import display_name
 
 if TYPE_CHECKING:
     from peft_arena.execute.paths import EvaluateAt
@@ -178,7 +179,7 @@ class _Worker:
                 for spec in (one for one in self.order.evaluations if last or one.sampling is None):
                     try:
                         if self._evaluate(point, spec):
-                            evaluated.append(spec.task.name)
+                            evaluated.append(display_name(spec.task))
                     except UserError as error:
                         problems.append(error)
         if problems:
@@ -260,6 +261,9 @@ class _Worker:
                 recompute=recompute,
             )
         record = outcome.record
+        if calibration is not None:
+            shown = sum(len(batch["input_ids"]) for batch in calibration.batches)
+            record = record.model_copy(update={"calibration_examples": shown})
         if self.run.cost("training") is None:
             cost = training_cost(
                 attached,

@@ -22,6 +22,7 @@ from peft_arena.core.geometry import PromptSpec
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.models.render import encode_prompt, encode_text
 from peft_arena.tasks.base import Kind, Message, Prompt
+from peft_arena.tasks.registry import display_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,9 +109,13 @@ def prompt_set(
             if encoded:
                 found.append(tuple(encoded[:max_length]))
     if not found:
-        names = ", ".join(spec.name for spec in specs)
+        names = ", ".join(_called(spec) for spec in specs)
         raise UserError(f"no prompt of {names} has a token; {taken} were read")
     return PromptSet(tuple(found), cut, empty, max_length)
+
+
+def _called(spec: PromptSpec) -> str:
+    return spec.name if spec.task is None else display_name(spec.task)
 
 
 def _source(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
@@ -147,7 +152,7 @@ def _of_task(task_spec: TaskSpec, spec: PromptSpec) -> Iterator[Prompt]:
     task = task_of(task_spec)
     items = task.items(spec.split)
     if not items:
-        raise UserError(f"task {task_spec.name} has no items in split {spec.split}")
+        raise UserError(f"task {display_name(task_spec)} has no items in split {spec.split}")
     if task.card.kind is Kind.TEXT:
         return (item.question for item in items)
     return (task.prompt(item) for item in items)

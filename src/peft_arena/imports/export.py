@@ -24,6 +24,7 @@ from peft_arena.store.files import read_json, write_once
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.benchmarks.library import QUERY_TEMPLATE
+from peft_arena.tasks.registry import display_name
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 MEMORY = "peak_reserved_memory_training"
@@ -74,7 +75,7 @@ def hf_record(store: Store, run: RunDirectory) -> HfExport:
     target = _target(run, train, training)
     accuracy = target.metrics[0]
     if accuracy.value is None or accuracy.unit != "fraction":
-        raise UserError(f"run {run.run_id} has no score between 0 and 1 on {train.task.name}: {accuracy.how}")
+        raise UserError(f"run {run.run_id} has no score between 0 and 1 on {display_name(train.task)}: {accuracy.how}")
     entry = _entry(run.spec)
     config = None if entry is WEIGHTS else _peft_config(run, training, entry)
     if method_named(config, entry.optimizer) != run.spec.method.name:
@@ -83,7 +84,9 @@ def hf_record(store: Store, run: RunDirectory) -> HfExport:
     forgetting, why = _forgetting(store, run, training)
     notes = [why] if why else []
     if train.task.name != TARGET:
-        notes.append(f"the task is {train.task.name}, not {TARGET}: not to be put beside the library's own results")
+        notes.append(
+            f"the task is {display_name(train.task)}, not {TARGET}: not to be put beside the library's own results"
+        )
     if accuracy.unscored:
         notes.append(f"{accuracy.unscored} of the target's items could not be scored")
     created = run.record()
@@ -113,7 +116,7 @@ def _target(run: RunDirectory, train: TrainSpec, training: TrainingRecord) -> Ev
     if found is None:
         other = [one.spec for one in run.evaluations() if one.spec.task == train.task and one.spec.split == "test"]
         part = " on all of its test items with greedy answers, only otherwise" if other else ""
-        raise UserError(f"run {run.run_id} was not evaluated on its target {train.task.name}{part}")
+        raise UserError(f"run {run.run_id} was not evaluated on its target {display_name(train.task)}{part}")
     return found
 
 

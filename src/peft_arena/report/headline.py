@@ -11,6 +11,7 @@ from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.family import Judgement
 from peft_arena.analyze.paired import MANY_UNSCORED
 from peft_arena.analyze.study import StudyResult, TargetResult
+from peft_arena.report.limits import limit_caveats
 from peft_arena.report.numbers import digits_of, quantity, signed
 from peft_arena.report.passk import passk_sentences
 from peft_arena.report.paths_text import overshoot_sentence
@@ -289,6 +290,7 @@ def caveats(result: StudyResult) -> list[str]:
         )
     found += [text for target in result.targets for text in _borrowed(target)]
     found += [text for target in result.targets for text in (*_wild(target), *_unscored(target))]
+    found += limit_caveats(result)
     return [*found, *(text for target in result.targets if target.rl is not None and (text := rl_caveat(target.rl)))]
 
 

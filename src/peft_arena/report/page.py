@@ -70,6 +70,11 @@ NOTES = (
         "wrong to all of them right; where it is not known what they could have been worth there is none.",
     ),
     (
+        "At the limit",
+        "Share of the answers that went on until the limit of new tokens, of the base model and of the tuned one. Such "
+        "an answer was cut, and its score is partly that of the limit. Earlier versions did not record it.",
+    ),
+    (
         "Better, worse",
         "The p-value, Holm-corrected over all comparisons of the study, is below 0.05.",
     ),

@@ -12,6 +12,7 @@ from peft_arena.analyze.estimate import Estimate
 from peft_arena.analyze.evidence import ROUNDING, Evidence, Gap, TaskInfo
 from peft_arena.analyze.family import Judgement
 from peft_arena.analyze.study import StudyResult, TargetResult
+from peft_arena.report.limits import limit_small, limit_title
 from peft_arena.report.markup import Markup, cell, escape, join, table, tag
 from peft_arena.report.numbers import (
     NONE,
@@ -82,7 +83,10 @@ def _main_row(target: TargetResult, arm: ArmEffects, metrics: Sequence[str], sev
     costs = target.costs[arm.label]
     return [
         first,
-        cell(scores),
+        cell(
+            join([scores, tag("small", at_limit)]) if (at_limit := limit_small(target, arm.label)) else scores,
+            title=None if target.task is None else limit_title(target, arm.label, target.task) or None,
+        ),
         judged_cell(target.against_base[arm.label].gain, "not evaluated", planned),
         cell(target.ranks["gain"].get(arm.label, NONE)),
         judged_cell(target.against_base[arm.label].retention, arm.mean_missing, planned),
@@ -206,7 +210,8 @@ def _heat_row(target: TargetResult, arm: ArmEffects, tasks: Sequence[TaskInfo]) 
     for task in tasks:
         effect, judged = effects.get(task.key), target.per_task.get((arm.label, task.key))
         shown = judged is not None and _is_shown(judged)
-        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", shown))
+        at_limit = limit_title(target, arm.label, task)
+        cells.append(_heat_cell(effect.delta if effect else None, effect, "not evaluated", shown, at_limit))
     return [Markup(join([arm.label])), *cells]
 
 
@@ -214,7 +219,9 @@ def _is_shown(judged: Judgement) -> bool:
     return judged.has("better") or judged.has("worse")
 
 
-def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str, sure: bool) -> Markup:
+def _heat_cell(
+    found: Estimate | None, effect: TaskEffect | None, missing: str, sure: bool, at_limit: str = ""
+) -> Markup:
     if found is None:
         return cell(NONE, kind="heat none", title=missing)
     in_points = found.unit == "points"
@@ -227,6 +234,7 @@ def _heat_cell(found: Estimate | None, effect: TaskEffect | None, missing: str, 
     )
     if effect is not None and effect.kept is not None:
         told.append(f"share of the base score above chance kept: {estimate_text(effect.kept, unit=False)}")
+    told += [at_limit] if at_limit else []
     told.append(_about(found))
     return cell(
         join([signed(found.value, digits_of(found.unit)), tag("small", interval(found))]),
@@ -337,7 +345,8 @@ def gaps_table(gaps: Sequence[Gap]) -> Markup:
         return tag("p", "Nothing: every planned run is trained and evaluated, and every item was scored.")
     items = [gap for gap in gaps if gap.kind in _LOST_ITEMS]
     notices = [gap for gap in gaps if gap.kind == "notice"]
-    runs = [gap for gap in gaps if gap.kind not in (*_LOST_ITEMS, "notice")]
+    fewer = [gap for gap in gaps if gap.kind == "fewer"]
+    runs = [gap for gap in gaps if gap.kind not in (*_LOST_ITEMS, "fewer", "notice")]
     parts: list[Markup] = []
     if runs:
         parts.append(_gap_rows(runs, "None of these is replaced by a number."))
@@ -348,6 +357,10 @@ def gaps_table(gaps: Sequence[Gap]) -> Markup:
         runs_were = "run was" if count == 1 else "runs were"
         title = f"{count} {runs_were} evaluated at another batch size than the base model: {ROUNDING}"
         parts.append(tag("details", tag("summary", title), _gap_rows(notices, "The numbers are used as they are.")))
+    if fewer:
+        count = len({gap.who for gap in fewer})
+        title = f"{count} training{' was' if count == 1 else 's were'} shown fewer items than a default takes"
+        parts.append(tag("details", tag("summary", title), _gap_rows(fewer, "There were no more.")))
     if items:
         unscored = sum(gap.kind == "unscored" for gap in items)
         title = f"{unscored} evaluations have unscored items, {len(items) - unscored} trainings dropped examples"

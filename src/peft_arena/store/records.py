@@ -55,6 +55,19 @@ class ItemRecord(BaseModel):
     """Every sampled answer, in the order of the samples; empty, and then not written down, without sampling."""
 
 
+class Written(BaseModel):
+    """How the answers that a model wrote ended."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    answers: int
+    """Written answers: one for each item that was asked, of sampled answers several."""
+    met_limit: int
+    """Of these, how many went on until the limit of new tokens."""
+    limit: int | None
+    """Most new tokens of an answer; None where the task's own source decides it."""
+
+
 class EvaluationRecord(Record):
     """All items and metrics of one task at one point."""
 
@@ -70,9 +83,16 @@ class EvaluationRecord(Record):
     metrics: tuple[Measure, ...]
     """One per metric of the card, the headline first; then pass@k of sampled answers."""
     items: tuple[ItemRecord, ...]
+    written: Written | None = Field(default=None, exclude_if=lambda written: written is None)
+    """How the answers ended; None, and then not written down, in older records and where nothing is written."""
     engine: dict[str, Any]
     """Engine, version, batch size, device, dtype: what must not change the result."""
     provenance: dict[str, Any]
+
+    @property
+    def called(self) -> str:
+        """What people call the task: the name on its card."""
+        return str(self.card.get("name") or self.spec.task.name)
 
 
 class RolloutEntry(BaseModel):
@@ -216,6 +236,12 @@ class TrainingRecord(Record):
     """Distinct training examples available after dropping."""
     dropped: int
     """Examples dropped for their length."""
+    validation_items: int | None = Field(default=None, exclude_if=lambda items: items is None)
+    """Validation items behind the held-out loss or reward, at most as many as the spec says; None, and then not written
+    down, in older records."""
+    calibration_examples: int | None = Field(default=None, exclude_if=lambda examples: examples is None)
+    """Training examples the method was shown to choose its start, at most as many as its settings say; None, and then
+    not written down, in older records and for methods that ask for none."""
     data: str = Field(default="", exclude_if=lambda data: not data)
     """Revision of the task's data as it was loaded; empty, and then not written down, in older records."""
     log: tuple[LogEntry, ...]

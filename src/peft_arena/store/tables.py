@@ -78,8 +78,11 @@ _MEASURE: Schema = {
     "how": pl.String,
 }
 
-METRICS: Schema = {**_POINT, "headline": pl.Boolean, **_MEASURE}
-"""One row per evaluation and metric."""
+_WRITTEN: Schema = {"answers": pl.Int64, "met_limit": pl.Int64}
+
+METRICS: Schema = {**_POINT, "headline": pl.Boolean, **_MEASURE, **_WRITTEN}
+"""One row per evaluation and metric; ``answers`` were written, and ``met_limit`` of them went on until the limit of new
+tokens: null where nothing is written, and in older records."""
 
 COSTS: Schema = {"run_id": pl.String, "stage": pl.String, **_MEASURE}
 """One row per run, stage and cost measure."""
@@ -151,7 +154,7 @@ def items_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
 def metrics_table(runs: Iterable[RunRecords]) -> pl.DataFrame:
     """Return one row per metric of every evaluation of the runs."""
     rows = (
-        {**_point(record), "headline": place == 0, **_measure(measure)}
+        {**_point(record), "headline": place == 0, **_measure(measure), **_written(record)}
         for run in runs
         for record in run.evaluations
         for place, measure in enumerate(record.metrics)
@@ -231,7 +234,7 @@ def _run_row(records: RunRecords) -> dict[str, Any]:
         "dtype": spec.model.dtype,
         "method": spec.method.name,
         "method_config": json.dumps(spec.method.config, sort_keys=True, separators=(",", ":")),
-        "task": spec.train.task.name if spec.train else None,
+        "task": _trained_on(records),
         "objective": spec.train.objective if spec.train else None,
         "seed": spec.seed if spec.train else None,
         "learning_rate": spec.train.learning_rate if spec.train else None,
@@ -249,12 +252,20 @@ def _run_row(records: RunRecords) -> dict[str, Any]:
     }
 
 
+def _trained_on(records: RunRecords) -> str | None:
+    """Return what people call the task a run was trained on; None for the base model."""
+    if records.spec.train is None:
+        return None
+    task = records.spec.train.task
+    return next((record.called for record in records.evaluations if record.spec.task == task), task.name)
+
+
 def _point(record: EvaluationRecord) -> dict[str, Any]:
     return {
         "run_id": record.run_id,
         "step": record.step,
         "factor": record.factor,
-        "task": str(record.card.get("name") or record.spec.task.name),
+        "task": record.called,
         "task_version": record.spec.task.version,
         "split": record.spec.split,
         "eval_id": record.spec.id,
@@ -264,6 +275,10 @@ def _point(record: EvaluationRecord) -> dict[str, Any]:
 
 def _measure(measure: Measure) -> dict[str, Any]:
     return {name: getattr(measure, name) for name in _MEASURE}
+
+
+def _written(record: EvaluationRecord) -> dict[str, int | None]:
+    return {name: getattr(record.written, name, None) for name in _WRITTEN}
 
 
 def _item_rows(record: EvaluationRecord) -> Iterator[dict[str, Any]]:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from peft_arena.core.errors import UnknownNameError
 from peft_arena.core.ids import content_id
 from peft_arena.core.measure import Better
 
@@ -213,8 +214,22 @@ class Task(ABC):
         """Return all items of a split, in a fixed order, the same on every machine.
 
         Raises:
-            UserError: the task has no such split, or its data cannot be found.
+            UserError: the task has no such split (an :func:`peft_arena.core.errors.unknown` split), or its data cannot
+                be found.
         """
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether the items can be had at once and without any network, so that a plan may read them.
+
+        Here: where they are files of the user's. Generators that are fast say so themselves.
+        """
+        return self.reads_files
+
+    @property
+    def reads_files(self) -> bool:
+        """Whether the items come from files of the user's: the settings name a ``path``."""
+        return getattr(self.config, "path", None) is not None
 
     @abstractmethod
     def prompt(self, item: Item) -> Prompt:
@@ -284,3 +299,17 @@ class Task(ABC):
     def target(self, item: Item) -> str:
         """Return the completion to train on, exactly as the model should write it after the prompt."""
         return item.answer
+
+
+def split_items(task: Task, split: Split) -> Sequence[Item] | None:
+    """Return the items of a split; None where the task has no such split.
+
+    Raises:
+        UserError: the task's data cannot be found.
+    """
+    try:
+        return task.items(split)
+    except UnknownNameError as error:
+        if error.kind != "split":
+            raise
+        return None

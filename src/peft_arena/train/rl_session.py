@@ -90,7 +90,7 @@ class RLSession(Session[RLCounters]):
         self.data = data
         self.spec = data.spec
         begin = RLCounters(plan=f"{data.plan.id}-{data.train.id}", threads=torch.get_num_threads())
-        super().__init__(run, loaded, attached, data.spec, data.plan.steps, begin)
+        super().__init__(run, loaded, attached, data.spec, data.plan.steps, begin, len(data.validation))
         self.rollouts = Rollouts(
             attached.model,
             loaded.tokenizer,

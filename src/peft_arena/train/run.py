@@ -127,6 +127,7 @@ def training_record(
         padded_tokens=counters.padded_tokens,
         examples=examples,
         dropped=dropped,
+        validation_items=session.held_out_items,
         data=task.card_as_loaded().revision,
         log=tuple(counters.log),
         save_points=session.save_at,

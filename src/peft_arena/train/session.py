@@ -34,7 +34,14 @@ class Session(ABC, Generic[C]):
     """A training in progress: the optimizer, what was counted, and what happens after each step."""
 
     def __init__(
-        self, run: RunDirectory, loaded: Loaded, attached: Attached, spec: TrainBase, total: int, counters: C
+        self,
+        run: RunDirectory,
+        loaded: Loaded,
+        attached: Attached,
+        spec: TrainBase,
+        total: int,
+        counters: C,
+        held_out_items: int,
     ) -> None:
         """Build the optimizer and continue the newest resume state, if there is one.
 
@@ -45,6 +52,7 @@ class Session(ABC, Generic[C]):
             spec: how it is trained.
             total: optimizer steps of the whole training.
             counters: of a training that begins; a resume state of the same plan takes their place.
+            held_out_items: validation items behind the held-out loss or reward; 0: there is none.
         """
         self.run = run
         self.loaded = loaded
@@ -52,7 +60,8 @@ class Session(ABC, Generic[C]):
         self.total = total
         self.rates = spec
         self.save_at = save_steps(spec, total)
-        self.validate_at = validation_steps(spec, total)
+        self.validate_at = validation_steps(spec, total) if held_out_items else frozenset()
+        self.held_out_items = held_out_items
         self.optimizer = _optimizer(attached, spec.learning_rate, spec.weight_decay)
         self.buffer: dict[str, Tensor] = {}
         """Tensors of the resume state beyond weights and optimizer."""

@@ -13,7 +13,7 @@ from peft_arena.models.modes import context_length, virtual_tokens
 from peft_arena.store.records import TrainingRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.base import Task
-from peft_arena.train.data import Example, Examples, read_examples
+from peft_arena.train.data import Example, Examples, packing_refusal, read_examples
 from peft_arena.train.outcome import OnStep, TrainOutcome
 from peft_arena.train.plan import Plan, make_plan
 from peft_arena.train.run import checked, follow, training_record
@@ -43,10 +43,7 @@ def train_sft(
 
     spec = checked(run, loaded, attached, task, TrainSpec, resume_every)
     if spec.packing and virtual_tokens(attached.model):
-        raise UserError(
-            f"packing cannot be used with method {run.spec.method.name}: its vectors stand before the row, "
-            "where only the row's first example would see them; set packing = false"
-        )
+        raise UserError(packing_refusal(run.spec.method.name))
     data = _read(spec, run, loaded, attached, task)
 
     def record(session: SftSession, resumed_at: int | None) -> TrainingRecord:

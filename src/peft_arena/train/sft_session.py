@@ -32,7 +32,7 @@ class SftSession(Session[Counters]):
         self.data = data
         self.spec = data.spec
         begin = Counters(plan=f"{data.plan.id}-{data.train.id}", threads=torch.get_num_threads())
-        super().__init__(run, loaded, attached, data.spec, len(data.plan.steps), begin)
+        super().__init__(run, loaded, attached, data.spec, len(data.plan.steps), begin, len(data.validation))
         self.validation = self._validation_batches()
 
     def check(self) -> None:

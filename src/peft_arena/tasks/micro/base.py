@@ -93,6 +93,11 @@ class MicroTask(Task):
     sizes: ClassVar[Mapping[Split, int]] = {"train": 4000, "validation": 256, "test": 256}
     """The most items a split has; a task with few candidates has fewer train items."""
 
+    @property
+    def at_hand(self) -> bool:
+        """Always: the items are generated in a moment."""
+        return True
+
     @abstractmethod
     def candidates(self) -> Iterator[Candidate]:
         """Yield candidates in a fixed order, without end or until there are no more; repetitions are left out."""
