@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from peft_arena.cli_cost import cost
-from peft_arena.cli_data import data
+from peft_arena.cli_data import columns_of, data
 from peft_arena.cli_import import export_hf, import_app
 from peft_arena.cli_weights import export, merge, path_app
 from peft_arena.core.errors import UserError
@@ -201,7 +201,10 @@ def report(
 
 TrainModel = Annotated[str, typer.Option("--model", help="micro, a hub id or a directory.")]
 TrainMethod = Annotated[str, typer.Option("--method", help="A method of `peft-arena ls methods`.")]
-TrainTask = Annotated[str, typer.Option("--task", help="A target task of `peft-arena ls tasks`.")]
+TrainTask = Annotated[str, typer.Option("--task", help="A target task of `peft-arena ls tasks`, or a data file.")]
+TrainScorer = Annotated[
+    str | None, typer.Option("--scorer", help="Of a file of your own: one of ours, or FILE.py:FUNCTION.")
+]
 TrainOut = Annotated[Path, typer.Option("--out", help="Runs directory.")]
 TrainSet = Annotated[
     list[str] | None, typer.Option("--set", help="config.KEY, train.KEY, task.KEY, model.KEY or seed = value.")
@@ -214,11 +217,12 @@ def train_sft(
     method: TrainMethod,
     task: TrainTask,
     out: TrainOut,
+    scorer: TrainScorer = None,
     settings: TrainSet = None,
     as_json: Json = False,
 ) -> None:
     """Train one run by supervised fine-tuning, evaluate it and its base on the task, and measure its cost."""
-    _train("sft", model, method, task, settings, out, as_json)
+    _train("sft", model, method, task, [*_scored_by(scorer), *(settings or [])], out, as_json)
 
 
 @train_app.command("grpo")
@@ -227,11 +231,12 @@ def train_grpo(
     method: TrainMethod,
     task: TrainTask,
     out: TrainOut,
+    scorer: TrainScorer = None,
     settings: TrainSet = None,
     as_json: Json = False,
 ) -> None:
     """The same by group relative policy optimization: the task's score is the reward."""
-    _train("grpo", model, method, task, settings, out, as_json)
+    _train("grpo", model, method, task, [*_scored_by(scorer), *(settings or [])], out, as_json)
 
 
 @train_app.command("rloo")
@@ -240,23 +245,26 @@ def train_rloo(
     method: TrainMethod,
     task: TrainTask,
     out: TrainOut,
+    scorer: TrainScorer = None,
     settings: TrainSet = None,
     as_json: Json = False,
 ) -> None:
     """The same by REINFORCE with a leave-one-out baseline."""
-    _train("rloo", model, method, task, settings, out, as_json)
+    _train("rloo", model, method, task, [*_scored_by(scorer), *(settings or [])], out, as_json)
 
 
-def _train(
-    objective: str, model: str, method: str, task: str, settings: list[str] | None, out: Path, as_json: bool
-) -> None:
+def _scored_by(scorer: str | None) -> list[str]:
+    return [] if scorer is None else [f"task.scorer={scorer}"]
+
+
+def _train(objective: str, model: str, method: str, task: str, settings: list[str], out: Path, as_json: bool) -> None:
     from peft_arena import console
     from peft_arena.execute.single import scores, train_one
 
-    for text in settings or []:
+    for text in settings:
         if text.partition("=")[0] == "train.objective":
             raise UserError(f"--set {text}: the objective is {objective}, the name of the command (train {objective})")
-    given = [f"train.objective={objective}", *(settings or [])]
+    given = [f"train.objective={objective}", *settings]
     outcome, study = train_one(model, method, task, given, out, quiet=as_json)
     rows = scores(study, out)
     console.show_outcome(study, outcome, out, as_json, scores=rows)
@@ -267,7 +275,9 @@ def _train(
 @app.command("eval")
 def evaluate(
     point: Annotated[str, typer.Argument(metavar="POINT", help="RUN, RUN@STEP, or a model name for the base model.")],
-    tasks: Annotated[str, typer.Option(help="Task names, separated by commas; lm-eval:NAME for lm-eval's own.")],
+    tasks: Annotated[str, typer.Option(help="Tasks or data files, separated by commas; lm-eval:NAME for lm-eval's.")],
+    scorer: TrainScorer = None,
+    columns: Annotated[str | None, typer.Option(help="Of a file: prompt=question,response=reply.")] = None,
     runs: Runs = RUNS,
     items: Annotated[int | None, typer.Option(min=1, help="Only the first so many items.")] = None,
     split: Annotated[str, typer.Option(help="validation or test.")] = "test",
@@ -291,8 +301,9 @@ def evaluate(
     sampling = None if samples is None else {"samples": samples, **given}
     if sampling is None and given != {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "seed": 0, "k": ["1"]}:
         raise UserError("--temperature, --top-p, --top-k, --seed and --k are of sampled answers: give --samples too")
+    own = {key: value for key, value in (("scorer", scorer), ("columns", columns_of(columns))) if value}
     rows = evaluate_point(
-        point, names, runs, items=items, split=split, dtype=dtype, batch_size=batch_size, sampling=sampling
+        point, names, runs, items=items, split=split, dtype=dtype, batch_size=batch_size, sampling=sampling, own=own
     )
     console.show_table(rows, as_json, title=point)
 

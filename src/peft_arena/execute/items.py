@@ -39,6 +39,7 @@ def check_items(study: Study, *, at_hand_only: bool = False) -> list[Note]:
     check = _Check(study, at_hand_only)
     for evaluation in (*study.targets, *study.retention):
         check.at_least("items", evaluation.items or 1, evaluation.task, evaluation.split)
+        check.data(evaluation.task)
     for arm in study.arms:
         if not arm.refused:
             check.arm(arm)
@@ -63,6 +64,11 @@ class _Check:
             return None
         task = made_task(spec)
         return task.items(split) if task.at_hand or not self.at_hand_only else None
+
+    def data(self, spec: TaskSpec) -> None:
+        """Note what the task says of its data."""
+        if self.items(spec, "test") is not None:
+            self.notes += [Note(display_name(spec), text) for text in made_task(spec).notes()]
 
     def at_least(self, key: str, count: int, spec: TaskSpec, split: Split) -> None:
         """Refuse a split with fewer items than the study states."""

@@ -18,6 +18,8 @@ from peft_arena.execute.study import Study, study_from, task_spec
 from peft_arena.store.store import Store
 from peft_arena.tasks.base import Kind
 from peft_arena.tasks.groups import GROUPS, Member, group_mean
+from peft_arena.tasks.registry import is_file
+from peft_arena.tasks.scorers import SCORERS
 
 if TYPE_CHECKING:
     from peft_arena.analyze.study import TargetResult
@@ -112,18 +114,20 @@ def evaluate_point(
     dtype: str,
     batch_size: int | None,
     sampling: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a checkpoint or a base model; what is already on disk is read, not done again.
 
     Args:
         point: ``RUN``, ``RUN@STEP`` or the name of a model.
-        tasks: names of tasks, or of groups of tasks, which also get the mean over their tasks.
+        tasks: names of tasks, of groups of tasks, which also get the mean over their tasks, or of files.
         runs: the runs directory.
         items: only the first so many items.
         split: ``validation`` or ``test``.
         dtype: type of a base model's weights.
         batch_size: items at once; changes no result.
         sampling: ask for several sampled answers to each item: fields of ``Sampling``.
+        own: settings of the task of a file, such as its scorer.
 
     Returns:
         One row per task and metric.
@@ -135,7 +139,16 @@ def evaluate_point(
         raise UserError("--tasks names no task")
     asked = {"items": items, "split": split, "sampling": sampling}
     names = dict.fromkeys(name for task in tasks for name in GROUPS.get(task, (task,)))
-    specs = [build(EvalSpec, {"task": task_spec(name, {}, "--tasks"), **asked}, where="eval") for name in names]
+    files = [name for name in names if is_file(name)]
+    if own and not files:
+        raise UserError(f"{', '.join(f'--{key}' for key in own)} is for a file of your own, and --tasks names none")
+    tables = {name: dict(own or {}) if name in files else {} for name in names}
+    if files and "scorer" not in (own or {}):
+        raise UserError(f"--tasks {files[0]} needs --scorer: one of {', '.join(SCORERS.names())}, or FILE.py:FUNCTION")
+    specs = [
+        build(EvalSpec, {"task": task_spec(name, table, "--tasks"), **asked}, where="eval")
+        for name, table in tables.items()
+    ]
     run, step = find_point(point, runs, dtype)
     from peft_arena.execute.work import evaluate_run
 

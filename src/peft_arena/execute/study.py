@@ -37,7 +37,7 @@ from peft_arena.store.published import find_tables
 from peft_arena.tasks.base import Role
 from peft_arena.tasks.foreign import PREFIX, ForeignSettings, foreign_spec, is_foreign, packaged_file
 from peft_arena.tasks.groups import group_members
-from peft_arena.tasks.registry import TASKS, difference_unit, display_name, make_task, task_of
+from peft_arena.tasks.registry import TASKS, difference_unit, display_name, make_task, registered, task_of
 from peft_arena.weights.start import init_of, path_card
 
 PACKAGED = (Path(__file__).parents[1] / "studies", Path(__file__).parents[3] / "studies")
@@ -228,6 +228,7 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
     Raises:
         UserError: unknown task or setting.
     """
+    name, config = registered(name, config)
     if is_foreign(name):
         spec = foreign_spec(name, config, where)
         _check_known(spec, where)

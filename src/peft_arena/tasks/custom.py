@@ -84,15 +84,6 @@ class Custom(Task):
         assert isinstance(self.config, CustomConfig)
         return self.config
 
-    @property
-    def name(self) -> str:
-        """What results call the task: its name, or that of the file, folder or hub data set."""
-        settings = self.settings
-        if settings.name is not None:
-            return settings.name
-        given = settings.path.resolve().stem if settings.path is not None else str(settings.hub).rsplit("/", 1)[-1]
-        return re.sub(r"[^A-Za-z0-9_.-]+", "-", given).strip("-_.") or "custom"
-
     def items(self, split: Split) -> Sequence[Item]:
         """Return all items of a split, in a fixed order.
 
@@ -100,7 +91,7 @@ class Custom(Task):
             UserError: there is no such split, or the data cannot be used.
         """
         if split not in self.settings.splits:
-            raise unknown("split", split, self.settings.splits, where=f"task {self.name}")
+            raise unknown("split", split, self.settings.splits, where=f"task {self.settings.name}")
         return self._checked().parts[split]
 
     def notes(self) -> Sequence[str]:
@@ -154,7 +145,7 @@ class Custom(Task):
                 _KEPT[key] = read_items(settings, sources, self._joined, self._progress)
             return _KEPT[key]
         except UserError as error:
-            raise UserError(f"task {self.name}: {error}") from None
+            raise UserError(f"task {self.settings.name}: {error}") from None
 
     @property
     def _reading(self) -> str:
@@ -172,7 +163,7 @@ class Custom(Task):
         if self.lost and self.unusable == "refuse":
             others = f"; so do {len(self.lost) - 1:,} more items" if len(self.lost) > 1 else ""
             raise UserError(
-                f"task {self.name}: {self.lost[0]}{others}; {self._scorer_says()}; "
+                f"task {self.settings.name}: {self.lost[0]}{others}; {self._scorer_says()}; "
                 "mend the answers, choose another scorer, or say unusable: count to keep and count them"
             )
         return self.found
@@ -222,8 +213,8 @@ class Custom(Task):
         used = ", ".join(f"{use}: {column}" for use, column in columns.items()) or "recognised when they are read"
         data = settings.revision or f"sha256:{sha256_of(self._files)}"
         return TaskCard(
-            name=self.name,
-            title=f"User data '{self.name}'",
+            name=self.settings.name,
+            title=f"User data '{self.settings.name}'",
             version=VERSION,
             role=settings.role,
             kind=Kind.CHOICE if chooses else Kind.GENERATE,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -66,8 +67,9 @@ class Columns(TaskConfig):
 class CustomConfig(TaskConfig):
     """Settings of a task with the user's own data."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    """What results call the task; None: the file's name without its ending."""
+    name: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    """What results call the task; if left out, the name of the file or folder without its ending, or of the hub's data
+    set."""
     path: Path | None = None
     """A file ending in .csv, .json, .jsonl or .parquet; or the folder of the files named in ``splits``."""
     hub: str | None = None
@@ -94,6 +96,16 @@ class CustomConfig(TaskConfig):
     unusable: Literal["refuse", "count"] = "refuse"
     """``refuse``: a row that cannot be read, or whose own answer cannot win, is an error with its place. ``count``:
     rows that cannot be read are left out, items that cannot be won stay, and the plan says how many of each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called(cls, given: Any) -> Any:
+        """Fill in the name, so that what results are called does not depend on a file that may be gone."""
+        if not isinstance(given, Mapping) or given.get("name"):
+            return given
+        source = Path(str(given["path"])).resolve().stem if given.get("path") else str(given.get("hub") or "")
+        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", source.rsplit("/", 1)[-1]).strip("-_.")
+        return {**given, "name": name or "custom"}
 
     @field_validator("scorer")
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from peft_arena.core.build import build
@@ -13,9 +14,12 @@ from peft_arena.core.registry import Registry
 from peft_arena.core.specs import TaskSpec
 from peft_arena.tasks.base import Task, TaskCard, TaskConfig
 from peft_arena.tasks.benchmarks import BENCHMARK_TASKS
+from peft_arena.tasks.data_files import SUFFIXES
 from peft_arena.tasks.foreign import is_foreign
 from peft_arena.tasks.micro import MICRO_TASKS
 
+OWN_DATA = "custom"
+"""The task of a file."""
 GROUP = "peft_arena.tasks"
 """Entry points of this group are tasks of installed plug-ins."""
 
@@ -56,6 +60,16 @@ TASKS: Registry[type[Task]] = Registry(
     problem=problem_of,
 )
 """Name to task class. Listing the names imports no task."""
+
+
+def registered(name: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return the registered name and the settings that a name stands for: a file's is the user's own data in it."""
+    return (OWN_DATA, {"path": name, **config}) if is_file(name) else (name, config)
+
+
+def is_file(name: str) -> bool:
+    """Say whether the name of a task is that of a data file."""
+    return Path(name).suffix in SUFFIXES and name not in TASKS
 
 
 def make_task(name: str, config: Mapping[str, Any] | None = None, where: str = "") -> Task:
