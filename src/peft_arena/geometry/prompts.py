@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import PromptSpec
 from peft_arena.core.ids import content_id, file_hash
-from peft_arena.models.render import encode_prompt, encode_text
+from peft_arena.models.pieces import encode_text
+from peft_arena.models.render import encode_prompt
 from peft_arena.tasks.base import Kind, Message, Prompt
 
 if TYPE_CHECKING:
