@@ -136,6 +136,13 @@ class ModelSpec(OptionalSpec):
     """Version of how prompts and answers become tokens, filled in with the revision. None, and then not written down:
     before that, and for the models to which the first version gave the same tokens."""
 
+    @property
+    def words(self) -> str:
+        """Name, type, revision, and what the template is given, in words."""
+        chat = "" if self.chat is None else f", chat {self.chat.canonical()}"
+        rendering = "" if self.rendering is None else f", rendering {self.rendering}"
+        return f"{self.name} ({self.dtype}, {self.revision}{chat}{rendering})"
+
     @field_validator("chat")
     @classmethod
     def _none_if_empty(cls, chat: ChatSpec | None) -> ChatSpec | None:

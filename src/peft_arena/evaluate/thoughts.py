@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 DECODE: Mapping[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
-LAST = 16
-"""So many tokens at a prompt's end show whether it opens a thought."""
+NEAR = 32
+"""So many tokens at a prompt's end, or at a completion's head, show whether a thought begins there."""
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,25 @@ class Thoughts:
     tokenizer: PreTrainedTokenizerBase
     thought: Thought | None
     before: str
-    """What the template writes before an answer's words, as it is decoded."""
+    """What the template writes before an answer's words, as it is decoded; empty if that is a thought."""
+    closing: int | None
+    """The token that ends a thought; None if its end is several tokens."""
 
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase) -> Thoughts | None:
         """Return the thoughts of a tokenizer; None if its template writes neither thoughts nor anything like them."""
         thought = thought_of(tokenizer)
         before = str(tokenizer.decode(plain_ids(tokenizer, opening(tokenizer)), **DECODE)).strip()
-        return cls(tokenizer, thought, before if thought is None else "") if thought or before else None
+        if thought is None:
+            return cls(tokenizer, None, before, None) if before else None
+        ids = plain_ids(tokenizer, thought.closing)
+        return cls(tokenizer, thought, "", ids[0] if len(ids) == 1 else None)
 
     def opened(self, prompt: Sequence[int]) -> bool:
         """Say whether a prompt's tokens end within a thought that they open."""
         if self.thought is None:
             return False
-        return str(self.tokenizer.decode(list(prompt[-LAST:]))).rstrip().endswith(self.thought.opening)
+        return str(self.tokenizer.decode(list(prompt[-NEAR:]))).rstrip().endswith(self.thought.opening)
 
     def answer(self, row: Sequence[int], opened: bool) -> str:
         """Return the words of the answer among new tokens; nothing while the thought goes on."""
@@ -55,11 +60,18 @@ class Thoughts:
         return head.removeprefix(self.before).lstrip() if self.before and head.startswith(self.before) else said
 
     def tail(self, row: Sequence[int], opened: bool, window: int) -> str:
-        """Return the end of the answer among new tokens, no more than a window of tokens."""
+        """Return the end of the answer among new tokens, where a stop string is looked for.
+
+        Args:
+            row: the new tokens.
+            opened: whether their prompt ends within a thought.
+            window: a stop string that the last token completed lies within so many tokens. More are returned behind a
+                thought, because the white space there must not stop the answer.
+        """
         begin = self._begin(row, opened)
-        if begin is None:
+        if begin is None or (begin == 0 and self._may_begin_thought(row)):
             return ""
-        return self.answer(row, opened) if len(row) - begin <= window else self._decoded(row[-window:])
+        return self.answer(row, opened) if begin or len(row) <= window else self._decoded(row[-window:])
 
     def _decoded(self, row: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(row), **DECODE))
@@ -68,25 +80,22 @@ class Thoughts:
         """Return the place of the first token behind the last thought; None within a thought."""
         if self.thought is None:
             return 0
-        closing = self._id(self.thought.closing)
-        if closing is not None:
-            ends = [place for place, token in enumerate(row) if token == closing]
-            if ends:
-                return ends[-1] + 1
-        else:
-            place = self._behind_text(row, self.thought.closing)
-            if place:
-                return place
-        begun = str(self.tokenizer.decode(list(row[:LAST]))).lstrip().startswith(self.thought.opening)
-        return None if opened or begun else 0
+        behind = self._behind(row, self.thought.closing)
+        if behind:
+            return behind
+        return None if opened or self._head(row).startswith(self.thought.opening) else 0
 
-    def _id(self, tag: str) -> int | None:
-        """Return the id of a tag that is one token."""
-        ids = plain_ids(self.tokenizer, tag)
-        return ids[0] if len(ids) == 1 else None
+    def _may_begin_thought(self, row: Sequence[int]) -> bool:
+        """Say whether new tokens are so few that they may still become the beginning of a thought."""
+        return self.thought is not None and len(row) < NEAR and self.thought.opening.startswith(self._head(row))
 
-    def _behind_text(self, row: Sequence[int], tag: str) -> int:
-        """Return the place behind the last tag that is several tokens; 0 if there is none."""
+    def _head(self, row: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(row[:NEAR]))).lstrip()
+
+    def _behind(self, row: Sequence[int], tag: str) -> int:
+        """Return the place behind the last tag that ends a thought; 0 if there is none."""
+        if self.closing is not None:
+            return next((place + 1 for place in reversed(range(len(row))) if row[place] == self.closing), 0)
         said = str(self.tokenizer.decode(list(row)))
         if tag not in said:
             return 0

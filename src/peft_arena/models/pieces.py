@@ -123,7 +123,7 @@ def control_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     return list(dict.fromkeys(_controls(tokenizer).findall(text)))
 
 
-_HABITS: WeakKeyDictionary[PreTrainedTokenizerBase, Habits] = WeakKeyDictionary()
+_HABITS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, Habits]] = WeakKeyDictionary()
 _CONTROLS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, re.Pattern[str]]] = WeakKeyDictionary()
 
 
@@ -135,10 +135,11 @@ def _habits(tokenizer: PreTrainedTokenizerBase) -> Habits:
             "(docs/studies.md, Chat templates): it can be read and reported, and nothing new be asked of it; train it "
             "again"
         )
-    found = _HABITS.get(tokenizer)
-    if found is None:
-        found = _HABITS[tokenizer] = _learn(tokenizer)
-    return found
+    key = (tokenizer.bos_token, getattr(tokenizer, "add_bos_token", None), len(tokenizer))
+    kept = _HABITS.get(tokenizer)
+    if kept is None or kept[0] != key:
+        kept = _HABITS[tokenizer] = (key, _learn(tokenizer))
+    return kept[1]
 
 
 def _learn(tokenizer: PreTrainedTokenizerBase) -> Habits:

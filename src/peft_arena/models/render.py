@@ -86,7 +86,7 @@ def encode_example(
         tokenizer: the model's.
         prompt: what the answer follows.
         target: the answer.
-        as_option: the task asks for likelihoods of options, so that a plain prompt is that of :func:`option_request`.
+        as_option: the task asks for likelihoods of options: prompt and answer are those of :func:`option_request`.
 
     Raises:
         UserError: the target is empty, or the tokenizer has no end token.
@@ -95,11 +95,12 @@ def encode_example(
         raise UserError("a training example has an empty target")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token; training answers would never end")
-    if isinstance(prompt, str):
-        context, rest = with_spaces_moved(prompt, target) if as_option else (prompt, target)
+    if isinstance(prompt, str) or as_option:
+        context, rest = option_request(tokenizer, prompt, target) if as_option else (str(prompt), target)
         head, tail = encode_pair(tokenizer, context, rest)
-        return Encoded([*head, *tail, int(tokenizer.eos_token_id)], len(head))
-    head, tail = _answer(tokenizer, prompt, target)
+        tail = [*tail, int(tokenizer.eos_token_id) if isinstance(prompt, str) else _end(tokenizer)]
+    else:
+        head, tail = _answer(tokenizer, prompt, target)
     return Encoded([*head, *tail], len(head))
 
 
@@ -138,9 +139,8 @@ def _earlier(
             f"{wrong} renders what stands before turn {number} of a conversation otherwise than when that turn is "
             "asked for (it may leave out earlier thoughts); use loss_on = last"
         )
-    rest, content = text[len(before) :], prompt[place].content
-    words = next((one for one in (content, content.strip()) if one and one in rest), None)
-    size = -1 if words is None else _ends(tokenizer, rest, words, first=True)
+    rest = text[len(before) :]
+    size = _ends(tokenizer, rest, prompt[place].content.strip(), first=True)
     if size < 0:
         raise UserError(
             f"{wrong} does not write the words of turn {number} and an end token behind them; use loss_on = last"
@@ -167,12 +167,16 @@ def _answer(tokenizer: PreTrainedTokenizerBase, prompt: tuple[Message, ...], tar
     size = _ends(tokenizer, rest, target)
     if size >= 0:
         return encode_pair(tokenizer, text, rest[:size])
-    end = turn_end(tokenizer)
-    end = int(tokenizer.eos_token_id) if end is None else end
     blank = _blank_end(rest, target)
     words = rest[:blank] if blank >= 0 else _in_thought(tokenizer, text, target)
     head, tail = encode_pair(tokenizer, text, words)
-    return Pair(head, [*tail, end])
+    return Pair(head, [*tail, _end(tokenizer)])
+
+
+def _end(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that ends a turn: the template's, or else the tokenizer's end token."""
+    end = turn_end(tokenizer)
+    return int(tokenizer.eos_token_id) if end is None else end
 
 
 def _ends(tokenizer: PreTrainedTokenizerBase, rest: str, words: str, first: bool = False) -> int:
@@ -182,11 +186,13 @@ def _ends(tokenizer: PreTrainedTokenizerBase, rest: str, words: str, first: bool
         tokenizer: knows the tokens.
         rest: what the template wrote behind a prompt.
         words: of the turn.
-        first: take the first place that has a token behind it, not the last: the conversation goes on.
+        first: take the first place that has a token behind it, not the last: the conversation goes on. It may end
+            this turn by another token than the last, and the words are looked for before the next turn only.
     """
     end = turn_end(tokenizer)
+    last = str(tokenizer.convert_ids_to_tokens(end)) if first and end is not None else ""
     place, found = rest.find(words), -1
-    while place >= 0:
+    while place >= 0 and not (last and last in rest[:place]):
         behind = rest[place + len(words) :]
         blank = len(behind) - len(behind.lstrip())
         mark = leading_token(tokenizer, behind[blank:])
