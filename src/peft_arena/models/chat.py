@@ -149,7 +149,7 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, **how: bool
         if chat is not None and chat.date is not None:
             given |= {name: chat.date.strftime(form) for name, form in DATES.items() if name in _keywords(template)}
         if _asks_clock(template):
-            given["chat_template"] = _clock(date_of(tokenizer)) + template
+            given["chat_template"] = _clock(date_of(tokenizer), _codes(template)) + template
     given |= {} if chat is None else chat.keywords
     try:
         return str(tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **given))
@@ -249,14 +249,23 @@ def _asks_clock(template: str) -> bool:
 
 
 @lru_cache
-def _clock(day: date) -> str:
+def _codes(template: str) -> tuple[str, ...]:
+    """Return the codes of a date that a template can ask for: those it writes, or all, where a form is no constant."""
+    calls = len(re.findall(rf"\b{CLOCK}\s*\(", template))
+    constant = len(re.findall(rf"\b{CLOCK}\s*\(\s*('[^']*'|\"[^\"]*\")\s*\)", template))
+    if calls == constant == len(re.findall(rf"\b{CLOCK}\b(?!\s+is\b)", template)):
+        return tuple(sorted(set(re.findall(r"%-?[a-zA-Z]", template))))
+    return tuple(f"%{flag}{letter}" for flag in ("", "-") for letter in ascii_letters)
+
+
+@lru_cache
+def _clock(day: date, codes: tuple[str, ...]) -> str:
     """Return a macro that a template calls in the place of transformers' clock: midnight of a fixed day.
 
     transformers passes only plain values to a template, no functions. The macro ends in a line feed, which belongs to
     its last tag, so that the template behind it begins a line as it does alone.
     """
     moment = datetime.combine(day, time(), UTC).replace(tzinfo=None)
-    codes = [f"%{flag}{letter}" for flag in ("", "-") for letter in ascii_letters]
     table = {code: moment.strftime(code) for code in codes if code[-1] != "s"}
     table = {code: value for code, value in table.items() if value != code}
     pairs = ", ".join(f"({code!r}, {value!r})" for code, value in table.items())
