@@ -168,3 +168,9 @@ def test_a_file_is_pinned_by_its_content(tokenizer, tmp_path):
     with pytest.raises(UserError, match="has changed"):
         read([pinned], tokenizer)
     assert with_hash(spec_of("micro-cipher")) == spec_of("micro-cipher")
+
+
+def test_half_a_character_is_refused_with_its_place(tokenizer, tmp_path):
+    cut = written(tmp_path / "cut.jsonl", '"a text"\n"cut \\ud83d"\n')
+    with pytest.raises(UserError, match=r"cut\.jsonl' line 2: character 5 of a text is half of a character"):
+        read([cut], tokenizer)

@@ -18,8 +18,11 @@ def canonical_json(value: Any) -> str:
 
 
 def content_id(value: Any, length: int = 12) -> str:
-    """Return the first ``length`` hex digits of the SHA-256 of the value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:length]
+    """Return the first ``length`` hex digits of the SHA-256 of the value's canonical JSON.
+
+    Half of a character, of which UTF-8 knows nothing, has an id too: what holds one is refused where it can be named.
+    """
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
 def file_hash(path: Path) -> str:

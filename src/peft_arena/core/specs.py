@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from datetime import date as Day  # noqa: N812 - a field is called date
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -10,6 +12,7 @@ from pydantic import (
     ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -35,17 +38,6 @@ class Spec(BaseModel):
         return content_id(self.model_dump(mode="json"))
 
 
-class ModelSpec(Spec):
-    """A causal language model at a fixed revision."""
-
-    name: str = Field(min_length=1)
-    """``micro``, a hub id or a local directory."""
-    revision: str | None = None
-    """Hub commit or tag, or what :func:`peft_arena.models.load.pin` fills in; None before that."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
-
-
 class OptionalSpec(Spec):
     """Base of specs with fields that came later: where they are None they are not written down, so ids stay."""
 
@@ -55,6 +47,106 @@ class OptionalSpec(Spec):
     def _leave_out_none(self, dump: SerializerFunctionWrapHandler) -> Table:
         table: Table = dump(self)
         return {key: value for key, value in table.items() if value is not None or key not in self.later}
+
+
+class ChatSpec(Spec):
+    """What a model's chat template is given besides the conversation: a date, and keywords of the template's own.
+
+    Any other key is a keyword of the template, with a JSON value: ``enable_thinking: false``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    RESERVED: ClassVar[frozenset[str]] = frozenset(
+        [
+            "add_generation_prompt",
+            "chat_template",
+            "continue_final_message",
+            "conversation",
+            "documents",
+            "max_length",
+            "messages",
+            "padding",
+            "raise_exception",
+            "return_assistant_tokens_mask",
+            "return_dict",
+            "return_tensors",
+            "sanitize_control_tokens",
+            "strftime_now",
+            "tokenize",
+            "tokenizer_kwargs",
+            "tools",
+            "truncation",
+            "bos_token",
+            "eos_token",
+            "unk_token",
+            "sep_token",
+            "pad_token",
+            "cls_token",
+            "mask_token",
+            "additional_special_tokens",
+            "extra_special_tokens",
+        ]
+    )
+    """What transformers itself gives a template, or takes as an argument of its own."""
+    date: Day | None = None
+    """The day that a template which writes a date is told; None, and then not written down: always the same one."""
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, value: object) -> object:
+        if value is None or isinstance(value, str) or (isinstance(value, Day) and not isinstance(value, datetime)):
+            return value
+        raise ValueError("must be a day, written as 2026-07-26")
+
+    @model_validator(mode="after")
+    def _keywords_of_a_template(self) -> Self:
+        for name, value in self.keywords.items():
+            if name in self.RESERVED:
+                raise ValueError(f"'{name}' is given to every template as it is and cannot be set")
+            try:
+                canonical_json(value)
+            except (TypeError, ValueError):
+                raise ValueError(f"'{name}' must be a JSON value, got {value!r}") from None
+        return self
+
+    @model_serializer(mode="wrap")
+    def _leave_out_no_date(self, dump: SerializerFunctionWrapHandler) -> Table:
+        table: Table = dump(self)
+        return {key: value for key, value in table.items() if key != "date" or value is not None}
+
+    @property
+    def keywords(self) -> Table:
+        """The keywords of the template, the date not among them."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ModelSpec(OptionalSpec):
+    """A causal language model at a fixed revision, and how it is spoken to."""
+
+    later: ClassVar[tuple[str, ...]] = ("chat", "rendering")
+    name: str = Field(min_length=1)
+    """``micro``, a hub id or a local directory."""
+    revision: str | None = None
+    """Hub commit or tag, or what :func:`peft_arena.models.load.pin` fills in; None before that."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
+    chat: ChatSpec | None = None
+    """Keywords and date of the chat template; None, and then not written down, if there are none."""
+    rendering: Literal[2] | None = None
+    """Version of how prompts and answers become tokens, filled in with the revision. None, and then not written down:
+    before that, and for the models to which the first version gave the same tokens."""
+
+    @property
+    def words(self) -> str:
+        """Name, type, revision, and what the template is given, in words."""
+        chat = "" if self.chat is None else f", chat {self.chat.canonical()}"
+        rendering = "" if self.rendering is None else f", rendering {self.rendering}"
+        return f"{self.name} ({self.dtype}, {self.revision}{chat}{rendering})"
+
+    @field_validator("chat")
+    @classmethod
+    def _none_if_empty(cls, chat: ChatSpec | None) -> ChatSpec | None:
+        return None if chat is None or not chat.model_dump() else chat
 
 
 class CodeSpec(OptionalSpec):
@@ -144,11 +236,17 @@ class TrainSpec(TrainBase):
     """Supervised fine-tuning of one run."""
 
     objective: Literal["sft"] = "sft"
-    loss_on: Literal["answer", "all"] = "answer"
+    loss_on: Literal["answer", "every", "all"] = "answer"
+    """The answer (``last`` says the same), every assistant turn of a conversation, or every token."""
     packing: bool = False
     """Concatenate examples up to max_length in one row, each attending only to itself."""
     group_by_length: bool = False
     """Put examples of similar length into the same batch."""
+
+    @field_validator("loss_on", mode="before")
+    @classmethod
+    def _one_word(cls, value: object) -> object:
+        return "answer" if value == "last" else value
 
 
 class RewardSpec(CodeSpec):

@@ -16,7 +16,8 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import seed_for
 from peft_arena.evaluate.metrics import weighted_mean
 from peft_arena.evaluate.samples import Samples
-from peft_arena.models.render import render
+from peft_arena.models.pieces import refuse_halves
+from peft_arena.models.render import option_request, render
 from peft_arena.tasks.base import Item, Kind, Score, Task
 
 if TYPE_CHECKING:
@@ -48,14 +49,19 @@ def prepare(
         sampling: ask for several sampled answers, a request each; only for tasks that generate.
 
     Raises:
-        UserError: the tokenizer cannot render the task's prompts.
+        UserError: the tokenizer cannot render the prompt, or no tokenizer could read a text; says which item.
     """
     try:
         requests = _requests(task, item, tokenizer, sampling)
-    except UserError:
-        raise
+    except UserError as error:
+        raise UserError(f"task {task.card.name}, item {item.id}: {error}") from None
     except Exception as error:  # noqa: BLE001 - the one boundary to a plug-in's own code: its bug must not lose the other items
         return Score(None, reason=_failed("preparing", error))
+    for text in {str(part) for request in requests for part in request if isinstance(part, str)}:
+        try:
+            refuse_halves(text)
+        except UserError as error:
+            raise UserError(f"task {task.card.name}, item {item.id}: {error}") from None
     if not requests:
         return Score(None, reason="the item has no choices")
     return Question(item, requests)
@@ -66,9 +72,11 @@ def _requests(
 ) -> tuple[tuple[Any, ...], ...]:
     if task.card.kind is Kind.TEXT:
         return (("", item.question),)
-    prompt = render(tokenizer, task.prompt(item))
+    asked = task.prompt(item)
     if task.card.kind is Kind.CHOICE:
-        return tuple((prompt, continuation) for continuation in task.continuations(item))
+        options = task.continuations(item)
+        return tuple(option_request(tokenizer, asked, continuation) for continuation in options)
+    prompt = render(tokenizer, asked)
     settings = {"until": list(task.generation.stop), "max_gen_toks": task.generation.max_new_tokens}
     if sampling is None:
         return ((prompt, {**settings, "do_sample": False}),)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from peft_arena.evaluate.draw import Sampler, draw, streams
+from peft_arena.evaluate.thoughts import DECODE, Thoughts
+from peft_arena.models.chat import turn_end
 from peft_arena.models.modes import accepts, base_of, device_of, virtual_tokens
-from peft_arena.models.render import turn_end
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,7 @@ class Continuation(NamedTuple):
     """What the model wrote."""
 
     text: str
-    """Up to, and without, the first stop string or end token."""
+    """Up to, and without, the first stop string or end token; without a thought before it."""
     ids: list[int]
     """The new tokens, up to and with the one that ended the row."""
     ended: bool
@@ -60,22 +61,36 @@ class Stopper:
         self.stop = tuple(text for text in stop if text and text not in special)
         self.window = max((len(text.encode()) for text in self.stop), default=0) + 4
         # each token adds at least one byte, so a stop string that has just been completed lies within the window
+        self.thoughts = Thoughts.of(tokenizer)
 
-    def ended(self, rows: Sequence[list[int]]) -> list[bool]:
-        """Say of each row of new tokens, unfinished one token ago, whether it has ended."""
+    def opened(self, prompt: Sequence[int]) -> bool:
+        """Say whether a prompt ends within a thought, so that the model goes on thinking."""
+        return self.thoughts is not None and self.thoughts.opened(prompt)
+
+    def ended(self, rows: Sequence[list[int]], opened: Sequence[bool] | None = None) -> list[bool]:
+        """Say of each row of new tokens, unfinished one token ago, whether it has ended; no stop string ends a thought.
+
+        Args:
+            rows: the new tokens.
+            opened: whether each row's prompt ends within a thought; None: none does.
+        """
         by_token = [row[-1] in self.end_ids for row in rows]
         if not self.stop or not rows:
             return by_token
-        tails = self.tokenizer.batch_decode([row[-self.window :] for row in rows], **_DECODE)
+        if self.thoughts is None:
+            tails = self.tokenizer.batch_decode([row[-self.window :] for row in rows], **DECODE)
+        else:
+            places = opened or [False] * len(rows)
+            tails = [self.thoughts.tail(row, within, self.window) for row, within in zip(rows, places, strict=True)]
         return [ended or any(text in tail for text in self.stop) for ended, tail in zip(by_token, tails, strict=True)]
 
-    def text(self, row: Sequence[int]) -> str:
-        """Return what a row of new tokens says, up to its end."""
+    def text(self, row: Sequence[int], opened: bool = False) -> str:
+        """Return what a row of new tokens says, up to its end; a thought is no part of it."""
         end = next((place for place, token in enumerate(row) if token in self.end_ids), len(row))
-        return cut(str(self.tokenizer.decode(list(row[:end]), **_DECODE)), self.stop)
-
-
-_DECODE: Mapping[str, Any] = {"skip_special_tokens": True, "clean_up_tokenization_spaces": False}
+        said = list(row[:end])
+        if self.thoughts is not None:
+            return cut(self.thoughts.answer(said, opened), self.stop)
+        return cut(str(self.tokenizer.decode(said, **DECODE)), self.stop)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -239,7 +254,8 @@ class _Batch:
 class _Row:
     """What a row has written so far."""
 
-    def __init__(self) -> None:
+    def __init__(self, opened: bool) -> None:
+        self.opened = opened
         self.ids: list[int] = []
         self.ended = False
         self.finite = True
@@ -258,17 +274,17 @@ def _append(rows: Sequence[_Row], stopper: Stopper, finite: Sequence[bool], toke
             if fine:
                 row.ids.append(token)
     live = [row for row in rows if row.running]
-    for row, stop in zip(live, stopper.ended([row.ids for row in live]), strict=True):
+    for row, stop in zip(live, stopper.ended([row.ids for row in live], [row.opened for row in live]), strict=True):
         row.ended = stop
 
 
 def _results(rows: Sequence[_Row], stopper: Stopper) -> list[Continuation]:
-    return [Continuation(stopper.text(row.ids), row.ids, row.ended, row.finite) for row in rows]
+    return [Continuation(stopper.text(row.ids, row.opened), row.ids, row.ended, row.finite) for row in rows]
 
 
 def _continue(model: nn.Module, stopper: Stopper, batch: Sequence[Job], choose: _Choice) -> list[Continuation]:
     state = _Batch(model, batch)
-    written = [_Row() for _ in batch]
+    written = [_Row(stopper.opened(job.ids)) for job in batch]
     running = list(range(len(batch)))  # row of the state → row of the batch
     limit = batch[0].max_new_tokens
     logits = state.read()
@@ -298,7 +314,7 @@ def _own_generate(
     )
 
     length = len(batch[0].ids)
-    written = [_Row() for _ in batch]
+    written = [_Row(stopper.opened(job.ids)) for job in batch]
     latest: list[Tensor] = []
 
     class Chosen(LogitsProcessor):

@@ -21,8 +21,9 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import canonical_json, seed_for
 from peft_arena.evaluate.decode import Job, Sampler, decode
 from peft_arena.evaluate.likelihood import Likelihood, Pair, log_likelihoods
+from peft_arena.models.chat import apply_template, date_of, uses_date
 from peft_arena.models.modes import UNLIMITED, base_of, context_length, device_of
-from peft_arena.models.render import encode_text
+from peft_arena.models.pieces import encode_pair, encode_text, plain_ids
 
 if TYPE_CHECKING:
     from torch import nn
@@ -78,8 +79,8 @@ class ModelEngine(TemplateLM):
             model: the model to evaluate; may be an adapter around ``loaded.model``.
             batch_size: rows in one forward pass; None chooses by the model's size.
             progress: show a bar for each request type.
-            joint: tokenize context and continuation in one piece, as lm-eval does for its own tasks, instead of one
-                after the other, as this package does in training.
+            joint: let a token reach over the boundary of context and continuation, as lm-eval does for its own tasks,
+                instead of keeping the context's tokens, as this package does in training.
         """
         super().__init__()
         self.model = model
@@ -95,8 +96,10 @@ class ModelEngine(TemplateLM):
         self._device = device_of(model)
 
     def describe(self) -> dict[str, Any]:
-        """Return engine, version, batch size, device, dtype and context length."""
+        """Return engine, version, batch size, device, dtype, context length, and the date a chat template is told."""
+        dated = {"chat_date": date_of(self.tokenizer).isoformat()} if uses_date(self.tokenizer) else {}
         return {
+            **dated,
             "engine": "lm-eval",
             "version": metadata.version("lm_eval"),
             "batch_size": self.rows,
@@ -134,17 +137,15 @@ class ModelEngine(TemplateLM):
         """Tokenize text; unless told otherwise with the tokenizer's own begin token exactly once."""
         if add_special_tokens is None:
             return encode_text(self.tokenizer, string)
-        return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
+        return encode_text(self.tokenizer, string) if add_special_tokens else plain_ids(self.tokenizer, string)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Render a conversation through the tokenizer's own template."""
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
+        return apply_template(
+            self.tokenizer,
+            chat_history,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
         )
 
     def text_tokens(self, text: str) -> int:
@@ -171,6 +172,7 @@ class ModelEngine(TemplateLM):
         pairs: list[Pair] = []
         for place, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
+            ids = ids[1:] if ids[:1] == [self.prefix_token_id] else ids  # every window of a text has it already
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
             for window in windows:
                 pairs.append(Pair(*make_disjoint_window(window)))
@@ -229,8 +231,10 @@ class ModelEngine(TemplateLM):
         if self.joint and context:
             pair = Pair(*self._encode_pair(context, continuation))
         else:
-            rest = self.tok_encode(continuation, add_special_tokens=False)
-            head = self.tok_encode(context) if context else []
+            if context:
+                head, rest = encode_pair(self.tokenizer, context, continuation)
+            else:
+                head, rest = [], plain_ids(self.tokenizer, continuation)
             if not head and rest and rest[0] == self.prefix_token_id:
                 head, rest = rest[:1], rest[1:]
             pair = Pair(head or [self.prefix_token_id], rest)

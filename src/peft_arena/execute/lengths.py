@@ -23,6 +23,7 @@ from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.chat import RENDERING, configure
 from peft_arena.models.load import PACKAGED, Source, is_commit, is_pinned_remote, load_tokenizer, resolve
 from peft_arena.models.render import encode_prompt
 from peft_arena.models.wheels import CONVERSION, WHEEL_MODELS
@@ -172,7 +173,7 @@ def _reading(
             pairs = [(len(one.ids), _answer_tokens(task, one.item, tokenizer)) for one in prompts.kept]
             return _lengths(pairs, there, count, prompts.dropped)
         examples = read_examples(task, "train", count, tokenizer, train, limit)
-        sizes = [(example.first_label, example.labels) for example in examples.kept]
+        sizes = [(len(example.ids) - example.labels, example.labels) for example in examples.kept]
         return _lengths(sizes, there, count, examples.dropped, _padded(examples.kept, train))
 
     return read
@@ -228,7 +229,7 @@ def _characters(prompt: Prompt) -> int:
 def _kept(key: list[Any], model: ModelSpec, measure: Callable[[PreTrainedTokenizerBase | None], Lengths]) -> Lengths:
     """Return what was measured before, or measure it."""
     name = content_id([*key, model.model_dump(mode="json"), SAMPLE])
-    file = cache_root() / "lengths" / __version__ / f"{name}.json"
+    file = cache_root() / "lengths" / f"{__version__}-{RENDERING}" / f"{name}.json"
     if file.is_file():
         return Lengths(**json.loads(file.read_text(encoding="utf-8")))
     tokenizer = tokenizer_at_hand(model)
@@ -245,13 +246,13 @@ def tokenizer_at_hand(model: ModelSpec) -> PreTrainedTokenizerBase | None:
         model: pinned.
     """
     source = _source_at_hand(model)
-    return None if source is None else _loaded(source)
+    return None if source is None else _loaded(source, model)
 
 
 @lru_cache(maxsize=4)
-def _loaded(source: Source) -> PreTrainedTokenizerBase | None:
+def _loaded(source: Source, model: ModelSpec) -> PreTrainedTokenizerBase | None:
     try:
-        return load_tokenizer(source)
+        return configure(load_tokenizer(source), model, model.rendering)
     except (OSError, ValueError):
         return None
 

@@ -256,10 +256,7 @@ def start_at(settings: Settings, entry: StartEntry, source: RunSpec, model: Mode
     if source.train is None:
         raise UserError(f"{wrong}: that is the pretrained model; leave init_from out")
     if source.model != model:
-        raise UserError(
-            f"{wrong}: it is of {source.model.name} ({source.model.dtype}, {source.model.revision}), "
-            f"and this is {model.name} ({model.dtype}, {model.revision})"
-        )
+        raise UserError(f"{wrong}: it is of {source.model.words}, and this is {model.words}")
     reason = start_refusal(method_of(source.method))
     if reason:
         raise UserError(f"{wrong}: {reason}")

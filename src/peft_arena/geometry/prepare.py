@@ -34,8 +34,8 @@ def common_base(tuned: Sequence[Tuned]) -> ModelSpec:
     for other in tuned:
         if other.base != base:
             raise UserError(
-                f"{other.subject} is on {other.base.name} ({other.base.dtype}, {other.base.revision}), "
-                f"{tuned[0].subject} on {base.name} ({base.dtype}, {base.revision}): measure them in two calls"
+                f"{other.subject} is on {other.base.words}, "
+                f"{tuned[0].subject} on {base.words}: measure them in two calls"
             )
     return base
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import PromptSpec
 from peft_arena.core.ids import content_id, file_hash
-from peft_arena.models.render import encode_prompt, encode_text
+from peft_arena.models.render import encode_prompt
 from peft_arena.tasks.base import Kind, Message, Prompt
 from peft_arena.tasks.registry import display_name
 
@@ -122,7 +122,7 @@ def _source(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[li
     """Return the prompts of one source as tokens, one after the other; opening it reports what is wrong with it."""
     if spec.task is not None:
         prompts = _of_task(spec.task, spec)
-        return (encode_prompt(tokenizer, prompt) for prompt in prompts)
+        return (_encoded(tokenizer, f"task {spec.task.name} prompt {n}", prompt) for n, prompt in enumerate(prompts, 1))
     with_hash(spec)
     path = _path(str(spec.file))
     read: dict[str, Callable[[Path], list[tuple[str, Any]]]] = {
@@ -134,10 +134,14 @@ def _source(spec: PromptSpec, tokenizer: PreTrainedTokenizerBase) -> Iterator[li
     if not rows:
         raise UserError(f"prompt file '{path}' holds no prompts")
     rendered = [_rendered(value, place, tokenizer) for place, value in rows]
-    return (
-        encode_text(tokenizer, prompt) if isinstance(prompt, str) else encode_prompt(tokenizer, prompt)
-        for prompt in rendered
-    )
+    return (_encoded(tokenizer, place, prompt) for (place, _), prompt in zip(rows, rendered, strict=True))
+
+
+def _encoded(tokenizer: PreTrainedTokenizerBase, place: str, prompt: Prompt) -> list[int]:
+    try:
+        return encode_prompt(tokenizer, prompt)
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from None
 
 
 def _of_task(task_spec: TaskSpec, spec: PromptSpec) -> Iterator[Prompt]:

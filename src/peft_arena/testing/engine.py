@@ -38,6 +38,10 @@ class PlainTokenizer:
     name_or_path = "scripted"
     chat_template = "{role}: {content}"
 
+    def get_chat_template(self) -> str:
+        """Return the template, which only says what the lines look like."""
+        return self.chat_template
+
     def apply_chat_template(self, turns: Sequence[Mapping[str, str]], **_: object) -> str:
         """Render a conversation and the start of the answer."""
         return "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"

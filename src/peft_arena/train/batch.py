@@ -52,6 +52,13 @@ class Batch(NamedTuple):
         )
 
 
+def _labels(example: Example) -> list[int]:
+    labels = [IGNORED] * example.first_label + example.ids[example.first_label :]
+    for begin, end in example.skipped:
+        labels[begin:end] = [IGNORED] * (end - begin)
+    return labels
+
+
 def collate(examples: Sequence[Example], *, packing: bool, limit: int, pad: int) -> Batch:
     """Build the tensors of one forward pass.
 
@@ -66,11 +73,7 @@ def collate(examples: Sequence[Example], *, packing: bool, limit: int, pad: int)
     ids, labels, positions = [], [], []
     for row in rows:
         row_ids = [token for example in row for token in example.ids]
-        row_labels = [
-            token
-            for example in row
-            for token in (*[IGNORED] * example.first_label, *example.ids[example.first_label :])
-        ]
+        row_labels = [token for example in row for token in _labels(example)]
         row_positions = [position for example in row for position in range(len(example.ids))]
         missing = width - len(row_ids)
         ids.append(row_ids + [pad] * missing)

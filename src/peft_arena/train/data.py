@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import RLSpec, TrainSpec
-from peft_arena.models.render import encode_example
-from peft_arena.tasks.base import Item, Split, Task, split_items
+from peft_arena.models.render import Span, encode_example, encode_turns
+from peft_arena.tasks.base import Item, Kind, Split, Task, split_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,11 +23,13 @@ class Example(NamedTuple):
     ids: list[int]
     first_label: int
     """The loss is taken on ``ids[first_label:]``; at least 1, because nothing predicts the first token."""
+    skipped: tuple[Span, ...] = ()
+    """But not on these parts of it: what stands between the turns that are trained on."""
 
     @property
     def labels(self) -> int:
         """Number of tokens the loss is taken on."""
-        return len(self.ids) - self.first_label
+        return len(self.ids) - self.first_label - sum(end - begin for begin, end in self.skipped)
 
 
 class Examples(NamedTuple):
@@ -43,6 +45,8 @@ class Examples(NamedTuple):
         digest = hashlib.sha256()
         for example in self.kept:
             digest.update(array("q", [example.first_label, len(example.ids), *example.ids]).tobytes())
+            if example.skipped:
+                digest.update(array("q", [place for span in example.skipped for place in span]).tobytes())
         return digest.hexdigest()[:12]
 
 
@@ -141,14 +145,23 @@ def _example(
     """Tokenize one item, the given number of its split.
 
     Raises:
-        UserError: the item has no target.
+        UserError: the item has no target, or text that cannot be tokenized; says which item.
     """
+    every, as_option = spec.loss_on == "every", task.card.kind is Kind.CHOICE
+    turns: list[Span] = []
     try:
-        encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
+        prompt, target = task.prompt(item), task.target(item)
+        if every:
+            encoded, turns = encode_turns(tokenizer, prompt, target, as_option=as_option)
+        else:
+            encoded = encode_example(tokenizer, prompt, target, as_option=as_option)
     except UserError as error:
         raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
-    first = encoded.prompt_length if spec.loss_on == "answer" else 1
-    return Example(encoded.ids, max(first, 1))
+    if spec.loss_on == "all":
+        return Example(encoded.ids, 1)
+    starts = [begin for begin, _ in turns] + [encoded.prompt_length]
+    skipped = [(end, begin) for (_, end), begin in zip(turns, starts[1:], strict=True) if end < begin]
+    return Example(encoded.ids, max(starts[0], 1), tuple(skipped))
 
 
 def packing_refusal(method: str) -> str:

@@ -85,8 +85,11 @@ def read_prompts(
     kept: list[Prompt] = []
     shortest = math.inf
     for number, item in enumerate(items):
-        text = render(tokenizer, task.prompt(item))
-        ids = encode_text(tokenizer, text)
+        try:
+            text = render(tokenizer, task.prompt(item))
+            ids = encode_text(tokenizer, text)
+        except UserError as error:
+            raise UserError(f"task {name}, {split} item {number} ({item.id}): {error}") from None
         if 0 < len(ids) <= limit:
             kept.append(Prompt(item, text, ids))
             continue

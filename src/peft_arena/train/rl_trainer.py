@@ -281,7 +281,7 @@ class RolloutTrainer(QuietTrainer):
             found = super()._generate_single_turn(prompt_ids, images, fields, *more, **settings)  # type: ignore[misc]
             check_unchanged(before, self.model)
             ids, log_probs = found if self.gives_log_probs else (found, None)
-            written = [self.work.rollouts.read(row) for row in ids]
+            written = [self.work.rollouts.read(row, asked) for row, asked in zip(ids, prompt_ids, strict=True)]
             if log_probs is not None:  # of what was cut off there is none, of an end that was put on it is taken as 0
                 log_probs = [
                     [*row[: len(one.ids)], *[0.0] * (len(one.ids) - len(row))]

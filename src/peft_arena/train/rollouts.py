@@ -107,18 +107,19 @@ class Rollouts:
         found = self._decode([Job(ids, self.limit, self.stop) for ids in prompts], None)
         return [one.text if one.finite else None for one in found]
 
-    def read(self, ids: Sequence[int]) -> Written:
-        """Return a completion that another engine wrote, cut at its end."""
+    def read(self, ids: Sequence[int], prompt: Sequence[int]) -> Written:
+        """Return a completion of a prompt that another engine wrote, cut at its end."""
         kept: list[int] = []
+        opened = self.stopper.opened(prompt)
         ended = False
         for token in ids:
             kept.append(int(token))
-            if self.stopper.ended([kept])[0]:
+            if self.stopper.ended([kept], [opened])[0]:
                 ended = True
                 break
         if not kept:  # an engine may leave out the only token, the end
             kept, ended = [min(self.stopper.end_ids)], True
-        return Written(kept, self.stopper.text(kept), ended)
+        return Written(kept, self.stopper.text(kept, opened), ended)
 
     def _decode(self, jobs: Sequence[Job], sampler: Sampler | None) -> list[Continuation]:
         with evaluation_mode(self.model), self._precision():
