@@ -138,12 +138,13 @@ def sourced_card(
     licence: str,
     citation: str,
     description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Build the card of a task with benchmark data, as it is with the mirror."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=role,
         kind=kind,
         metrics=metrics,

@@ -9,11 +9,11 @@ import threading
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from decimal import Decimal
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
 from peft_arena.tasks.base import Score
+from peft_arena.tasks.numerals import Form, find_forms, written
 
 Scorer = Callable[[Sequence[str], str], Score]
 """From the accepted answers and the completion to a score of 0 or 1, or None with a reason."""
@@ -24,9 +24,9 @@ MATH_SECONDS = 5
 MATH_CHARACTERS = 4000
 """Only the end of a longer completion is compared: an answer stands there, and parsing time is bounded."""
 
+SHOWN_CHARACTERS = 60
 LINE_CHARACTERS = 10_000
 """Only the beginning of a longer line is compared as text: putting accents in order takes quadratic time."""
-_NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])[-+])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 MATH_BRACKETS = 200
@@ -49,11 +49,11 @@ def canonical_number(text: str) -> str:
 
 
 def find_numbers(text: str) -> list[str]:
-    """Return every decimal number in the text in canonical form, in order.
+    """Return every number of a text by value, in canonical form and in order (:mod:`peft_arena.tasks.numerals`).
 
-    A sign counts only where no digit, letter, point or closing bracket precedes it: ``5-3`` holds 5 and 3.
+    Forms that are not understood are left out, and no part of them is read: ``12:30`` holds no number.
     """
-    return [canonical_number(found) for found in _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
+    return [written(form.value) for form in find_forms(text).found if form.value is not None]
 
 
 def first_line(text: str) -> str:
@@ -61,16 +61,37 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def extract_number(text: str) -> str:
-    """Return the number a completion gives as its answer, in canonical form; empty if there is none.
+def number_form(text: str) -> Form | None:
+    r"""Return the form with digits that a text gives as its answer; None if there is none.
 
-    That is the first number after the last ``####``; in a text without that mark, the last number.
+    That is the first form after the last ``####``; in a text without that mark the only one in the last
+    ``\\boxed{...}``; without a box the one directly behind the last ``answer is`` or ``answer:``; else the last of the
+    text. The form may be one that is not understood (:mod:`peft_arena.tasks.numerals`).
     """
-    before, mark, after = text.rpartition(FINAL_ANSWER_MARK)
-    numbers = find_numbers(after)
+    form, _ = _number_form(text)
+    return form
+
+
+def _number_form(text: str) -> tuple[Form | None, bool]:
+    """Return the form given, and whether others beside it might be meant as well."""
+    _, mark, after = text.rpartition(FINAL_ANSWER_MARK)
     if mark:
-        return numbers[0] if numbers else ""
-    return (find_numbers(before + after) or [""])[-1]
+        return next(iter(find_forms(after[:LINE_CHARACTERS]).found), None), False
+    held = last_box(text) if "boxed" in text else None
+    if held is not None:
+        inside = find_forms(held).found
+        return inside[0] if len(inside) == 1 else None, False
+    forms = find_forms(text)
+    return forms.answer(), forms.undecided()
+
+
+def extract_number(text: str) -> str:
+    """Return the number a completion gives as its answer (:func:`number_form`) by value, in canonical form.
+
+    It is empty where there is no form with digits, or the one given is not understood: then no other is taken.
+    """
+    form = number_form(text)
+    return "" if form is None or form.value is None else written(form.value)
 
 
 def normalise_answer(text: str) -> str:
@@ -111,15 +132,32 @@ def contains(golds: Sequence[str], completion: str) -> Score:
 
 
 def numeric(golds: Sequence[str], completion: str) -> Score:
-    """Compare the completion's number (:func:`extract_number`) by value with that of each accepted answer.
+    """Compare the completion's number (:func:`number_form`) by value with that of each accepted answer.
 
-    A completion without a number is wrong, not unscored.
+    Values are exact, and forms do not matter: ``.5``, ``1/2`` and ``5e-1`` are equal. A percent sign is a unit, so that
+    ``50%`` equals ``50`` and not ``0.5``. A form that is not understood (``12:30``, ``3-5``) is no number on either
+    side. A completion without a number is wrong, not unscored; accepted answers without any are no answers.
     """
-    said = extract_number(completion)
-    accepted = {Decimal(number) for number in map(extract_number, golds) if number}
-    if not accepted:
-        return Score(None, extracted=said, reason="no accepted answer holds a number")
-    return Score(float(bool(said) and Decimal(said) in accepted), extracted=said)
+    said = number_form(completion)
+    value = None if said is None else said.value
+    extracted = "" if value is None else written(value)
+    read = [_accepted(gold) for gold in golds]
+    accepted = {form.value for form, why in read if form is not None and not why}
+    unread = any(form is not None for form, why in read if why) and completion not in golds
+    if accepted or (unread and value is not None):  # a number is none of the forms that are no number
+        return Score(float(value is not None and value in accepted), extracted=extracted)
+    return Score(None, extracted=extracted, reason=next((why for _, why in read), "there is no accepted answer"))
+
+
+def _accepted(gold: str) -> tuple[Form | None, str]:
+    """Return the form an accepted answer gives, and why it is no number; no reason where it is one."""
+    form, several = _number_form(gold)
+    shown = repr(gold if len(gold) <= SHOWN_CHARACTERS else f"{gold[:SHOWN_CHARACTERS]}...")
+    if form is None:
+        return None, f"the answer {shown} holds no number"
+    if form.value is None:
+        return form, f"the answer {shown} is no number that this scorer reads"
+    return form, f"the answer {shown} holds several numbers" if several else ""
 
 
 def math_verify(golds: Sequence[str], completion: str) -> Score:

@@ -212,9 +212,11 @@ class Gsm8kCot(Benchmark):
             "1,319 problems of the test split. Protocol: four shots as turns of the model's chat template, the first "
             "of the train split by the hash of their content, with their own solutions without calculator marks, each "
             f"ending 'The answer is N'; greedy, at most {COT_TOKENS} new tokens or the next 'Question:'; the answer is "
-            "the last number, or the first after the last '####', and is compared by value. Differs: the original's "
-            f"four worked examples are others, and so is its wording. {UNVERIFIED}"
+            "the first number after the last '####', else the one in the last box or after the last 'answer is', else "
+            "the last, and is compared by value. Differs: the original's four worked examples are others, and so is "
+            f"its wording. {UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:

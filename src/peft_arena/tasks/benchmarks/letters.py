@@ -66,12 +66,13 @@ def retention_card(
     licence: str,
     citation: str,
     description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Return the card of a benchmark that is only evaluated, with its data on the hub."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=Role.RETENTION,
         kind=kind,
         metrics=metrics,

@@ -116,7 +116,7 @@ def medical_card(
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=2,
         role=Role.RETENTION,
         kind=Kind.GENERATE,
         metrics=(ACCURACY,),

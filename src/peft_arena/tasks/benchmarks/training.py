@@ -64,13 +64,21 @@ class TrainingData(Benchmark):
 
 
 def training_card(
-    *, name: str, title: str, data: HubSplit, chance: float, licence: str, citation: str, description: str
+    *,
+    name: str,
+    title: str,
+    data: HubSplit,
+    chance: float,
+    licence: str,
+    citation: str,
+    description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Return the card of data to train on."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=Role.TARGET,
         kind=Kind.GENERATE,
         metrics=(ACCURACY,),
