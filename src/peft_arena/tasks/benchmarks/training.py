@@ -177,6 +177,7 @@ class MedThink(TrainingData):
             "PEFT-Arena's own rows are read by data-arena-medical. The hub was not reached: the data set's columns are "
             "as public code uses them."
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -263,6 +264,7 @@ class ArenaMedicalRows(MedThink):
             f"23,000 questions of MedThink. {_PUBLISHED}data-medthink; rows whose gold answer is no letter are left "
             f"out too. {_PUBLISHED_DIFFERS}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
