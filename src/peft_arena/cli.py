@@ -110,13 +110,14 @@ def plan(
     """Show what a study would do and cost: what is done, missing, failed or refused, and why; estimated GPU hours."""
     from peft_arena import console
     from peft_arena.execute.estimate import estimate
+    from peft_arena.execute.plan import cautions
     from peft_arena.execute.plan import plan as make_plan
     from peft_arena.execute.reach import reaches
     from peft_arena.store.store import Store
 
     loaded = _study(study, overrides)
     plans = make_plan(loaded, Store(runs))
-    console.show_plan(loaded, plans, as_json, estimate(loaded, gpu), every_run, reaches(loaded))
+    console.show_plan(loaded, plans, as_json, estimate(loaded, gpu), every_run, reaches(loaded), cautions(loaded))
 
 
 @app.command()
@@ -242,13 +243,20 @@ def _train(
     objective: str, model: str, method: str, task: str, settings: list[str] | None, out: Path, as_json: bool
 ) -> None:
     from peft_arena import console
+    from peft_arena.execute.plan import cautions
     from peft_arena.execute.single import scores, train_one
+    from peft_arena.execute.study import Study
 
     for text in settings or []:
         if text.partition("=")[0] == "train.objective":
             raise UserError(f"--set {text}: the objective is {objective}, the name of the command (train {objective})")
     given = [f"train.objective={objective}", *(settings or [])]
-    outcome, study = train_one(model, method, task, given, out, quiet=as_json)
+
+    def tell(study: Study) -> None:
+        if not as_json:
+            console.show_cautions(cautions(study))
+
+    outcome, study = train_one(model, method, task, given, out, quiet=as_json, tell=tell)
     rows = scores(study, out)
     console.show_outcome(study, outcome, out, as_json, scores=rows)
     if outcome.failed:

@@ -214,6 +214,7 @@ def show_plan(
     estimates: StudyEstimate | None = None,
     every_run: bool = False,
     reach: Sequence[Reach] = (),
+    cautions: Sequence[str] = (),
 ) -> None:
     """Print what a study would do: a line for each arm with the states of its runs and what one of them costs.
 
@@ -224,6 +225,7 @@ def show_plan(
         estimates: what the arms cost; None leaves that out.
         every_run: also print a line for each run.
         reach: what the planned items can show.
+        cautions: how rewards can be won without being right.
     """
     rows = [
         {
@@ -245,6 +247,7 @@ def show_plan(
         chosen = {label: {**asdict(spent), "said": str(spent)} for label, spent in budgets.items()}
         said: dict[str, Any] = {"study": study.file.name, "budgets": chosen, "runs": runs}
         said["margins"] = [one.summary() for one in reach]
+        said["cautions"] = list(cautions)
         if estimates is not None:
             said["estimates"] = {
                 "gpu": estimates.gpu,
@@ -268,6 +271,14 @@ def show_plan(
     for one in reach:
         if one.is_short:
             console.print(str(one), markup=False)
+    show_cautions(cautions)
+
+
+def show_cautions(cautions: Sequence[str]) -> None:
+    """Print how rewards of a study can be won without being right."""
+    console = Console(highlight=False, soft_wrap=True)
+    for line in cautions:
+        console.print(f"note: {line}", markup=False)
 
 
 def show_status(study: Study, plans: Sequence[RunPlan], as_json: bool) -> None:

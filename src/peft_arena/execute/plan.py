@@ -10,9 +10,11 @@ from typing import Literal
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.paths import ScanSpec
-from peft_arena.core.specs import EvalSpec, Point, RunSpec
+from peft_arena.core.specs import EvalSpec, Point, RLSpec, RunSpec
 from peft_arena.execute.study import Study
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.registry import task_of
+from peft_arena.tasks.rewards import caution, reward_of
 from peft_arena.weights.start import init_of
 
 State = Literal["done", "missing", "failed", "running", "refused"]
@@ -78,6 +80,17 @@ def plan(study: Study, store: Store) -> list[RunPlan]:
             else:
                 plans.append(RunPlan(arm.label, run, _stages(study, store.run(run))))
     return plans
+
+
+def cautions(study: Study) -> list[str]:
+    """Return a line for every reward of the study's training that can be won without being right."""
+    found: dict[str, None] = {}
+    for arm in study.arms:
+        train = arm.runs[0].train if arm.runs and not arm.refused else None
+        if isinstance(train, RLSpec):
+            task = task_of(train.task)
+            found |= dict.fromkeys(caution(reward_of(reward), task) for reward in train.rewards if reward.weight)
+    return [line for line in found if line]
 
 
 def points_to_evaluate(study: Study, run: RunDirectory) -> list[Point]:

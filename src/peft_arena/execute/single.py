@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,13 @@ RUN = "train.init_from.run"
 
 
 def train_one(
-    model: str, method: str, task: str, settings: Sequence[str], out: Path, quiet: bool = False
+    model: str,
+    method: str,
+    task: str,
+    settings: Sequence[str],
+    out: Path,
+    quiet: bool = False,
+    tell: Callable[[Study], None] | None = None,
 ) -> tuple[StudyOutcome, Study]:
     """Train one run and evaluate it and its base on the task.
 
@@ -35,6 +41,7 @@ def train_one(
             ``seed=1``.
         out: the runs directory.
         quiet: show nothing while working.
+        tell: is given the study before the work begins.
 
     Raises:
         UserError: an unknown name or key, a key inside a single value, or a required setting is missing.
@@ -60,6 +67,8 @@ def train_one(
         "seeds": [tables["seed"]],
     }
     study = study_from(data, find_run=lambda name: Store(out).find(name).spec)
+    if tell is not None:
+        tell(study)
     return run_study(study, out, quiet=quiet), study
 
 

@@ -7,8 +7,9 @@ import re
 import string
 import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
@@ -243,6 +244,13 @@ def _as_latex(gold: str) -> str:
     """Mark a bare expression as mathematics, as math-verify wants it; an escaped dollar sign marks nothing."""
     return gold if "$" in gold.replace("\\$", "") or "\\boxed" in gold else f"${gold}$"
 
+
+GAMED_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "contains": "an answer that lists many candidates in its first line has the full score if one of them is right",
+    }
+)
+"""How answers can win a scorer without being right, for scorers of which a way is known; said where one is a reward."""
 
 SCORERS: Registry[Scorer] = Registry(
     "scorer",
