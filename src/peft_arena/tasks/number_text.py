@@ -11,9 +11,14 @@ import unicodedata
 from functools import cache
 
 CURRENCY = "$€£¥₹₽₩₺₫₪฿₴₦₱¢"
+_EDGE = "\u2063"
+"""Marks where a fraction begins and ends, until it is known whether a digit stands beside it."""
+_BESIDE_DIGIT = re.compile(f"(?<=[0-9]){_EDGE}(?=[0-9])")
 _FRACTIONS = "¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞↉"
 _SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
-_INVISIBLE = "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2066\u2067\u2068\u2069\ufeff"
+_INVISIBLE = (
+    "\u00ad\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2063\u2066\u2067\u2068\u2069\ufeff"
+)
 _MINUS = "\u2010\u2011\u2012\u2013\u2212\ufe63"
 _APOSTROPHES = "\u2018\u2019\u02bc"
 _OTHERS = {"\u2044": "/", "\u2215": "/", "\u066c": ",", "\u066b": ".", "\u066a": "%", "￥": "¥", "￡": "£", "⋅": "×"}
@@ -67,7 +72,7 @@ def _table() -> dict[int, str | None]:
     table |= {ord(sign): plain for sign, plain in _OTHERS.items()}
     for sign in _FRACTIONS:
         written = unicodedata.normalize("NFKC", sign).replace("\u2044", "/")
-        table[ord(sign)] = f" {written} "
+        table[ord(sign)] = f"{_EDGE}{written}{_EDGE}"
     return table
 
 
@@ -77,6 +82,7 @@ def plain_text(text: str) -> str:
         text = _RAISED.sub(lambda found: f"^{found[0].translate(_SUPERSCRIPTS)}", text)
         text = _LOWERED.sub(lambda found: f"_{unicodedata.normalize('NFKC', found[0])}", text)
         text = _FOREIGN_DIGIT.sub(lambda found: str(unicodedata.decimal(found[0])), text.translate(_table()))
+        text = _apart(text)
     if "\\" in text or "{" in text:
         text = _without_latex(text)
     return text
@@ -85,11 +91,15 @@ def plain_text(text: str) -> str:
 def _without_latex(text: str) -> str:
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
-    return _BASE_POWER.sub(r"\1\2\3", _FRACTION.sub(_slashed, text))
+    return _apart(_BASE_POWER.sub(r"\1\2\3", _FRACTION.sub(_slashed, text)))
+
+
+def _apart(text: str) -> str:
+    """Put a space between a fraction and the digit before or behind it, and nothing elsewhere."""
+    return _BESIDE_DIGIT.sub(" ", text).replace(_EDGE, "") if _EDGE in text else text
 
 
 def _slashed(found: re.Match[str]) -> str:
     """Write a fraction of LaTeX with a slash, a digit before it as the whole part of a mixed number."""
     above, below = [part for part in found.groups()[1:] if part]
-    before = f"{found['before']} " if found["before"] else ""
-    return f"{before}{above}/{below} "
+    return f"{found['before']}{_EDGE}{above}/{below}{_EDGE}"

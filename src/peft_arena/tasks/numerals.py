@@ -39,7 +39,7 @@ class Form(NamedTuple):
 
 _RUN = re.compile(
     r"(?:[0-9]++(?:[.,:'_][0-9]++)*+(?: [0-9]++(?:[.,:'_][0-9]++)*+(?! ?/ ?[0-9]))*+|\.[0-9]++(?:[.,:'_][0-9]++)*+)"
-    r"(?:[eE][-+]?[0-9]++)?"
+    r"(?:\.?[eE][-+]?[0-9]++)?"
 )
 _DECIMAL = re.compile(
     r"(?P<whole>[1-9][0-9]{0,2}(?:,[0-9]{3})+|[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}|[1-9][0-9]{0,2}(?:'[0-9]{3})+|"
@@ -269,7 +269,7 @@ def _joint(plain: str, runs: list[tuple[int, int]], place: int) -> str:
         return "m" if power[2] == "-" else "^"
     if _TIMES.fullmatch(gap):
         return "x"
-    if not gap.strip(" ") and _FRACTION_FOLLOWS.match(plain, runs[place + 1][1]):
+    if (gap == " and " or not gap.strip(" ")) and _FRACTION_FOLLOWS.match(plain, runs[place + 1][1]):
         return " "
     if _LINK.fullmatch(gap) or _compound(plain, gap, runs[place], runs[place + 1][1]):
         return "o"
