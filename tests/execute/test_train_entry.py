@@ -5,6 +5,7 @@ import copy
 import pytest
 import yaml
 
+from peft_arena.console import show_plan
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec, RLSpec, TrainSpec
 from peft_arena.execute.items import check_items
@@ -14,6 +15,7 @@ from peft_arena.execute.train_entry import documented_rate
 from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import METHODS, make_method
 from peft_arena.store.store import Store
+from peft_arena.tasks.micro.base import MicroTask
 
 TEXT = """\
 name: both
@@ -258,3 +260,15 @@ def test_documented_rates():
     for name in METHODS.own():
         usual, rate = (documented_rate(make_method(name), large, kind) for kind in ("sft", "grpo"))
         assert usual is None or 0 < rate < usual
+
+
+def test_a_plan_says_how_its_reward_can_be_won_once_and_only_where_it_is_a_reward(tmp_path, monkeypatch, capsys):
+    assert "can be won" not in str(check_items(read(tmp_path)))
+    monkeypatch.setattr(MicroTask, "reward_caution", lambda self: "any text wins")
+    told = "reward task of task micro-reverse can be won without being right: any text wins"
+    found = read(tmp_path)
+    notes = check_items(found)
+    assert [note.text for note in notes].count(told) == 1
+    assert "can be won" not in str(check_items(read(tmp_path, ("rl:\n", "rl:\n  rewards: [ended]\n"))))
+    show_plan(found, plan(found, Store(tmp_path)), False, notes=notes)
+    assert capsys.readouterr().out.count(told) == 1

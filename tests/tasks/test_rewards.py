@@ -22,6 +22,7 @@ from peft_arena.tasks.rewards import (
     Answer,
     Reward,
     RewardCard,
+    caution,
     judge_answer,
     problem_of,
     refusal,
@@ -200,6 +201,22 @@ def test_a_reward_that_is_no_number_is_0_with_the_reason(given_value: Callable[[
     judged = judge_answer(Scripted(lambda: Score(1.0)), [Odd(given_value), made("task")], Answer(ITEM, "4", 1, True))
     assert judged.rewards == {"odd": 0.0, "task": 1.0}
     assert set(judged.problems) == {"odd"} and told in judged.problems["odd"]
+
+
+class Leaky(Scripted):
+    """Says that its score can be won."""
+
+    def reward_caution(self) -> str:
+        return "any text wins"
+
+
+def test_a_score_that_can_be_won_says_so_where_it_is_the_reward() -> None:
+    task = Leaky(lambda: RIGHT)
+    assert caution(made("task"), task) == (
+        "reward task of task micro-sort can be won without being right: any text wins"
+    )
+    assert caution(made("ended"), task) == ""
+    assert caution(made("task"), Scripted(lambda: RIGHT)) == ""
 
 
 def test_what_cannot_be_a_reward_is_told() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from peft_arena.tasks import scorers
 from peft_arena.tasks.base import Score
-from peft_arena.tasks.scorers import SCORERS, canonical_number, extract_number, find_numbers, normalise_answer
+from peft_arena.tasks.scorers import GAMED_BY, SCORERS, canonical_number, extract_number, find_numbers, normalise_answer
 
 CASES = [
     ("exact_match", "red", " red\n", 1.0),
@@ -66,6 +66,13 @@ def test_verdicts(name: str, gold: str, completion: str, value: float | None) ->
     assert SCORERS.get(name)([gold], completion).value == value
 
 
+@pytest.mark.parametrize("name", SCORERS.names())
+def test_listing_candidates_wins_only_where_that_is_said(name: str) -> None:
+    listed = ["5, 6, 7, 8", "5 or 6 or 7 or 8", "$5$, $6$, $7$, $8$", "\\boxed{5, 6, 7, 8}", "5\n6\n7\n8"]
+    wins = [text for text in listed if SCORERS.get(name)(["6"], text).value == 1.0]
+    assert bool(wins) == (name in GAMED_BY), wins
+
+
 def test_any_accepted_answer_counts() -> None:
     for name in SCORERS.names():
         said = "\\boxed{8}" if name == "boxed" else "8"
@@ -75,11 +82,11 @@ def test_any_accepted_answer_counts() -> None:
 @pytest.mark.parametrize(
     ("text", "numbers"),
     [
-        ("5-3", ["5", "3"]),
-        ("5 - 3 = -2", ["5", "3", "-2"]),
-        ("+07 and 1,234,567.50 and 1,23", ["7", "1234567.5", "1", "23"]),
-        ("-0 0.0", ["0", "0"]),
-        ("(3)-4", ["3", "4"]),
+        ("5-3", []),
+        ("5 - 3 = -2", ["-2"]),
+        ("+07 and 1,234,567.50 and 1,23", ["7", "1234567.5"]),
+        ("-0, 0.0", ["0", "0"]),
+        ("(3)-4, 1/2", ["0.5"]),
         ("", []),
     ],
 )

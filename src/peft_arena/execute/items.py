@@ -16,6 +16,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.tasks.base import Item, Split, split_items
 from peft_arena.tasks.foreign import is_foreign
 from peft_arena.tasks.registry import display_name
+from peft_arena.tasks.rewards import caution, reward_of
 from peft_arena.train.plan import examples_wanted
 from peft_arena.train.prompts import prompt_room
 
@@ -83,6 +84,7 @@ class _Check:
         assert train is not None, "an arm is trained"
         if isinstance(train, RLSpec):
             prompt_room(train, made_task(train.task), train.max_length)
+            self.rewards(train)
         items = self.items(train.task, "train")
         if items is not None:
             self.at_least("train.examples", train.examples or 1, train.task, "train")
@@ -95,6 +97,12 @@ class _Check:
             for source in (*part.general, *part.target) if isinstance(part, PromptedSpec) else ():
                 if source.task is not None:
                     self.at_least("prompts of the geometry", 1, source.task, source.split)
+
+    def rewards(self, train: RLSpec) -> None:
+        """Note the rewards that can be won without being right."""
+        task = made_task(train.task)
+        said = (caution(reward_of(reward), task) for reward in train.rewards if reward.weight)
+        self.notes += [Note(display_name(train.task), text) for text in said if text]
 
     def calibration(self, arm: Arm, task: TaskSpec, available: int) -> None:
         """Refuse more calibration examples than there are, or note that a default takes what there is."""

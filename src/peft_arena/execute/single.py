@@ -30,7 +30,12 @@ RUN = "train.init_from.run"
 
 
 def train_one(
-    model: str, method: str, task: str, settings: Sequence[str], out: Path, quiet: bool = False
+    model: str,
+    method: str,
+    task: str,
+    settings: Sequence[str],
+    out: Path,
+    quiet: bool = False,
 ) -> tuple[StudyOutcome, Study]:
     """Train one run and evaluate it and its base on the task.
 

@@ -92,7 +92,7 @@ def generated_card(*, name: str, title: str, generator: str, description: str) -
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=2,
         role=Role.TARGET,
         kind=Kind.GENERATE,
         metrics=(ACCURACY,),
@@ -140,7 +140,7 @@ class GeneratedTask(Task):
         return Score(float(bool(said) and self._accepts(said, item.data["answer"])), extracted=said)
 
     def extract(self, completion: str) -> str:
-        """Return the answer in a completion: the last number of its first line, in canonical form."""
+        """Return the number that the first line of a completion gives, by value and in canonical form."""
         return extract_number(first_line(completion))
 
     def answer(self, entry: Mapping[str, Any]) -> str:
@@ -236,8 +236,8 @@ class ChainSum(ExpressionTask):
         generator="chain_sum",
         description=(
             "Add and subtract positive numbers; the answer may be negative. As every question occurs once and there "
-            "are only 200 with one-digit terms, about 3 % of the default items have one digit. The last number of "
-            "the first line is compared by value."
+            "are only 200 with one-digit terms, about 3 % of the default items have one digit. The number "
+            "that the first line gives, the one after 'answer is' or the last, is compared by value."
         ),
     )
 
@@ -252,7 +252,7 @@ class BasicArithmetic(ExpressionTask):
         generator="basic_arithmetic",
         description=(
             "Evaluate an expression of +, -, *, / and brackets with negative numbers; divisions come out even. The "
-            "last number of the first line is compared by value."
+            "number that the first line gives, the one after 'answer is' or the last, is compared by value."
         ),
     )
 
@@ -270,7 +270,7 @@ class GsmSymbolic(GeneratedTask):
             "School word problems from about a hundred templates with new names and numbers. Trained on the solution, "
             "line by line, and '#### ' with the result. The splits share the templates, not the questions, so a gain "
             "shows that solutions were learned, not that new kinds of problems are solved. Judged is the first number "
-            "after the last '####', else the last number."
+            "after the last '####', else the one in the last box or after the last 'answer is', else the last."
         ),
     )
 
@@ -288,5 +288,5 @@ class GsmSymbolic(GeneratedTask):
         return f"template {dataset.task_indices[place]}"
 
     def extract(self, completion: str) -> str:
-        """Return the first number after the last mark, else the last number of the whole completion."""
+        """Return the number that the whole completion gives, after the last mark where there is one."""
         return extract_number(completion)

@@ -31,8 +31,10 @@ class Asdiv(SourcedTask):
         description=(
             "The problems whose answer is a single number, cut into splits of our own by their text; those answered "
             "with names, times, ratios or several numbers are left out. The answer is the number without unit or "
-            "rationale; the last number of the first line is compared by value. Not for commercial use."
+            "rationale; the number that the first line gives, the one after 'answer is' or the last, is compared "
+            "by value. Not for commercial use."
         ),
+        version=2,
     )
 
     def prompt(self, item: Item) -> Prompt:
@@ -40,7 +42,7 @@ class Asdiv(SourcedTask):
         return f"Question: {item.question}\nAnswer:"
 
     def score(self, item: Item, completion: str) -> Score:
-        """Compare the last number of the first line with the answer."""
+        """Compare the number that the first line gives with the answer."""
         return numeric([item.answer], first_line(completion))
 
     def from_mirror(self, row: Row) -> Keyed | None:

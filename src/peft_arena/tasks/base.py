@@ -292,6 +292,13 @@ class Task(ABC):
         """
         return rates
 
+    def reward_caution(self) -> str:
+        """Return in one clause how answers can win the score without being right; empty where no way is known.
+
+        It is said where the score is chosen as a reward: reinforcement learning finds such ways.
+        """
+        return ""
+
     def metrics_of(self, item: Item) -> tuple[str, ...]:
         """Return the names of the further metrics an item has a value for: all of them, unless the task says less."""
         return tuple(metric.name for metric in self.card.metrics[1:])

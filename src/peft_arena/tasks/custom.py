@@ -31,7 +31,7 @@ from peft_arena.tasks.data import read_hub
 from peft_arena.tasks.data_files import Rows, find_files, read_rows, sha256_of
 from peft_arena.tasks.gold import gold_problem
 from peft_arena.tasks.own_scorer import OwnScorer, is_own, own_scorer
-from peft_arena.tasks.scorers import SCORERS
+from peft_arena.tasks.scorers import GAMED_BY, SCORERS
 
 __all__ = ["Columns", "Custom", "CustomConfig"]
 
@@ -203,6 +203,10 @@ class Custom(Task):
             name: Rows(f"{settings.hub} {split}", read_hub(str(settings.hub), settings.subset, split, revision), 0)
             for name, split in wanted.items()
         }
+
+    def reward_caution(self) -> str:
+        """Return how answers can win the scorer without being right."""
+        return GAMED_BY.get(self.settings.scorer, "")
 
     def _make_card(self, dropped: str) -> TaskCard:
         settings = self.settings

@@ -90,6 +90,10 @@ class Reward(ABC):
         """
         return ""
 
+    def caution(self, task: Task) -> str:
+        """Return in one clause how answers to this task can win the reward without being right; empty if unknown."""
+        return ""
+
     @abstractmethod
     def value(self, task: Task, answer: Answer, score: Score) -> float:
         """Return what an answer is worth.
@@ -110,6 +114,10 @@ class TaskReward(Reward):
         description="The task's own score of the answer, the one that evaluations report; 0 where it has no value.",
         range=(0.0, 1.0),
     )
+
+    def caution(self, task: Task) -> str:
+        """Return how the task's own score can be won."""
+        return task.reward_caution()
 
     def value(self, task: Task, answer: Answer, score: Score) -> float:
         """Return the score's value, 0 without one."""
@@ -272,6 +280,12 @@ def refusal(reward: Reward, task: Task, limit: int) -> str:
         )
     problem = reward.refuses(task, limit)
     return f"reward {reward.card.name} cannot judge task {task.card.name}: {problem}" if problem else ""
+
+
+def caution(reward: Reward, task: Task) -> str:
+    """Return a line that says how a reward can be won without being right; empty where no way is known."""
+    how = reward.caution(task)
+    return f"reward {reward.card.name} of task {task.card.name} can be won without being right: {how}" if how else ""
 
 
 def judge_answer(task: Task, rewards: Sequence[Reward], answer: Answer) -> Judged:

@@ -7,13 +7,15 @@ import re
 import string
 import threading
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from decimal import Decimal
+from itertools import islice
+from types import MappingProxyType
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
 from peft_arena.tasks.base import Score
+from peft_arena.tasks.numerals import Form, find_forms, written
 
 Scorer = Callable[[Sequence[str], str], Score]
 """From the accepted answers and the completion to a score of 0 or 1, or None with a reason."""
@@ -24,9 +26,9 @@ MATH_SECONDS = 5
 MATH_CHARACTERS = 4000
 """Only the end of a longer completion is compared: an answer stands there, and parsing time is bounded."""
 
+SHOWN_CHARACTERS = 60
 LINE_CHARACTERS = 10_000
 """Only the beginning of a longer line is compared as text: putting accents in order takes quadratic time."""
-_NUMBER = re.compile(r"(?:(?<![0-9A-Za-z.)])[-+])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 MATH_BRACKETS = 200
@@ -49,28 +51,59 @@ def canonical_number(text: str) -> str:
 
 
 def find_numbers(text: str) -> list[str]:
-    """Return every decimal number in the text in canonical form, in order.
+    """Return every number of a text by value, in canonical form and in order (:mod:`peft_arena.tasks.numerals`).
 
-    A sign counts only where no digit, letter, point or closing bracket precedes it: ``5-3`` holds 5 and 3.
+    Forms that are not understood are left out, and no part of them is read: ``12:30`` holds no number.
     """
-    return [canonical_number(found) for found in _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))]
+    return [written(form.value) for form in find_forms(text).found if form.value is not None]
 
 
 def first_line(text: str) -> str:
     """Return the first line that holds anything but white space, or an empty text."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+    return first_lines(text, 1)
+
+
+def first_lines(text: str, count: int) -> str:
+    """Return so many of the first lines that hold anything but white space, each without it around."""
+    return "\n".join(list(islice((line.strip() for line in text.splitlines() if line.strip()), count)))
+
+
+def _lines(text: str) -> int:
+    """Return how many lines of a text hold anything but white space; at least 1."""
+    return max(sum(1 for line in text.splitlines() if line.strip()), 1)
+
+
+def number_form(text: str) -> Form | None:
+    r"""Return the form with digits that a text gives as its answer; None if there is none.
+
+    That is the first form after the last ``####``; in a text without that mark the only one in the last
+    ``\\boxed{...}``; without a box the one directly behind the last ``answer is`` or ``answer:``; else the last of the
+    text. The form may be one that is not understood (:mod:`peft_arena.tasks.numerals`).
+    """
+    form, _ = _number_form(text)
+    return form
+
+
+def _number_form(text: str) -> tuple[Form | None, bool]:
+    """Return the form given, and whether others beside it might be meant as well."""
+    _, mark, after = text.rpartition(FINAL_ANSWER_MARK)
+    if mark:
+        return next(iter(find_forms(after[:LINE_CHARACTERS]).found), None), False
+    held = last_box(text) if "boxed" in text else None
+    if held is not None:
+        inside = find_forms(held).found
+        return inside[0] if len(inside) == 1 else None, False
+    forms = find_forms(text)
+    return forms.answer(), forms.undecided()
 
 
 def extract_number(text: str) -> str:
-    """Return the number a completion gives as its answer, in canonical form; empty if there is none.
+    """Return the number a completion gives as its answer (:func:`number_form`) by value, in canonical form.
 
-    That is the first number after the last ``####``; in a text without that mark, the last number.
+    It is empty where there is no form with digits, or the one given is not understood: then no other is taken.
     """
-    before, mark, after = text.rpartition(FINAL_ANSWER_MARK)
-    numbers = find_numbers(after)
-    if mark:
-        return numbers[0] if numbers else ""
-    return (find_numbers(before + after) or [""])[-1]
+    form = number_form(text)
+    return "" if form is None or form.value is None else written(form.value)
 
 
 def normalise_answer(text: str) -> str:
@@ -84,42 +117,78 @@ def normalise_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", unicodedata.normalize("NFC", plain)).split())
 
 
+def _composed(text: str) -> str:
+    """Return a text without white space around, its accents composed (NFC) unless it is too long for that."""
+    return unicodedata.normalize("NFC", text.strip()) if len(text) <= LINE_CHARACTERS else text.strip()
+
+
 def exact_match(golds: Sequence[str], completion: str) -> Score:
-    """Compare literally, after white space around both is removed."""
-    said = completion.strip()
-    return Score(float(any(said == gold.strip() for gold in golds)), extracted=said)
+    """Compare literally, after white space around both is removed; a letter and its accent are one sign or two."""
+    said = _composed(completion)
+    return Score(float(any(said == _composed(gold) for gold in golds)), extracted=said)
 
 
 def normalised_match(golds: Sequence[str], completion: str) -> Score:
-    """Compare the first line after :func:`normalise_answer`."""
-    said = first_line(completion)[:LINE_CHARACTERS]
-    plain = normalise_answer(said)
-    accepted = {normalise_answer(gold) for gold in golds} - {""}
-    return Score(float(plain in accepted or said in {gold.strip() for gold in golds}), extracted=said)
+    """Compare the first line after :func:`normalise_answer`.
+
+    Of an accepted answer of several lines as many of the completion's first lines.
+    """
+    right = any(_said_as(gold, _begin(gold, completion)) for gold in golds)
+    return Score(float(right), extracted=_begin(max(golds, key=_lines, default=""), completion))
 
 
 def contains(golds: Sequence[str], completion: str) -> Score:
     """Ask whether the first line holds an accepted answer as whole words, after :func:`normalise_answer`.
 
-    An answer of which nothing is left (``The The``) must be the whole line, literally.
+    Of an accepted answer of several lines as many of the completion's first lines. An answer of which nothing is left
+    (``The The``) must be the whole line, literally.
     """
-    said = first_line(completion)[:LINE_CHARACTERS]
-    plain = f" {normalise_answer(said)} "
-    accepted = {normalise_answer(gold) for gold in golds} - {""}
-    held = any(f" {gold} " in plain for gold in accepted) or said in {gold.strip() for gold in golds}
-    return Score(float(held), extracted=said)
+    held = any(_holds(_begin(gold, completion), gold) for gold in golds)
+    return Score(float(held), extracted=_begin(max(golds, key=_lines, default=""), completion))
+
+
+def _holds(said: str, gold: str) -> bool:
+    plain = normalise_answer(gold)
+    return f" {plain} " in f" {normalise_answer(said)} " if plain else said == gold.strip()
+
+
+def _begin(gold: str, completion: str) -> str:
+    """Return as many of the first lines of a completion as an accepted answer has, of bounded length."""
+    return first_lines(completion, _lines(gold))[:LINE_CHARACTERS]
+
+
+def _said_as(gold: str, said: str) -> bool:
+    plain = normalise_answer(gold)
+    return said == first_lines(gold, _lines(gold)) or (bool(plain) and normalise_answer(said) == plain)
 
 
 def numeric(golds: Sequence[str], completion: str) -> Score:
-    """Compare the completion's number (:func:`extract_number`) by value with that of each accepted answer.
+    """Compare the completion's number (:func:`number_form`) by value with that of each accepted answer.
 
-    A completion without a number is wrong, not unscored.
+    Values are exact, and forms do not matter: ``.5``, ``1/2`` and ``5e-1`` are equal. A percent sign is a unit, so that
+    ``50%`` equals ``50`` and not ``0.5``. A form that is not understood (``12:30``, ``3-5``) is no number on either
+    side. A completion without a number is wrong, not unscored; accepted answers without any are no answers.
     """
-    said = extract_number(completion)
-    accepted = {Decimal(number) for number in map(extract_number, golds) if number}
-    if not accepted:
-        return Score(None, extracted=said, reason="no accepted answer holds a number")
-    return Score(float(bool(said) and Decimal(said) in accepted), extracted=said)
+    said = number_form(completion)
+    value = None if said is None else said.value
+    extracted = "" if value is None else written(value)
+    read = [_accepted(gold) for gold in golds]
+    accepted = {form.value for form, why in read if form is not None and not why}
+    unread = any(form is not None for form, why in read if why) and completion not in golds
+    if accepted or (unread and value is not None):  # a number is none of the forms that are no number
+        return Score(float(value is not None and value in accepted), extracted=extracted)
+    return Score(None, extracted=extracted, reason=next((why for _, why in read), "there is no accepted answer"))
+
+
+def _accepted(gold: str) -> tuple[Form | None, str]:
+    """Return the form an accepted answer gives, and why it is no number; no reason where it is one."""
+    form, several = _number_form(gold)
+    shown = repr(gold if len(gold) <= SHOWN_CHARACTERS else f"{gold[:SHOWN_CHARACTERS]}...")
+    if form is None:
+        return None, f"the answer {shown} holds no number"
+    if form.value is None:
+        return form, f"the answer {shown} is no number that this scorer reads"
+    return form, f"the answer {shown} holds several numbers" if several else ""
 
 
 def math_verify(golds: Sequence[str], completion: str) -> Score:
@@ -205,6 +274,13 @@ def _as_latex(gold: str) -> str:
     """Mark a bare expression as mathematics, as math-verify wants it; an escaped dollar sign marks nothing."""
     return gold if "$" in gold.replace("\\$", "") or "\\boxed" in gold else f"${gold}$"
 
+
+GAMED_BY: Mapping[str, str] = MappingProxyType(
+    {
+        "contains": "an answer that lists many candidates in its first line has the full score if one of them is right",
+    }
+)
+"""How answers can win a scorer without being right, for scorers of which a way is known; said where one is a reward."""
 
 SCORERS: Registry[Scorer] = Registry(
     "scorer",

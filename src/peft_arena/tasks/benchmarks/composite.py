@@ -88,7 +88,13 @@ def joined_generation(members: Sequence[type[Benchmark]]) -> Generation:
 
 
 def composite_card(
-    *, name: str, title: str, training: type[Benchmark], members: Sequence[type[Benchmark]], description: str
+    *,
+    name: str,
+    title: str,
+    training: type[Benchmark],
+    members: Sequence[type[Benchmark]],
+    description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Return the card of a target from those of its data sets; sources, revisions and licences are joined.
 
@@ -101,7 +107,7 @@ def composite_card(
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=Role.TARGET,
         kind=Kind.GENERATE,
         metrics=(ACCURACY, ITEM_ACCURACY, *own) if len(members) > 1 else (ACCURACY,),

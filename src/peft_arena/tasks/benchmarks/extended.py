@@ -64,6 +64,7 @@ class HellaSwag(LetterBenchmark):
             f"Differs: which shots the original shows is not known; {LETTER_DIFFERS} Published numbers of other "
             f"harnesses compare the endings' likelihoods instead. {UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -98,6 +99,7 @@ class WinoGrande(LetterBenchmark):
             f"Differs: {LETTER_DIFFERS} Published numbers of other harnesses compare the likelihoods of the rest of "
             f"the sentence instead. {UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -148,6 +150,7 @@ class Mmlu(LetterBenchmark):
             f"{FORMS} Differs: the shots' order; {LETTER_DIFFERS} Other harnesses compare letters' likelihoods and "
             f"weight subjects by size. {UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -181,6 +184,7 @@ class Arc(LetterBenchmark):
             f"Differs: the original may be on the validation split, which was not checked; {LETTER_DIFFERS} "
             f"{UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -212,9 +216,11 @@ class Gsm8kCot(Benchmark):
             "1,319 problems of the test split. Protocol: four shots as turns of the model's chat template, the first "
             "of the train split by the hash of their content, with their own solutions without calculator marks, each "
             f"ending 'The answer is N'; greedy, at most {COT_TOKENS} new tokens or the next 'Question:'; the answer is "
-            "the last number, or the first after the last '####', and is compared by value. Differs: the original's "
-            f"four worked examples are others, and so is its wording. {UNVERIFIED}"
+            "the first number after the last '####', else the one in the last box or after the last 'answer is', else "
+            "the last, and is compared by value. Differs: the original's four worked examples are others, and so is "
+            f"its wording. {UNVERIFIED}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:

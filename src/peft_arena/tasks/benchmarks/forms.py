@@ -7,8 +7,7 @@ from typing import ClassVar, Literal
 
 from peft_arena.tasks.base import CHOICE_METRICS, Item, Kind, Score, TaskConfig
 from peft_arena.tasks.benchmarks.base import ITEM_ACCURACY, Benchmark, BenchmarkConfig, with_item_accuracy
-
-LETTERS = "ABCDEFGHIJ"
+from peft_arena.tasks.letter_text import LETTERS
 
 
 class FormConfig(BenchmarkConfig):
@@ -51,3 +50,19 @@ class TwoForms(Benchmark):
 def lettered(question: str, options: Sequence[str]) -> str:
     """Return a question with its options, each on a line that begins with its letter."""
     return "\n".join([question, *(f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False))])
+
+
+def options_of(shown: str, count: int) -> tuple[str, ...]:
+    """Return the texts of the options of a question that :func:`lettered` put together; none where they are not found.
+
+    Args:
+        shown: question and options.
+        count: number of options.
+    """
+    texts: list[str] = []
+    for letter in reversed(LETTERS[:count]):
+        shown, mark, text = shown.rpartition(f"\n{letter}. ")
+        if not mark:
+            return ()
+        texts.append(text)
+    return tuple(reversed(texts))

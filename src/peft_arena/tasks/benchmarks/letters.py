@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from functools import cached_property
 from typing import ClassVar, cast
@@ -20,39 +19,24 @@ from peft_arena.tasks.base import (
     TaskCard,
 )
 from peft_arena.tasks.benchmarks.base import HubSplit, pins
-from peft_arena.tasks.benchmarks.forms import LETTERS, TwoForms, lettered
+from peft_arena.tasks.benchmarks.forms import LETTERS, TwoForms, lettered, options_of
+from peft_arena.tasks.letter_answers import given_letter
 from peft_arena.tasks.splits import Keyed
 
 LETTER_TOKENS = 32
-SEARCHED_CHARACTERS = 10_000
-"""Only the beginning of a longer answer is searched for a letter."""
 SHOTS: Split = cast(Split, "shots")
 """Key of the splits in ``Benchmark.data`` that shots are taken from; never evaluated."""
-_STATED = re.compile(r"answer(?:\s+is)?\s*:?[\s*_(\[]*([A-J])(?![A-Za-z0-9'])", re.IGNORECASE)
-_ALONE = re.compile(r"(?<![A-Za-z0-9'])([A-J])(?![A-Za-z0-9'])")
-_VERBS = "because|since|as|is|was|are|due|and|or|but|nor|not|would|seems|makes|fits|matches|describes|which|with"
-_ARTICLE = re.compile(rf"A[ \t]+(?!(?:{_VERBS})\b)[a-z]")
 
 
-def first_letter(text: str, count: int) -> str:
-    """Return the letter a short answer gives, or an empty text.
-
-    That is the first capital letter after ``answer``, ``answer is`` or ``answer:``; in a text without that, the first
-    one that stands alone. An ``A`` before a word in small letters is an article, unless no noun can begin there
-    (``A because``, ``A is``).
+def first_letter(text: str, count: int, options: Sequence[str] = ()) -> str:
+    """Return the letter a short answer gives, or an empty text (:func:`peft_arena.tasks.letter_answers.given_letter`).
 
     Args:
-        text: what a model wrote.
+        text: what a model wrote; only the beginning of a long text is read.
         count: number of options; letters beyond them are no answer.
+        options: texts of the options, where they are known.
     """
-    searched = text[:SEARCHED_CHARACTERS]
-    known = LETTERS[:count]
-    for pattern in (_STATED, _ALONE):
-        for found in pattern.finditer(searched):
-            letter = found[1]
-            if letter in known and not _ARTICLE.match(searched, found.start(1)):
-                return letter
-    return ""
+    return given_letter(text, count, options, first=True)
 
 
 def retention_card(
@@ -66,12 +50,13 @@ def retention_card(
     licence: str,
     citation: str,
     description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Return the card of a benchmark that is only evaluated, with its data on the hub."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=Role.RETENTION,
         kind=kind,
         metrics=metrics,
@@ -86,13 +71,14 @@ def retention_card(
 
 FORMS = (
     f"Form 'generate': turns of the model's chat template, greedy, at most {LETTER_TOKENS} new tokens, no stop string; "
-    "the answer is the first capital letter of an option after 'answer', 'answer is' or 'answer:', else the first that "
-    "stands alone; none is wrong. Form 'likelihood': the same as plain text; the letter with the highest "
-    "log-likelihood."
+    "the answer is the letter of an option, or the text of one, that is said to be the answer, else the only letter "
+    "that "
+    "is named and not rejected; none, or several, is wrong. Form 'likelihood': the same as plain text; the letter with "
+    "the highest log-likelihood."
 )
 """How these benchmarks are answered, for their cards."""
 LETTER_DIFFERS = (
-    "the wording of the request is ours, and the letter is looked for by one rule, without the original's further "
+    "the wording of the request is ours, and the letter is looked for by rules of our own instead of the original's "
     "patterns. The likelihood form is not in the original."
 )
 UNVERIFIED = "The hub was not reached where this was written: columns are as public code reads them."
@@ -137,7 +123,7 @@ class LetterBenchmark(TwoForms):
         """Compare the letter given with the right one."""
         if self.compares:
             return super().score(item, completion)
-        said = first_letter(completion, len(item.choices))
+        said = first_letter(completion, len(item.choices), options_of(item.question, len(item.choices)))
         return self.judged(said, said == item.answer)
 
     def _asked(self, item: Item) -> str:

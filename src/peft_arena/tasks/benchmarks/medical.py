@@ -6,7 +6,6 @@ network where this was written.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -24,7 +23,7 @@ from peft_arena.tasks.base import (
 from peft_arena.tasks.benchmarks.base import ITEM_ACCURACY, HubSplit, pins
 from peft_arena.tasks.benchmarks.forms import LETTERS, TwoForms, lettered
 from peft_arena.tasks.data import Row
-from peft_arena.tasks.scorers import last_box
+from peft_arena.tasks.letter_answers import SHORT_CHARACTERS, given_letter
 from peft_arena.tasks.splits import Keyed
 
 LETTER_REQUEST = "Please reason step by step, and put the letter of your final answer within \\boxed{}."
@@ -32,9 +31,11 @@ MEDICAL_TOKENS = 8192
 PROTOCOL = (
     "Protocol: zero-shot. Form 'generate': one user turn of the model's chat template, the question, its options as "
     f"lines 'A. ...' and '{LETTER_REQUEST}'; greedy, at most {MEDICAL_TOKENS} new tokens, no stop string; the answer "
-    "is the letter, or the whole text of one option, in the last closed \\boxed{}; without a box the letter after the "
-    "last 'answer is', 'answer:' or 'correct option is'; anything else is wrong, and nothing is "
-    "guessed. Form 'likelihood': question and options as plain text, then 'Answer:'; "
+    "is the letter, or the whole text of one option, in the last closed \\boxed{}; without a box the letter, or the "
+    "text of "
+    "one option, that is said to be the answer, last where a text turns from one to another; in a text of at most "
+    f"{SHORT_CHARACTERS} characters else the only letter that is named and not rejected; anything else is wrong, and "
+    "nothing is guessed. Form 'likelihood': question and options as plain text, then 'Answer:'; "
     "the option whose letter has the highest log-likelihood is the answer, "
     "options' texts are not compared."
 )
@@ -45,63 +46,20 @@ DIFFERS = (
     "likelihood form is not in its published results."
 )
 UNVERIFIED = "The hub was not reached: columns and labels are as public code describes them."
-_WRAP = r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|bf|rm)"
-_STATED = re.compile(
-    r"(?:answer(?:\s+(?:choice|option))?|(?:correct|best|right)\s+(?:choice|option))[*_]*(?:\s+is\s*:?|\s*:)[\s*_$]*"
-    rf"(?:option\s+)?(?:{_WRAP}\s?\{{)?[(\[*_]*([A-J])(?![A-Za-z0-9'])",
-    re.IGNORECASE,
-)
-_WRAPPED = re.compile(rf"{_WRAP}\s?\{{([^{{}}]*)\}}")
-_LETTERED = re.compile(
-    r"(?:(?:option|choice|answer)\s*:?\s+)?[(\[]?([A-J])(?:[)\].:]+(?P<rest>.*))?", re.DOTALL | re.IGNORECASE
-)
-_WITH_TEXT = re.compile(r"[(\[]?([A-J])[)\].:]*[\s-]+(?P<rest>.*)", re.DOTALL)
-_FURTHER = re.compile(r"(?:\b(?:and|or)\b|[,/&])\s*[(\[]?[A-J](?![A-Za-z])")
-"""A second letter beside the first: no answer."""
-STATED_CHARACTERS = 10_000
-"""Only the end of a longer answer is searched for a stated letter."""
 
 
 def chosen_letter(text: str, options: Sequence[str]) -> str:
-    r"""Return the letter of the option a text gives as its answer; empty where it gives none.
+    r"""Return the letter of the option a text gives as its answer; empty where it gives none, or several.
 
     That is what stands in the last closed ``\boxed{}``: a letter, perhaps in brackets or with its option's text, or
     exactly one option's text, even one that begins like a letter (``C. difficile``). A box with anything else is no
-    answer. Without a box it is the capital letter after the last ``answer is``, ``answer:`` or ``correct option is``.
+    answer. Without a box it is what :func:`peft_arena.tasks.letter_answers.given_letter` reads.
 
     Args:
         text: what a model wrote.
         options: texts of the options, the first being A; letters beyond them are no answer.
     """
-    held = last_box(text)
-    if held is None:
-        stated = [found for found in _STATED.findall(text[-STATED_CHARACTERS:]) if found.isupper()]
-        found = stated[-1] if stated else ""
-    else:
-        found = _boxed_letter(held[:STATED_CHARACTERS], options)
-    return found if found and LETTERS.index(found) < len(options) else ""
-
-
-def _boxed_letter(held: str, options: Sequence[str]) -> str:
-    """Return the letter that the content of a box gives."""
-    plain = _WRAPPED.sub(r"\1", _WRAPPED.sub(r"\1", held)).replace("$", "").replace("*", "").strip()
-    same = [LETTERS[place] for place, option in enumerate(options) if _folded(option) == _folded(plain)]
-    letter = _LETTERED.fullmatch(plain)
-    if letter and not letter["rest"]:
-        return letter[1].upper()
-    if len(same) == 1:
-        return same[0]
-    if letter and not _FURTHER.search(letter["rest"]):
-        return letter[1].upper()
-    named = _WITH_TEXT.fullmatch(plain)
-    place = LETTERS.index(named[1]) if named else len(options)
-    if named and place < len(options) and _folded(named["rest"]) == _folded(options[place]):
-        return named[1]
-    return ""
-
-
-def _folded(text: str) -> str:
-    return " ".join(text.casefold().split()).rstrip(".")
+    return given_letter(text, len(options), options)
 
 
 def ask_for_letter(question: str) -> tuple[Message, ...]:
@@ -116,7 +74,7 @@ def medical_card(
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=2,
         role=Role.RETENTION,
         kind=Kind.GENERATE,
         metrics=(ACCURACY,),

@@ -15,7 +15,6 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Sequence
-from decimal import Decimal
 from fractions import Fraction
 from typing import ClassVar
 
@@ -83,6 +82,8 @@ class SheetTask(Benchmark):
     departs: ClassVar[str]
     """Where that is not PEFT-Bench's way, a clause."""
     guess: ClassVar[float | None] = 0.0
+    version: ClassVar[int] = 1
+    """Of the card; raised when the way of judging changes."""
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
         """Read a row; one without a gold answer is left out."""
@@ -115,7 +116,7 @@ class SheetTask(Benchmark):
         return TaskCard(
             name=f"{PREFIX}{sheet.name}",
             title=f"PEFT-Bench {sheet.title}",
-            version=1,
+            version=cls.version,
             role=Role.TARGET,
             kind=Kind.GENERATE,
             metrics=cls.metrics,
@@ -264,10 +265,11 @@ class MarkedNumber(SheetTask):
 
     generation = Generation(max_new_tokens=512, stop=())
     judges = (
-        f"the first number after the last {FINAL_ANSWER_MARK} is compared with the gold number by value, and without "
-        "the mark an answer is wrong; the target is the set's own solution"
+        f"the first form with digits after the last {FINAL_ANSWER_MARK} is compared with the gold number by value, and "
+        "without the mark an answer is wrong; the target is the set's own solution"
     )
     departs = "PEFT-Bench wants nothing but the number after the mark"
+    version = 2
 
     def item(self, row: Row, shown: str) -> Item | None:
         """Make an item whose answer is the whole solution."""
@@ -278,7 +280,7 @@ class MarkedNumber(SheetTask):
     def score(self, item: Item, completion: str) -> Score:
         """Compare the numbers after the marks."""
         said = marked_number(completion)
-        return Score(float(bool(said) and Decimal(said) == Decimal(item.data["gold"])), extracted=said[:200])
+        return Score(float(bool(said) and Fraction(said) == Fraction(item.data["gold"])), extracted=said[:200])
 
 
 class Equation(SheetTask):

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 
-from peft_arena.tasks.scorers import FINAL_ANSWER_MARK, find_numbers
+from peft_arena.tasks.scorers import FINAL_ANSWER_MARK, extract_number
 
 LARGEST = 5.0
 """Highest score of STS-B; the lowest is 0."""
@@ -26,9 +26,8 @@ def plain(completion: str) -> str:
 
 
 def marked_number(text: str) -> str:
-    """Return the first number after the last mark in canonical form; empty without one."""
-    _, mark, after = text.rpartition(FINAL_ANSWER_MARK)
-    return next(iter(find_numbers(after)), "") if mark else ""
+    """Return the number right after the last mark by value, in canonical form; empty without one."""
+    return extract_number(text) if FINAL_ANSWER_MARK in text else ""
 
 
 def similarity(said: str) -> float | None:

@@ -83,4 +83,5 @@ class ArenaMedical(ArenaTarget):
             "Differs: as those tasks do; in the training rows most of all; PEFT-Arena's medical mean is over these and "
             "further sets of the m1 evaluation."
         ),
+        version=2,
     )

@@ -64,13 +64,21 @@ class TrainingData(Benchmark):
 
 
 def training_card(
-    *, name: str, title: str, data: HubSplit, chance: float, licence: str, citation: str, description: str
+    *,
+    name: str,
+    title: str,
+    data: HubSplit,
+    chance: float,
+    licence: str,
+    citation: str,
+    description: str,
+    version: int = 1,
 ) -> TaskCard:
     """Return the card of data to train on."""
     return TaskCard(
         name=name,
         title=title,
-        version=1,
+        version=version,
         role=Role.TARGET,
         kind=Kind.GENERATE,
         metrics=(ACCURACY,),
@@ -169,6 +177,7 @@ class MedThink(TrainingData):
             "PEFT-Arena's own rows are read by data-arena-medical. The hub was not reached: the data set's columns are "
             "as public code uses them."
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
@@ -255,6 +264,7 @@ class ArenaMedicalRows(MedThink):
             f"23,000 questions of MedThink. {_PUBLISHED}data-medthink; rows whose gold answer is no letter are left "
             f"out too. {_PUBLISHED_DIFFERS}"
         ),
+        version=2,
     )
 
     def read(self, row: Row, where: HubSplit) -> Keyed | None:
