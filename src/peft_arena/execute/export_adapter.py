@@ -153,8 +153,10 @@ def _adapter_tensors(base: BaseWeights, settings: Path) -> dict[str, tuple[int, 
     import peft
     from peft.utils.save_and_load import get_peft_model_state_dict
 
+    from peft_arena.methods.files import read_settings, refuse_unknown_fields
     from peft_arena.weights.merging import FOREIGN
 
+    refuse_unknown_fields(read_settings(settings.parent, "peft"), str(settings))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

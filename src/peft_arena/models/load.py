@@ -10,6 +10,17 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
+from peft_arena.models.folder import (
+    count_tokens,
+    embedding_rows,
+    refuse_adapter,
+    refuse_hub_adapter,
+    refuse_lost_tokens,
+    rows_in,
+    say_untied,
+    settle_ties,
+    tokens_in,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,9 +59,12 @@ def pin(spec: ModelSpec) -> ModelSpec:
     weights can be had is seen when they are loaded.
 
     Raises:
-        UserError: the model cannot be found, or is not at the revision that the spec asks for.
+        UserError: the model cannot be found, is not at the revision that the spec asks for, has an adapter beside its
+            weights, or a tokenizer with more tokens than embeddings.
     """
     if is_pinned_remote(spec):
+        if is_commit(spec.revision):
+            refuse_hub_adapter(spec.name, spec.revision, look=False)
         return spec
     return spec.model_copy(update={"revision": _checked(spec)[1]})
 
@@ -75,7 +89,7 @@ def resolve(spec: ModelSpec) -> Source:
     """Find a model's files, in this order: packaged with us, a local directory, the hub, a pinned wheel.
 
     Raises:
-        UserError: the name is none of these, or nothing can be reached that has it.
+        UserError: the name is none of these, nothing can be reached that has it, or it is a directory with an adapter.
     """
     from peft_arena.models.wheels import WHEEL_MODELS, converted
 
@@ -83,6 +97,7 @@ def resolve(spec: ModelSpec) -> Source:
         return Source("package", str(PACKAGED[spec.name]), None)
     path = Path(spec.name).expanduser()
     if path.is_dir():
+        refuse_adapter(path)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not a model directory: it has no config.json")
         return Source("path", str(path.resolve()), None)
@@ -112,7 +127,8 @@ def load(spec: ModelSpec) -> Loaded:
     """Load a model and its tokenizer; on the first CUDA device if there is one, else on the CPU.
 
     Raises:
-        UserError: the model cannot be found, its files are damaged, or it is not at the spec's revision.
+        UserError: the model cannot be found, its files are damaged, it is not at the spec's revision, an adapter lies
+            beside its weights, or its tokenizer has tokens that it has no embeddings for.
     """
     import torch
     from safetensors import SafetensorError
@@ -123,6 +139,7 @@ def load(spec: ModelSpec) -> Loaded:
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
     model: Any = load_model(source, spec)
+    refuse_lost_tokens(count_tokens(tokenizer), embedding_rows(model), spec.name, "the model")
     if torch.cuda.is_available():
         model.to("cuda")
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
@@ -132,12 +149,16 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     """Load a model without its tokenizer, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: the files are damaged.
+        UserError: the files are damaged, or an adapter is among them.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if source.kind == "hub":
+        refuse_hub_adapter(source.location, source.revision)
+    else:
+        refuse_adapter(Path(source.location))
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
@@ -145,6 +166,7 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
     model.name_or_path = model.config.name_or_path = spec.name
+    say_untied(model)
     return model.eval()
 
 
@@ -179,6 +201,9 @@ def weight_files(spec: ModelSpec) -> Path:
 def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """Return a model's architecture without weights, on the meta device: shapes to count by.
 
+    A head that the configuration says is one with the embeddings is its own if the files hold another; a hub model's
+    files are not looked at.
+
     A hub model that names its commit needs no network if its configuration is in the hub's cache or among the models
     that are written down in :mod:`peft_arena.models.known`, in this order; a wheel model's is there.
 
@@ -205,6 +230,8 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         first = first_line(error)
         place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
         raise UserError(f"cannot read model '{spec.name}' from {place}: {first}") from error
+    if source is not None and source.kind != "hub":
+        settle_ties(model, Path(source.location), spec.dtype)
     return model
 
 
@@ -227,6 +254,7 @@ def _revision(source: Source, spec: ModelSpec) -> str:
     if source.kind == "hub":
         commit = _commit(spec)
         if commit is None:
+            refuse_hub_adapter(spec.name, spec.revision)
             from peft_arena.models.known import known_models
 
             known = known_models().get(spec.name)
@@ -235,7 +263,11 @@ def _revision(source: Source, spec: ModelSpec) -> str:
                 f"cannot find model '{spec.name}' at revision {spec.revision or 'main'}: the hub does not answer or "
                 f"does not have it, and the local cache is empty; give a local directory instead{hint}"
             )
+        refuse_hub_adapter(spec.name, commit)
         return commit
+    if source.kind == "path":
+        place = Path(source.location)
+        refuse_lost_tokens(tokens_in(place), rows_in(place), spec.name, "the model")
     return f"sha256:{_fingerprint(Path(source.location))}"
 
 

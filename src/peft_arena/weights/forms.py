@@ -19,9 +19,12 @@ from torch import Tensor
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
+from peft_arena.methods.files import refuse_unknown_fields
+from peft_arena.models.folder import refuse_both
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
 from peft_arena.weights.files import INDEX, SINGLE, TensorFiles, model_files
+from peft_arena.weights.vocabulary import refuse_other_vocabulary
 
 if TYPE_CHECKING:
     from peft_arena.weights.adapter_files import OwnFiles
@@ -165,15 +168,20 @@ def open_adapter(base: BaseWeights, directory: Path) -> Adapter:
     """Open a PEFT adapter directory.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, a model lies beside it, the installed peft does not know an active
+            setting, or it was made for a model of another vocabulary.
     """
+    refuse_both(directory)
     try:
         table: Any = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{directory / SETTINGS} is damaged: {error}") from error
     if not isinstance(table, dict) or "peft_type" not in table:
         raise UserError(f"{directory / SETTINGS} is damaged: it is no adapter configuration, it has no peft_type")
-    return Adapter(directory, base, table, TensorFiles((directory / WEIGHTS,)))
+    refuse_unknown_fields(table, str(directory / SETTINGS))
+    files = TensorFiles((directory / WEIGHTS,))
+    refuse_other_vocabulary(base, directory, table, files.places)
+    return Adapter(directory, base, table, files)
 
 
 def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
