@@ -44,6 +44,10 @@ class ModelSpec(Spec):
     """Hub commit or tag, or what :func:`peft_arena.models.load.pin` fills in; None before that."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
+    new_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), exclude_if=lambda tokens: not tokens
+    )
+    """Tokens to add to the tokenizer, with a row of the embeddings each; see :mod:`peft_arena.models.extend`."""
 
 
 class OptionalSpec(Spec):

@@ -18,7 +18,6 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached, PeftMethod, stored_tensors, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.targets import TargetConfig, linear_targets
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ class LilyAttached(PeftAttached):
     def save(self, directory: Path) -> None:
         """Write a plain adapter directory; a shared matrix is written once for each layer, as peft reads it."""
         tensors = {name: tensor.detach().clone() for name, tensor in stored_tensors(self.model).items()}
-        write_adapter(directory, self.model.peft_config[ADAPTER], self.base, tensors)
+        self.write(directory, self.model.peft_config[ADAPTER], tensors)
 
 
 class Lily(PeftMethod):

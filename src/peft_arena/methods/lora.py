@@ -14,22 +14,28 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig, PathKind
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import LinearConfig, TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-class RankConfig(TargetConfig):
-    """Settings of a low-rank update."""
+class BareRankConfig(LinearConfig):
+    """Settings of a low-rank update and nothing else."""
 
     rank: int = Field(default=8, ge=1)
     """Inner dimension of the update; at most the smaller side of every target."""
     alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "alpha": 4.0}
+    alternatives: ClassVar[Mapping[str, Any]] = {**LinearConfig.alternatives, "rank": 4, "alpha": 4.0}
+
+
+class RankConfig(BareRankConfig, TargetConfig):
+    """Settings of a low-rank update, beside which modules can train as a whole."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, **BareRankConfig.alternatives}
 
 
 class LoraConfig(RankConfig):

@@ -17,6 +17,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.whole import settle_whole, whole_delta
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -43,10 +44,11 @@ class PolyAttached(PeftAttached):
     def delta(self, module: str) -> Tensor | None:
         """Return the change of one linear module's weight, shape (out, in); None where there is none."""
         layer: Any = self.adapted(module)
-        return None if layer is None else mixed_change(layer)
+        return whole_delta(self.model, module) if layer is None else mixed_change(layer)
 
     def merged(self) -> PreTrainedModel:
         """Return the plain model with the tuned weights: merged in float32, then in the type the base has."""
+        settle_whole(self.model)
         for layer in tuner_layers(self.model).values():
             weight = layer.get_base_layer().weight
             weight.data = (weight.data.float() + mixed_change(layer)).to(weight.dtype)

@@ -133,7 +133,7 @@ def load(spec: ModelSpec) -> Loaded:
     import torch
     from safetensors import SafetensorError
 
-    source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
+    source = _located(spec)
     try:
         tokenizer = load_tokenizer(source)
     except (OSError, ValueError, SafetensorError) as error:
@@ -184,6 +184,8 @@ def weight_files(spec: ModelSpec) -> Path:
     Raises:
         UserError: the model cannot be found, is not at the spec's revision, or its files cannot be fetched.
     """
+    if spec.new_tokens:
+        return Path(_located(spec).location)
     source, revision = _checked(spec) if spec.revision is not None else (resolve(spec), None)
     if source.kind != "hub":
         return Path(source.location)
@@ -215,10 +217,10 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
 
     from peft_arena.models.architecture import config_at_hand
 
-    shapes = config_at_hand(spec) if is_pinned_remote(spec) else None
+    shapes = config_at_hand(spec) if is_pinned_remote(spec) and not spec.new_tokens else None
     source = None
     if shapes is None:
-        source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
+        source = _located(spec)
     try:
         if source is None:
             config = AutoConfig.for_model(**(shapes or {}))
@@ -233,6 +235,18 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     if source is not None and source.kind != "hub":
         settle_ties(model, Path(source.location), spec.dtype)
     return model
+
+
+def _located(spec: ModelSpec) -> Source:
+    """Return where the files are that a model is loaded from; with new tokens that is a directory made from them."""
+    if not spec.new_tokens:
+        return _checked(spec)[0] if spec.revision is not None else resolve(spec)
+    from peft_arena.models.extend import extended
+
+    plain = spec.model_copy(update={"new_tokens": ()})
+    source, revision = _checked(plain)
+    directory = extended(weight_files(plain), spec.new_tokens, revision)
+    return Source("path" if source.kind == "hub" else source.kind, str(directory), None)
 
 
 def _checked(spec: ModelSpec) -> tuple[Source, str]:

@@ -191,13 +191,14 @@ def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
         UserError: a file is missing or damaged, or does not fit the base.
     """
     from peft_arena.weights.forms_adapter import FORMS
+    from peft_arena.weights.forms_whole import with_whole_modules
 
     if (directory / SETTINGS).exists():
         adapter = open_adapter(base, directory)
         form = FORMS.get(adapter.kind)
         try:
-            changes = form(adapter) if form is not None else None
-            return changes if changes is not None and _complete(adapter, changes) else None
+            found = with_whole_modules(adapter, form) if form is not None else None
+            return found.all if found is not None and _complete(adapter, found.adapted) else None
         except (KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
             problem = f"{type(error).__name__}: {error}"
             raise UserError(f"{directory / SETTINGS} is damaged: a setting is missing or wrong ({problem})") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.models.extend import NEW_IDS
 from peft_arena.models.load import Source, load_tokenizer
 from peft_arena.weights.adapter_files import FACTS
 from peft_arena.weights.base import BaseWeights
@@ -128,6 +129,7 @@ def write_config(
             table[key] = name
     if biased is not None:
         table |= {key: True for key, value in biased.to_dict().items() if "bias" in key and value is True}
+    table.pop(NEW_IDS, None)
     if own_head:
         table |= _untied(table, always=True)
     special = _special_tokens(tokenizer)
