@@ -126,15 +126,15 @@ def refuse_unknown_fields(table: Mapping[str, Any], where: str) -> None:
 
 def unknown_active(table: Mapping[str, Any], known: Collection[str]) -> list[str]:
     """Return the entries of an adapter's configuration that are none of the known fields and are on, sorted."""
-    return sorted(name for name in set(table) - set(known) - DEAD if _active(table[name]))
+    return sorted(name for name in set(table) - set(known) - DEAD if is_on(table[name]))
 
 
-def _active(value: object) -> bool:
+def is_on(value: object) -> bool:
     """Say whether a setting is on: anything but None, False, zero, and tables and lists of nothing else."""
     if isinstance(value, Mapping):
-        return any(_active(held) for held in value.values())
+        return any(is_on(held) for held in value.values())
     if isinstance(value, list | tuple):
-        return any(_active(held) for held in value)
+        return any(is_on(held) for held in value)
     return bool(value)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
-from peft_arena.methods.files import refuse_unknown_fields
+from peft_arena.methods.files import is_on, refuse_unknown_fields
 from peft_arena.models.folder import refuse_both
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
@@ -76,7 +76,7 @@ class Adapter:
     def plain(self, known: frozenset[str]) -> bool:
         """Say whether no setting is active but the known ones and ``bias`` is ``none``."""
         ignored = CIRCUMSTANCES | known | {"bias"}
-        active = [name for name, value in self.table.items() if value and name not in ignored]
+        active = [name for name, value in self.table.items() if is_on(value) and name not in ignored]
         return not active and self.table.get("bias", "none") in ("none", None)
 
     def parts(self, *suffixes: str, beside: frozenset[str] = frozenset()) -> dict[str, dict[str, str]] | None:
