@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.registry import METHODS, make_method
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 from peft_arena.testing.methods import CHECKS, Subject, Trial, difference, logits, run_check, tiny_model, tokens, train
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.effective import effective_weights
@@ -51,7 +51,7 @@ def test_a_method_does_what_its_card_says_with_a_module_beside_it(name: str, tmp
 def test_the_setting_is_not_written_at_its_default() -> None:
     for name in METHODS.own():
         kind = METHODS.get(name).Config
-        if issubclass(kind, TargetConfig):
+        if issubclass(kind, AdaptedConfig):
             given = dict(SETTINGS[name].get("config", {}))
             assert "modules_to_save" not in make_method(name, given).config.model_dump(mode="json")
             given["modules_to_save"] = ["norm"]

@@ -49,10 +49,14 @@ CLOSED = {
     "miss, bat": peft.MissConfig(r=4, target_modules=LINEAR, init_weights="bat"),
     "miss, mini": peft.MissConfig(r=4, mini_r=4, target_modules=LINEAR, init_weights="mini"),
     "norms": peft.LNTuningConfig(target_modules=["input_layernorm", "norm"]),
+    "modules_to_save": peft.LoraConfig(r=4, target_modules=ATTENTION, modules_to_save=["lm_head", "embed_tokens"]),
+    "dora, with all norms": peft.LoraConfig(**LORA, use_dora=True, modules_to_save=["norm"]),
+    "ia3, with whole layers": peft.IA3Config(
+        target_modules=["k_proj"], feedforward_modules=[], modules_to_save=["down_proj"]
+    ),
 }
 MERGED = {
     "output layer": peft.LoraConfig(r=4, target_modules=OUTPUT),
-    "modules_to_save": peft.LoraConfig(r=4, target_modules=ATTENTION, modules_to_save=["lm_head"]),
     "embeddings": peft.LoraConfig(r=4, target_modules=["embed_tokens", "q_proj"]),
     "token indices": peft.LoraConfig(r=4, target_modules=ATTENTION, trainable_token_indices=[3, 5]),
     "pissa": peft.LoraConfig(**LORA, init_lora_weights="pissa"),

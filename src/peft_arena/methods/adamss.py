@@ -24,7 +24,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.state import check_fits
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 from peft_arena.methods.whole import whole_tensors
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ SMOOTHING = 0.85
 """Smoothing of importance and of its uncertainty over steps, peft's default."""
 
 
-class AdamssConfig(TargetConfig):
+class AdamssConfig(AdaptedConfig):
     """Settings of AdaMSS."""
 
     rank: int = Field(default=32, ge=1)
@@ -44,7 +44,7 @@ class AdamssConfig(TargetConfig):
     subspaces: int = Field(default=8, ge=1)
     """Clusters of rows of each weight; at most the outputs of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 16, "subspaces": 3}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 16, "subspaces": 3}
 
 
 class AdamssAsaConfig(AdamssConfig):

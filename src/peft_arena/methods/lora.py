@@ -14,14 +14,14 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig, PathKind
-from peft_arena.methods.targets import LinearConfig, TargetConfig
+from peft_arena.methods.targets import AdaptedConfig, TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-class BareRankConfig(LinearConfig):
+class BareRankConfig(TargetConfig):
     """Settings of a low-rank update and nothing else."""
 
     rank: int = Field(default=8, ge=1)
@@ -29,13 +29,13 @@ class BareRankConfig(LinearConfig):
     alpha: float = Field(default=16.0, gt=0, allow_inf_nan=False)
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**LinearConfig.alternatives, "rank": 4, "alpha": 4.0}
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "alpha": 4.0}
 
 
-class RankConfig(BareRankConfig, TargetConfig):
+class RankConfig(BareRankConfig, AdaptedConfig):
     """Settings of a low-rank update, beside which modules can train as a whole."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, **BareRankConfig.alternatives}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, **BareRankConfig.alternatives}
 
 
 class LoraConfig(RankConfig):

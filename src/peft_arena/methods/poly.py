@@ -16,7 +16,7 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 from peft_arena.methods.whole import settle_whole, whole_delta
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PolyConfig(TargetConfig):
+class PolyConfig(AdaptedConfig):
     """Settings of Polytropon."""
 
     rank: int = Field(default=8, ge=1)
@@ -35,7 +35,7 @@ class PolyConfig(TargetConfig):
     splits: int = Field(default=1, ge=1)
     """Parts of inputs and outputs with a mixture each; divides both sides of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "skills": 2, "splits": 2}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4, "skills": 2, "splits": 2}
 
 
 class PolyAttached(PeftAttached):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
-from peft_arena.methods.targets import LinearConfig, linear_layers, linear_targets
+from peft_arena.methods.targets import TargetConfig, linear_layers, linear_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -86,7 +86,7 @@ def at(method: Method, value: Any, model: PreTrainedModel) -> Sized:
 def whole_numbers(method: Method, model: PreTrainedModel) -> Sequence[int]:
     """Return the whole numbers that the setting ``method.size`` may have, up to the smaller side of every target.
 
-    Targets are the linear layers that a :class:`LinearConfig` names, all of them for other settings. The bounds and
+    Targets are the linear layers that a :class:`TargetConfig` names, all of them for other settings. The bounds and
     steps of the setting are those of its pydantic field (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``).
     """
     assert method.size is not None, f"{method.card.name} has no size"
@@ -95,7 +95,7 @@ def whole_numbers(method: Method, model: PreTrainedModel) -> Sequence[int]:
     first = int(limits.get("ge", limits.get("gt", 0) + 1))
     first += -first % step
     config = method.config
-    if isinstance(config, LinearConfig):
+    if isinstance(config, TargetConfig):
         layers = linear_targets(model, config.targets, config.layers)
     else:
         layers = linear_layers(model)

@@ -30,7 +30,7 @@ def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
-class LinearConfig(MethodConfig):
+class TargetConfig(MethodConfig):
     """Settings of a method that adapts linear layers and nothing else."""
 
     targets: LinearTargets = "all-linear"
@@ -41,7 +41,7 @@ class LinearConfig(MethodConfig):
     alternatives: ClassVar[Mapping[str, Any]] = {"targets": ("q_proj", "v_proj"), "layers": (1,)}
 
 
-class TargetConfig(LinearConfig):
+class AdaptedConfig(TargetConfig):
     """Settings of a method that adapts linear layers, beside which modules can train as a whole."""
 
     modules_to_save: Annotated[tuple[Suffix, ...], AfterValidator(_distinct)] = Field(
@@ -50,7 +50,7 @@ class TargetConfig(LinearConfig):
     """Modules that train with all their weights beside the adapter, such as ``norm`` or ``lm_head``, and are saved and
     merged with it: whole names or last parts of them. None of them may be adapted, or be one weight with another."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**LinearConfig.alternatives, "modules_to_save": ("norm",)}
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "modules_to_save": ("norm",)}
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
