@@ -134,6 +134,17 @@ def _pad(model, rows):
     file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": rows}))
 
 
+def test_embeddings_of_another_size_than_the_configuration_says(tmp_path):
+    model = model_in(tmp_path / "model")
+    _pad(model, 836)
+    file = model / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 832}))
+    for read in (load.load, base_weights):
+        with pytest.raises(UserError, match=r"836") as caught:
+            read(ModelSpec(name=str(model)))
+        assert "\n" not in str(caught.value)
+
+
 def test_tokens_are_counted_in_every_form_of_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({"model": {"type": "Unigram", "vocab": [["a", 0.0]] * 7}}))
     assert tokens_in(tmp_path) == 7

@@ -237,6 +237,15 @@ def say_untied(model: PreTrainedModel) -> None:
             config.tie_word_embeddings = False
 
 
+def other_shape(model: PreTrainedModel, directory: Path) -> str:
+    """Say which stored weight has another shape than the model's configuration gives it; empty if none has."""
+    for name, parameter in model.named_parameters():
+        held = _stored(directory, name)
+        if held is not None and held.shape != parameter.shape:
+            return f"its files hold {name} as {tuple(held.shape)}, its configuration says {tuple(parameter.shape)}"
+    return ""
+
+
 def _stored(directory: Path, name: str) -> Tensor | None:
     """Return a tensor of a model directory; None where no file has it, or it cannot be read, which loading will say."""
     from safetensors import SafetensorError, safe_open

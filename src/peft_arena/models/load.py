@@ -13,6 +13,7 @@ from peft_arena.core.specs import ModelSpec
 from peft_arena.models.folder import (
     count_tokens,
     embedding_rows,
+    other_shape,
     refuse_adapter,
     refuse_hub_adapter,
     refuse_lost_tokens,
@@ -165,6 +166,10 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
+    except RuntimeError as error:  # how transformers refuses shapes, in a table that it prints
+        known = source.kind != "hub"
+        other = other_shape(skeleton(spec), Path(source.location)) if known else ""
+        raise (UserError(f"model '{spec.name}': {other}") if other else _unreadable(spec, source, error)) from error
     model.name_or_path = model.config.name_or_path = spec.name
     say_untied(model)
     return model.eval()
