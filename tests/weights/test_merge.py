@@ -22,7 +22,7 @@ from peft_arena.weights.merge import merge_point
 from peft_arena.weights.model_directory import load_back
 from peft_arena.weights.probe import Distance, distance, limit_of, probe_batch, probe_logits
 from peft_arena.weights.verify import SAME
-from tests.weights.weight_toys import ATTENTION, LINEAR, save_adapter
+from tests.weights.weight_toys import ATTENTION, LINEAR, save_adapter, small_tokenizer
 
 LORA = {"r": 4, "lora_alpha": 8, "target_modules": LINEAR, "task_type": "CAUSAL_LM"}
 Q = "model.layers.0.self_attn.q_proj"
@@ -33,9 +33,10 @@ def lora():
 
 
 def base_in(directory, kind="untied", dtype="float32", shard="1GB"):
-    """Write a tiny model with the micro model's tokenizer, and return what is measured against."""
+    """Write a tiny model with a tokenizer of its size, and return what is measured against."""
     tiny_model(kind, dtype).save_pretrained(directory, max_shard_size=shard)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+    small_tokenizer(directory)
+    for name in ("chat_template.jinja", "generation_config.json"):
         shutil.copyfile(PACKAGED["micro"] / name, directory / name)
     return base_weights(ModelSpec(name=str(directory), dtype=dtype))
 
@@ -138,8 +139,7 @@ def test_a_tokenizer_of_the_checkpoint_goes_before_that_of_the_base(tmp_path):
     point = tuned_point(tmp_path)
     own = tmp_path / "adapter"
     (tmp_path / "base" / "added_tokens.json").write_text("{}")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copyfile(PACKAGED["micro"] / name, own / name)
+    small_tokenizer(own)
     (own / "chat_template.jinja").write_text("{{ 'mine' }}")
     merge_point(point, tmp_path / "base", tmp_path / "out", tokenizer=own)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == "{{ 'mine' }}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import peft
 import torch
 from safetensors.torch import load_file, save_file
 
+from peft_arena.models.load import PACKAGED
 from peft_arena.testing.subject import tiny_model
 
 ATTENTION = ["q_proj", "v_proj"]
@@ -48,3 +50,14 @@ def set_setting(directory: Path, **settings: Any) -> None:
     """Overwrite settings of an adapter."""
     file = directory / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def small_tokenizer(directory: Path, size: int = 199) -> None:
+    """Write the micro model's tokenizer, cut to its first tokens, fewer than the tiny models have embeddings for."""
+    table = json.loads((PACKAGED["micro"] / "tokenizer.json").read_text(encoding="utf-8"))
+    model = table["model"]
+    model["vocab"] = {token: number for token, number in model["vocab"].items() if number < size}
+    pairs = [pair if isinstance(pair, list) else pair.split(" ") for pair in model["merges"]]
+    model["merges"] = [pair for pair in pairs if {*pair, "".join(pair)} <= set(model["vocab"])]
+    (directory / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    shutil.copyfile(PACKAGED["micro"] / "tokenizer_config.json", directory / "tokenizer_config.json")

@@ -130,6 +130,10 @@ class ModelSpec(OptionalSpec):
     """Hub commit or tag, or what :func:`peft_arena.models.load.pin` fills in; None before that."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the frozen weights and of the arithmetic; trained weights are float32 under mixed precision."""
+    new_tokens: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(), exclude_if=lambda tokens: not tokens
+    )
+    """Tokens to add to the tokenizer, with a row of the embeddings each; see :mod:`peft_arena.models.extend`."""
     chat: ChatSpec | None = None
     """Keywords and date of the chat template; None, and then not written down, if there are none."""
     rendering: Literal[2] | None = None
@@ -138,10 +142,11 @@ class ModelSpec(OptionalSpec):
 
     @property
     def words(self) -> str:
-        """Name, type, revision, and what the template is given, in words."""
+        """Name, type, revision, new tokens and what the template is given, in words."""
         chat = "" if self.chat is None else f", chat {self.chat.canonical()}"
         rendering = "" if self.rendering is None else f", rendering {self.rendering}"
-        return f"{self.name} ({self.dtype}, {self.revision}{chat}{rendering})"
+        tokens = f", new tokens {' '.join(self.new_tokens)}" if self.new_tokens else ""
+        return f"{self.name} ({self.dtype}, {self.revision}{tokens}{chat}{rendering})"
 
     @field_validator("chat")
     @classmethod

@@ -61,7 +61,8 @@ def size_key(config: Mapping[str, Any], method: MethodSpec, wanted: int) -> str:
 def _model_key(config: Mapping[str, Any]) -> list[Any]:
     tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     limit = config.get("max_position_embeddings")
-    return [asdict(architecture_of(config)), tokens, limit]
+    new = [config["new_token_ids"]] if "new_token_ids" in config else []
+    return [asdict(architecture_of(config)), tokens, limit, *new]
 
 
 def shipped_size(config: Mapping[str, Any], method: MethodSpec, wanted: int) -> tuple[Any, int] | None:
@@ -98,7 +99,7 @@ def count(model: ModelSpec, method: MethodSpec) -> Count:
     from peft_arena.methods.registry import method_of
 
     try:
-        trained = method_of(method).count(_skeleton(model))
+        trained = method_of(method).trained_count(_skeleton(model))
     except UserError as error:
         return Count(None, str(error))
     return Count(trained, "" if trained is not None else f"{method.name} does not count its parameters")

@@ -59,11 +59,16 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
 
 
 def refuse_start(point: Tuned) -> None:
-    """Refuse the adapter of a run that began at another one: on the pretrained model it is another model.
+    """Refuse the adapter of a run that began at another one or has new tokens: on the pretrained model it is another.
 
     Raises:
         UserError: it is one.
     """
+    if point.base.new_tokens:
+        raise UserError(
+            f"{point.subject} was trained with {len(point.base.new_tokens)} new tokens, for which {point.base.name} "
+            f"has no embeddings: peft-arena merge {point.subject} writes the whole, with its tokenizer"
+        )
     if point.start is not None:
         raise UserError(
             f"run {point.subject} began at {point.start.subject}@{point.start.step}, and its adapter belongs to that "
@@ -153,8 +158,10 @@ def _adapter_tensors(base: BaseWeights, settings: Path) -> dict[str, tuple[int, 
     import peft
     from peft.utils.save_and_load import get_peft_model_state_dict
 
+    from peft_arena.methods.files import read_settings, refuse_unknown_fields
     from peft_arena.weights.merging import FOREIGN
 
+    refuse_unknown_fields(read_settings(settings.parent, "peft"), str(settings))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

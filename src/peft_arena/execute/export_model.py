@@ -49,6 +49,7 @@ def gathered_model(
     """
     import torch
 
+    from peft_arena.models.folder import refuse_lost_tokens, tokens_in
     from peft_arena.models.load import weight_files
     from peft_arena.weights.base import base_weights
     from peft_arena.weights.files import model_files
@@ -60,6 +61,7 @@ def gathered_model(
         persistent_buffers,
         write_config,
     )
+    from peft_arena.weights.vocabulary import rows_of
     from peft_arena.weights.writing import Entry, new_directory, write_model
 
     asked = None if dtype is None else dtype_named(dtype)
@@ -79,6 +81,8 @@ def gathered_model(
     entries += [Entry(name, tensor.dtype, tuple(tensor.shape)) for name, tensor in buffers.items()]
     total = sum(entry.size for entry in entries)
     tokenizer = _own_tokenizer(shards.directory)
+    mine = tokenizer or source
+    refuse_lost_tokens(tokens_in(mine), rows_of(pretrained), str(mine), "what would be written")
     done = 0
 
     def value(entry: Entry) -> Tensor:
@@ -92,7 +96,9 @@ def gathered_model(
 
     with new_directory(out, total) as part:
         copy_companions(source, tokenizer, part)
-        write_config(source / "config.json", part / "config.json", target, None, tokenizer)
+        write_config(
+            source / "config.json", part / "config.json", target, None, tokenizer, own_head=pretrained.own_head
+        )
         files = tuple(file.name for file in write_model(part, entries, parts, limit))
         progress(0.5, "comparing")
         same_values(model_files(part), {entry.name: partial(value, entry) for entry in entries})

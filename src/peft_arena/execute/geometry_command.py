@@ -25,6 +25,7 @@ from peft_arena.execute.geometry_entry import source_of
 from peft_arena.execute.points import find_point, inside_run
 from peft_arena.execute.study import task_spec
 from peft_arena.execute.work import hush
+from peft_arena.models.folder import refuse_both
 from peft_arena.models.load import pin
 from peft_arena.store.geometry import read_profiles, write_geometry
 from peft_arena.store.reading import read_record
@@ -186,6 +187,7 @@ def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> T
             name, runs = inside, home
     directory = Path(name).expanduser()
     if any((directory / file).is_file() for file in ("adapter_config.json", "config.json")):
+        refuse_both(directory)
         if base is None:
             raise UserError(f"{name} is a directory: --base must name the pretrained model it belongs to")
         spec = pin(build(ModelSpec, {"name": base, "dtype": dtype or "float32"}, where="--base"))

@@ -24,6 +24,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, write_atomically
 from peft_arena.models.chat import RENDERING, configure
+from peft_arena.models.extend import add_tokens
 from peft_arena.models.load import PACKAGED, Source, is_commit, is_pinned_remote, load_tokenizer, resolve
 from peft_arena.models.render import encode_prompt
 from peft_arena.models.wheels import CONVERSION, WHEEL_MODELS
@@ -252,9 +253,12 @@ def tokenizer_at_hand(model: ModelSpec) -> PreTrainedTokenizerBase | None:
 @lru_cache(maxsize=4)
 def _loaded(source: Source, model: ModelSpec) -> PreTrainedTokenizerBase | None:
     try:
-        return configure(load_tokenizer(source), model, model.rendering)
+        tokenizer = configure(load_tokenizer(source), model, model.rendering)
     except (OSError, ValueError):
         return None
+    if model.new_tokens:
+        add_tokens(tokenizer, model.new_tokens)
+    return tokenizer
 
 
 def _source_at_hand(model: ModelSpec) -> Source | None:

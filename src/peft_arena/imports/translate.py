@@ -12,6 +12,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.imports.peft_methods import TABLE, WEIGHTS
 from peft_arena.imports.shapes import Shape
 from peft_arena.imports.translation import ADAMW, Theirs, Translation
+from peft_arena.methods.files import unknown_active
 from peft_arena.methods.registry import make_method
 
 ABOUT = frozenset(
@@ -121,7 +122,7 @@ def complete(table: Mapping[str, Any], model_type: str) -> dict[str, Any]:
         raise UserError(f"peft_type is '{kind}', which the installed peft does not have")
     made: Any = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     known = set(made.__dataclass_fields__)
-    odd = sorted(name for name in set(table) - known if table[name] not in (None, False, {}, []))
+    odd = unknown_active(table, known)
     if odd:
         raise UserError(f"{odd[0]} is {table[odd[0]]!r}: the installed peft has no such field of {kind}")
     blank = {name: field.default for name, field in made.__dataclass_fields__.items()}

@@ -21,7 +21,7 @@ from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttach
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.sizes import whole_numbers
 from peft_arena.methods.state import check_fits, copy_into
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class AdaLoraConfig(TargetConfig):
+class AdaLoraConfig(AdaptedConfig):
     """Settings of AdaLoRA."""
 
     initial_rank: int = Field(default=12, ge=2)
@@ -54,7 +54,7 @@ class AdaLoraConfig(TargetConfig):
     """Weight of the loss term that keeps P and Q orthogonal."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "initial_rank": 16,
         "target_rank": 2,
         "alpha": 4.0,

@@ -23,9 +23,9 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.state import check_fits
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
+from peft_arena.methods.whole import whole_tensors
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -36,7 +36,7 @@ SMOOTHING = 0.85
 """Smoothing of importance and of its uncertainty over steps, peft's default."""
 
 
-class AdamssConfig(TargetConfig):
+class AdamssConfig(AdaptedConfig):
     """Settings of AdaMSS."""
 
     rank: int = Field(default=32, ge=1)
@@ -44,7 +44,7 @@ class AdamssConfig(TargetConfig):
     subspaces: int = Field(default=8, ge=1)
     """Clusters of rows of each weight; at most the outputs of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 16, "subspaces": 3}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 16, "subspaces": 3}
 
 
 class AdamssAsaConfig(AdamssConfig):
@@ -88,10 +88,13 @@ class AdamssAttached(PeftAttached):
         self._rows = {name: layer for name, layer in tuner_layers(model).items() if hasattr(layer, "adamss_A")}
 
     def state(self) -> dict[str, Tensor]:
-        """Return a and b of each layer's subspaces, the frozen directions, and which rows are in which subspace."""
+        """Return a and b of each layer's subspaces, the frozen directions, and which rows are in which subspace.
+
+        With them are the modules that train as a whole.
+        """
         import torch
 
-        found: dict[str, Tensor] = {}
+        found: dict[str, Tensor] = dict(whole_tensors(self.model))
         for name, layer in self._rows.items():
             found[f"a.{name}"] = torch.cat([p.detach() for p in layer.adamss_A[ADAPTER]])
             found[f"b.{name}"] = torch.cat([p.detach() for p in layer.adamss_B[ADAPTER]])
@@ -102,11 +105,16 @@ class AdamssAttached(PeftAttached):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Put a state back, with its subspaces, which may be other ones than here; see :meth:`Attached.load_state`."""
+        import torch
+
         check_fits(self.state(), state, "the state")
         for name in self._rows:
             rows, sizes = state[f"rows.{name}"].tolist(), state[f"sizes.{name}"].tolist()
             if sorted(rows) != list(range(len(rows))) or sum(sizes) != len(rows) or min(sizes) < 1:
                 raise UserError(f"the state's subspaces of {name} do not hold each of its {len(rows)} rows once")
+        with torch.no_grad():
+            for name, tensor in whole_tensors(self.model).items():
+                tensor.copy_(state[name])
         for name, layer in self._rows.items():
             device = layer.adamss_newB[ADAPTER].device
             for kind, parameters in (("a", layer.adamss_A[ADAPTER]), ("b", layer.adamss_B[ADAPTER])):
@@ -138,7 +146,7 @@ class AdamssAttached(PeftAttached):
         adapter: Any = self.model.peft_config[ADAPTER]
         config: Any = self.method.stored_config(sorted(adapter.target_modules))
         config.lora_bias = biased
-        write_adapter(directory, config, self.base, tensors)
+        self.write(directory, config, tensors)
 
 
 class AdamssAsaAttached(AdamssAttached):

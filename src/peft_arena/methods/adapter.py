@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -22,6 +22,7 @@ from peft_arena.methods.files import (
 )
 from peft_arena.methods.state import check_fits, local_random
 from peft_arena.methods.targets import check_rank, linear_targets, patterns_for
+from peft_arena.methods.whole import prepare_whole, settle_whole, whole_delta, whole_modules, whole_tensors, wrappers
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -76,7 +77,21 @@ class PeftAttached(Attached):
 
     def save(self, directory: Path) -> None:
         """Write a plain adapter directory."""
-        write_adapter(directory, self.model.peft_config[ADAPTER], self.base, stored_tensors(self.model))
+        self.write(directory, self.model.peft_config[ADAPTER], stored_tensors(self.model))
+
+    def write(self, directory: Path, config: PeftConfig, tensors: Mapping[str, Tensor]) -> None:
+        """Write an adapter directory with the modules that train as a whole.
+
+        Args:
+            directory: created if it does not exist.
+            config: the adapter's settings.
+            tensors: the adapter's own weights by their names in a peft checkpoint.
+        """
+        whole: Any = config
+        if wrappers(self.model):
+            whole = copy.copy(config)
+            whole.modules_to_save = sorted(wrappers(self.model))
+        write_adapter(directory, whole, self.base, {**tensors, **whole_tensors(self.model)})
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -97,7 +112,7 @@ class PeftAttached(Attached):
             return super().delta(module)
         layer = self.adapted(module)
         if layer is None:
-            return None
+            return whole_delta(self.model, module)
         with torch.no_grad():
             tuned: Any = copy.deepcopy(layer)
             tuned.float()
@@ -118,7 +133,7 @@ class PeftAttached(Attached):
         if module in layers:
             return layers[module]
         linears = [name for name, found in self.model.get_base_model().named_modules() if isinstance(found, nn.Linear)]
-        if module not in linears:
+        if module not in linears and whole_delta(self.model, module) is None:
             raise unknown("linear module", module, {*layers, *linears})
         return None
 
@@ -128,6 +143,7 @@ class PeftAttached(Attached):
 
         if Capability.MERGEABLE not in self.method.card.capabilities:
             return super().merged()
+        settle_whole(self.model)
         with torch.no_grad():
             for layer in tuner_layers(self.model).values():
                 dtype = layer.get_base_layer().weight.dtype
@@ -207,7 +223,8 @@ class PeftMethod(Method):
         saved = read_settings(directory, name)
         tensors = read_tensors(directory / WEIGHTS, name)
         layers = self._targets(model)
-        config = self.stored_config(patterns_for(model, layers))
+        config: Any = self.stored_config(patterns_for(model, layers))
+        self._name_whole(model, config, layers)
         check_settings(saved, settings_table(config), self.derived_settings, name, directory)
         for setting in self.derived_settings:
             setattr(config, setting, saved[setting])
@@ -231,10 +248,35 @@ class PeftMethod(Method):
             raise UserError(f"cannot attach {self.card.name}: the model already has an adapter")
         return self.layers(model)
 
+    def whole(self, model: PreTrainedModel) -> dict[str, nn.Module]:
+        """Return the modules that train as a whole beside the adapter, by name; by the setting ``modules_to_save``.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        patterns: tuple[str, ...] = getattr(self.config, "modules_to_save", ())
+        return whole_modules(model, patterns, self.layers(model)) if patterns else {}
+
+    def trained_count(self, model: PreTrainedModel) -> int | None:
+        """Return :meth:`count` with the modules that train as a whole; see :meth:`Method.trained_count`."""
+        own = self.count(model)
+        if own is None:
+            return None
+        return own + sum(p.numel() for module in self.whole(model).values() for p in module.parameters())
+
+    def _name_whole(self, model: PreTrainedModel, config: Any, adapted: Collection[str]) -> list[str]:
+        """Write the names of the modules that train as a whole into a peft configuration, and return them."""
+        patterns: tuple[str, ...] = getattr(self.config, "modules_to_save", ())
+        names = sorted(whole_modules(model, patterns, adapted)) if patterns else []
+        if names:
+            config.modules_to_save = names
+        return names
+
     def _wrap(self, model: PreTrainedModel, config: PeftConfig, seed: int, wanted: set[str]) -> PeftModel:
         from peft import get_peft_model
 
         training = model.training
+        whole = self._name_whole(model, config, wanted)
         with local_random(seed), warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
@@ -244,6 +286,7 @@ class PeftMethod(Method):
             wrong = ", ".join(sorted(adapted ^ wanted)[:3])
             counts = f"{len(adapted)} layers instead of {len(wanted)}"
             raise UserError(f"method {self.card.name} would adapt {counts}; they differ in {wrong}")
+        prepare_whole(wrapped, whole)
         self.finish(wrapped)
         wrapped.train(training)
         return wrapped

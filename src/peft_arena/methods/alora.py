@@ -19,7 +19,6 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, PeftMethod, stored_tensors, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.lora import Lora, LoraConfig
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class ALoraAttached(PeftAttached):
         """Write the adapter; with one invocation sequence it is peft's aLoRA."""
         adapter: Any = self.model.peft_config[ADAPTER]
         config = self.method.stored_config(sorted(adapter.target_modules))
-        write_adapter(directory, config, self.base, stored_tensors(self.model))
+        self.write(directory, config, stored_tensors(self.model))
 
 
 class ALora(Lora):

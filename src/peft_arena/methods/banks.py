@@ -21,7 +21,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class VbloraConfig(TargetConfig):
+class VbloraConfig(AdaptedConfig):
     """Settings of VB-LoRA."""
 
     rank: int = Field(default=4, ge=1)
@@ -44,7 +44,7 @@ class VbloraConfig(TargetConfig):
     """Probability with which an input of the update is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 2,
         "vectors": 24,
         "vector_length": 8,
@@ -59,7 +59,7 @@ class VbloraConfig(TargetConfig):
         return self
 
 
-class UniloraConfig(TargetConfig):
+class UniloraConfig(AdaptedConfig):
     """Settings of Uni-LoRA."""
 
     rank: int = Field(default=4, ge=1)
@@ -70,7 +70,7 @@ class UniloraConfig(TargetConfig):
     """Probability with which an input of the update is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 2,
         "theta_length": 500,
         "dropout": 0.5,

@@ -260,6 +260,14 @@ class Method(ABC):
         """
         return None
 
+    def trained_count(self, model: PreTrainedModel) -> int | None:
+        """Return :meth:`count` with whatever trains beside what the card's formula counts; None if not offered.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        return self.count(model)
+
     def sizes(self, model: PreTrainedModel) -> Sequence[Any]:
         """Return the values of the setting :attr:`size` that fit a model, so ordered that the count grows.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import LinearTargets, TargetConfig
+from peft_arena.methods.targets import AdaptedConfig, LinearTargets
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,7 +25,7 @@ BIAS_SWITCHES = ("attention_bias", "mlp_bias")
 """Entries of a model's configuration that give its linear layers biases."""
 
 
-class BitFitConfig(TargetConfig):
+class BitFitConfig(AdaptedConfig):
     """Settings of BitFit: the layers whose bias trains."""
 
 
@@ -92,13 +92,13 @@ class BitFit(PeftMethod):
         return BitFitAttached(self, model, base)
 
 
-class BeftConfig(TargetConfig):
+class BeftConfig(AdaptedConfig):
     """Settings of BEFT: the layers whose bias trains."""
 
     targets: LinearTargets = ("v_proj",)
     """The value projections: module names or last parts of them. Models name them differently, hence a setting."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "targets": ("k_proj", "v_proj")}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "targets": ("k_proj", "v_proj")}
 
 
 class Beft(BitFit):

@@ -18,7 +18,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.divisors import check_divides, common_divisors
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class BoftConfig(TargetConfig):
+class BoftConfig(AdaptedConfig):
     """Settings of BOFT."""
 
     block_size: int = Field(default=4, ge=2)
@@ -34,7 +34,7 @@ class BoftConfig(TargetConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's blocks that a training step replaces by the identity; must come to one block at least."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "block_size": 16, "dropout": 0.5}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "block_size": 16, "dropout": 0.5}
 
 
 class BoftAttached(PeftAttached):

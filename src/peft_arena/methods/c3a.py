@@ -15,7 +15,7 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class C3aConfig(TargetConfig):
+class C3aConfig(AdaptedConfig):
     """Settings of C3A."""
 
     block_size: int = Field(default=64, ge=2)
     """Side of a circulant block; must divide both sides of every target. A larger one trains fewer parameters."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "block_size": 16}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "block_size": 16}
 
 
 class C3a(PeftMethod):

@@ -15,7 +15,7 @@ from pydantic import Field
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.lora import RankConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -92,13 +92,13 @@ class Deft(PeftMethod):
                 layer.settle()
 
 
-class ParaConfig(TargetConfig):
+class ParaConfig(AdaptedConfig):
     """Settings of PaRa."""
 
     rank: int = Field(default=8, ge=1)
     """Dimensions removed from the outputs; at most the smaller side of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4}
 
 
 class DeftPara(PeftMethod):

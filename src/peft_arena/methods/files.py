@@ -18,6 +18,8 @@ WEIGHTS = "adapter_model.safetensors"
 SETTINGS = "adapter_config.json"
 CIRCUMSTANCES = frozenset({"base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping"})
 """Entries of an adapter's configuration that say where it was made, not what it is."""
+DEAD = frozenset({"merge_weights"})
+"""Fields that peft once had and that changed nothing of what a saved adapter computes, whatever they say."""
 
 
 def settings_table(config: PeftConfig) -> dict[str, Any]:
@@ -91,6 +93,49 @@ def check_settings(
     ]
     if wrong:
         raise UserError(f"{directory} was made with other settings than method {method} has: {', '.join(wrong[:3])}")
+
+
+def refuse_unknown_fields(table: Mapping[str, Any], where: str) -> None:
+    """Refuse the settings of an adapter that the installed peft would drop although they are active.
+
+    A field that is off (None, False, 0, or empty) says nothing and passes, and so do fields of peft's past that never
+    changed what a saved adapter computes. An adapter type that peft does not have is left to peft to refuse.
+
+    Args:
+        table: of ``adapter_config.json``.
+        where: names the adapter in messages.
+
+    Raises:
+        UserError: names the fields and what they are set to.
+    """
+    import peft
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    kind: Any = str(table.get("peft_type"))  # any text may stand there
+    made: Any = PEFT_TYPE_TO_CONFIG_MAPPING.get(kind)
+    if made is None:
+        return
+    odd = [f"`{name}` = {table[name]!r}" for name in unknown_active(table, made.__dataclass_fields__)]
+    if odd:
+        plural = "s" if len(odd) > 1 else ""
+        raise UserError(
+            f"{where}: the installed peft {peft.__version__} has no such field{plural} of {kind} as "
+            f"{', '.join(odd[:3])}; what it does to the weights cannot be known here"
+        )
+
+
+def unknown_active(table: Mapping[str, Any], known: Collection[str]) -> list[str]:
+    """Return the entries of an adapter's configuration that are none of the known fields and are on, sorted."""
+    return sorted(name for name in set(table) - set(known) - DEAD if is_on(table[name]))
+
+
+def is_on(value: object) -> bool:
+    """Say whether a setting is on: anything but None, False, zero, and tables and lists of nothing else."""
+    if isinstance(value, Mapping):
+        return any(is_on(held) for held in value.values())
+    if isinstance(value, list | tuple):
+        return any(is_on(held) for held in value)
+    return bool(value)
 
 
 def read_tensors(file: Path, method: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from pydantic import Field
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,7 +27,7 @@ STEPS = 10_000
 """A budget chooses the share in steps of 1 / STEPS."""
 
 
-class FrodConfig(TargetConfig):
+class FrodConfig(AdaptedConfig):
     """Settings of FRoD."""
 
     sparse_rate: float = Field(default=0.01, gt=0, le=1, allow_inf_nan=False)
@@ -38,7 +38,7 @@ class FrodConfig(TargetConfig):
     """Probability with which an input of the change is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "sparse_rate": 0.05,
         "regularization": 1.0,
         "dropout": 0.5,

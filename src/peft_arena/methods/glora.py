@@ -17,7 +17,7 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig, check_rank
+from peft_arena.methods.targets import AdaptedConfig, check_rank
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class GloraConfig(TargetConfig):
+class GloraConfig(AdaptedConfig):
     """Settings of GLoRA."""
 
     rank: Annotated[int, Field(ge=1)] | None = 8
     """Inner dimension of both products, at most the smaller side of every target; None: a number for each output."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": None}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": None}
 
 
 class Glora(PeftMethod):

@@ -17,7 +17,7 @@ from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod
 from peft_arena.methods.lora import RankConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -53,7 +53,7 @@ class GraloraConfig(RankConfig):
         return self
 
 
-class DeloraConfig(TargetConfig):
+class DeloraConfig(AdaptedConfig):
     """Settings of DeLoRA."""
 
     rank: int = Field(default=8, ge=1)
@@ -63,7 +63,7 @@ class DeloraConfig(TargetConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of the change is zeroed in training."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "bound": 2.0, "dropout": 0.5}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4, "bound": 2.0, "dropout": 0.5}
 
 
 class Gralora(PeftMethod):

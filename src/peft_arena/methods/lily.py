@@ -18,8 +18,7 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached, PeftMethod, stored_tensors, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.files import write_adapter
-from peft_arena.methods.targets import TargetConfig, linear_targets
+from peft_arena.methods.targets import AdaptedConfig, linear_targets
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class LilyConfig(TargetConfig):
+class LilyConfig(AdaptedConfig):
     """Settings of Lily."""
 
     rank: int = Field(default=32, ge=1)
@@ -43,7 +42,7 @@ class LilyConfig(TargetConfig):
     it an output depends on later tokens, on padding and on the other rows, so a score depends on the batch size."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 8,
         "stride": 1,
         "experts": 2,
@@ -58,7 +57,7 @@ class LilyAttached(PeftAttached):
     def save(self, directory: Path) -> None:
         """Write a plain adapter directory; a shared matrix is written once for each layer, as peft reads it."""
         tensors = {name: tensor.detach().clone() for name, tensor in stored_tensors(self.model).items()}
-        write_adapter(directory, self.model.peft_config[ADAPTER], self.base, tensors)
+        self.write(directory, self.model.peft_config[ADAPTER], tensors)
 
 
 class Lily(PeftMethod):

@@ -14,15 +14,15 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig, PathKind
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig, TargetConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
     from transformers import PreTrainedModel
 
 
-class RankConfig(TargetConfig):
-    """Settings of a low-rank update."""
+class BareRankConfig(TargetConfig):
+    """Settings of a low-rank update and nothing else."""
 
     rank: int = Field(default=8, ge=1)
     """Inner dimension of the update; at most the smaller side of every target."""
@@ -30,6 +30,12 @@ class RankConfig(TargetConfig):
     """The update is scaled by alpha / rank (rsLoRA: alpha / sqrt(rank))."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "alpha": 4.0}
+
+
+class RankConfig(BareRankConfig, AdaptedConfig):
+    """Settings of a low-rank update, beside which modules can train as a whole."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, **BareRankConfig.alternatives}
 
 
 class LoraConfig(RankConfig):

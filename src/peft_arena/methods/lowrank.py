@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.methods.adapter import ADAPTER, PREFIX, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Calibration
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.targets import patterns_for
+from peft_arena.methods.whole import whole_delta
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -37,7 +37,7 @@ class LowRankAttached(PeftAttached):
             ranks[module] = a.shape[0]
         config: Any = self.model.peft_config[ADAPTER]
         stored = self.method.stored_lora(sorted(config.target_modules), ranks)
-        write_adapter(directory, stored, self.base, tensors)
+        self.write(directory, stored, tensors)
 
     def delta(self, module: str) -> Tensor | None:
         """Return tuned minus pretrained weight of one linear module in float32; None where it is unchanged."""
@@ -45,7 +45,7 @@ class LowRankAttached(PeftAttached):
 
         layer: Any = self.adapted(module)
         if layer is None:
-            return None
+            return whole_delta(self.model, module)
         with torch.no_grad():
             a, b = layer.factors()
             change: Tensor = b @ a

@@ -19,7 +19,7 @@ from pydantic import Field
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.divisors import check_divides, common_divisors
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class MissConfig(TargetConfig):
+class MissConfig(AdaptedConfig):
     """Settings of MiSS."""
 
     rank: int = Field(default=8, ge=2, multiple_of=2)
@@ -35,7 +35,7 @@ class MissConfig(TargetConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of the update is zeroed in training."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "dropout": 0.5}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4, "dropout": 0.5}
 
 
 class Miss(PeftMethod):
@@ -79,13 +79,13 @@ class Miss(PeftMethod):
         )
 
 
-class MissBatConfig(TargetConfig):
+class MissBatConfig(AdaptedConfig):
     """Settings of MiSS in its "bat" form. peft's dropout is not applied there, so it is no setting."""
 
     rank: int = Field(default=8, ge=2)
     """Side of the blocks into which each weight is cut; must divide both sides of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4}
 
 
 class MissBat(PeftMethod):

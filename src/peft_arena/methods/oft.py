@@ -18,7 +18,7 @@ from pydantic import Field, field_validator
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.divisors import check_divides, common_divisors
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -40,7 +40,7 @@ def distinct_terms(terms: int | None) -> int | None:
     return terms
 
 
-class OftConfig(TargetConfig):
+class OftConfig(AdaptedConfig):
     """Settings of OFT."""
 
     block_size: int = Field(default=32, ge=2)
@@ -51,7 +51,7 @@ class OftConfig(TargetConfig):
     (Frobenius norm), and at |Q| = 1 R is no rotation any more."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "block_size": 16,
         "neumann_terms": 5,
     }

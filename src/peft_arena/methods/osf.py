@@ -18,7 +18,7 @@ from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, tuner_laye
 from peft_arena.methods.base import Attached, MethodCard, MethodConfig
 from peft_arena.methods.files import read_settings
 from peft_arena.methods.lowrank import LowRankMethod
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class OsfConfig(TargetConfig):
+class OsfConfig(AdaptedConfig):
     """Settings of OSF."""
 
     preserved: float = Field(default=0.5, gt=0, lt=1, allow_inf_nan=False)
     """Share of a weight's singular components that is frozen, rounded down; at least one component of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "preserved": 0.75}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "preserved": 0.75}
 
 
 class Osf(LowRankMethod):

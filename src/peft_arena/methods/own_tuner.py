@@ -40,6 +40,7 @@ class OwnConfig(PeftConfig):
     target_modules: Sequence[str] | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     """What the tuner's layers are made by."""
+    modules_to_save: list[str] | None = None
 
 
 class OwnLayer(nn.Module, BaseTunerLayer):

@@ -17,14 +17,14 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
 
-class PeanutConfig(TargetConfig):
+class PeanutConfig(AdaptedConfig):
     """Settings of PEANuT."""
 
     rank: int = Field(default=8, ge=1)
@@ -37,7 +37,7 @@ class PeanutConfig(TargetConfig):
     """Factor of the change."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 4,
         "depth": 1,
         "activation": "tanh",

@@ -16,7 +16,8 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
+from peft_arena.methods.whole import settle_whole, whole_delta
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PolyConfig(TargetConfig):
+class PolyConfig(AdaptedConfig):
     """Settings of Polytropon."""
 
     rank: int = Field(default=8, ge=1)
@@ -34,7 +35,7 @@ class PolyConfig(TargetConfig):
     splits: int = Field(default=1, ge=1)
     """Parts of inputs and outputs with a mixture each; divides both sides of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 4, "skills": 2, "splits": 2}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 4, "skills": 2, "splits": 2}
 
 
 class PolyAttached(PeftAttached):
@@ -43,10 +44,11 @@ class PolyAttached(PeftAttached):
     def delta(self, module: str) -> Tensor | None:
         """Return the change of one linear module's weight, shape (out, in); None where there is none."""
         layer: Any = self.adapted(module)
-        return None if layer is None else mixed_change(layer)
+        return whole_delta(self.model, module) if layer is None else mixed_change(layer)
 
     def merged(self) -> PreTrainedModel:
         """Return the plain model with the tuned weights: merged in float32, then in the type the base has."""
+        settle_whole(self.model)
         for layer in tuner_layers(self.model).values():
             weight = layer.get_base_layer().weight
             weight.data = (weight.data.float() + mixed_change(layer)).to(weight.dtype)

@@ -21,7 +21,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.lora import RankConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -59,7 +59,7 @@ class LokrConfig(LohaConfig):
     }
 
 
-class HiraConfig(TargetConfig):
+class HiraConfig(AdaptedConfig):
     """Settings of HiRA."""
 
     rank: int = Field(default=32, ge=1)
@@ -70,7 +70,7 @@ class HiraConfig(TargetConfig):
     """Distribution of A at the start: Kaiming-uniform, or normal with standard deviation 1 / rank."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 4,
         "dropout": 0.5,
         "init": "gaussian",

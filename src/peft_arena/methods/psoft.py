@@ -18,7 +18,7 @@ from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, tuner_laye
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.lowrank import LowRankMethod
 from peft_arena.methods.oft import distinct_terms
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class PsoftConfig(TargetConfig):
+class PsoftConfig(AdaptedConfig):
     """Settings of PSOFT."""
 
     rank: int = Field(default=32, ge=2)
@@ -43,7 +43,7 @@ class PsoftConfig(TargetConfig):
     """Probability with which an input of the change is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 16,
         "in_scale": False,
         "out_scale": False,

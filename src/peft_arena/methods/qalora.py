@@ -18,7 +18,7 @@ from peft_arena.core.errors import UserError, unknown
 from peft_arena.methods.adapter import ADAPTER, PREFIX, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.files import write_adapter
-from peft_arena.methods.lora import RankConfig
+from peft_arena.methods.lora import BareRankConfig
 from peft_arena.methods.targets import in_blocks, select
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class QaLoraConfig(RankConfig):
+class QaLoraConfig(BareRankConfig):
     """Settings of QA-LoRA."""
 
     group_size: int = Field(default=32, ge=2)
@@ -36,7 +36,7 @@ class QaLoraConfig(RankConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability with which an input of the update is zeroed in training."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**RankConfig.alternatives, "group_size": 4, "dropout": 0.5}
+    alternatives: ClassVar[Mapping[str, Any]] = {**BareRankConfig.alternatives, "group_size": 4, "dropout": 0.5}
 
 
 class QaLoraAttached(PeftAttached):

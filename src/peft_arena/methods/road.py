@@ -14,7 +14,7 @@ from pydantic import Field
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig, PathKind
 from peft_arena.methods.divisors import check_divides
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -26,7 +26,7 @@ PER_OUTPUT: dict[Variant, int] = {"road_1": 1, "road_2": 2, "road_4": 4}
 """Trained numbers for each output of a layer."""
 
 
-class RoadConfig(TargetConfig):
+class RoadConfig(AdaptedConfig):
     """Settings of RoAd."""
 
     variant: Variant = "road_1"
@@ -34,7 +34,7 @@ class RoadConfig(TargetConfig):
     group_size: int = Field(default=32, ge=2, multiple_of=2)
     """Outputs in a group, an even number that divides the output size of every target; pairs are half a group apart."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "variant": "road_2", "group_size": 8}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "variant": "road_2", "group_size": 8}
 
 
 class Road(PeftMethod):

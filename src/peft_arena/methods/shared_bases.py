@@ -19,7 +19,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 from peft_arena.methods.vera import VeraConfig
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PveraConfig(VeraConfig):
     """Size of the sampled vector. It may exceed a layer's size: each entry adds two trained entries of d."""
 
 
-class RandloraConfig(TargetConfig):
+class RandloraConfig(AdaptedConfig):
     """Settings of RandLoRA."""
 
     rank: int = Field(default=32, ge=1)
@@ -47,7 +47,7 @@ class RandloraConfig(TargetConfig):
     """Probability with which an input of the change is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 16,
         "alpha": 40.0,
         "bases": "sparse",

@@ -19,7 +19,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class ShiraConfig(TargetConfig):
+class ShiraConfig(AdaptedConfig):
     """Settings of SHiRA."""
 
     rank: int = Field(default=32, ge=1)
     """Trains rank * (in + out) entries of a weight, like a LoRA; the change itself has no bound on its rank."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "rank": 2}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "rank": 2}
 
 
 class Shira(FrozenMethod):

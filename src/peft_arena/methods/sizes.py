@@ -43,7 +43,7 @@ def fit(method: Method, model: PreTrainedModel, wanted: int) -> Sized:
     """
     name = method.card.name
     if method.size is None:
-        count = method.count(model)
+        count = method.trained_count(model)
         fixed = "" if count is None else f" (it trains {count:,} here)"
         raise UserError(
             f"{name} has no setting for its size, so no budget can be set for it{fixed}: give it budget: null"
@@ -77,7 +77,7 @@ def at(method: Method, value: Any, model: PreTrainedModel) -> Sized:
     assert method.size is not None, f"{method.card.name} has no size"
     settings = {**method.config.model_dump(), method.size: value}
     other = type(method)(build(type(method.config), settings, where=f"method {method.card.name}"))
-    count = other.count(model)
+    count = other.trained_count(model)
     if count is None:
         raise UserError(f"{method.card.name} does not count its parameters, so no budget can be set for it")
     return Sized(other, method.size, value, count)

@@ -24,7 +24,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod, register
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class SpectralConfig(TargetConfig):
+class SpectralConfig(AdaptedConfig):
     """Settings that both methods have."""
 
     coefficients: int = Field(default=1000, ge=1)
     """Trained coefficients per layer; at most in * out of every target."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "coefficients": 50}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "coefficients": 50}
 
 
 class FourierftConfig(SpectralConfig):

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from peft_arena.methods.adapter import ADAPTER, PREFIX, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodConfig
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.lora import RankConfig
 from peft_arena.methods.state import copy_into, local_random, swapped
 from peft_arena.methods.targets import patterns_for
+from peft_arena.methods.whole import whole_delta, whole_off
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -113,7 +113,7 @@ class SplitAttached(PeftAttached):
             tensors[f"{PREFIX}{module}.lora_B.weight"] = b
         config: Any = self.model.peft_config[ADAPTER]
         patterns = sorted(config.target_modules)
-        write_adapter(directory, self.method.stored_config(patterns), self.base, tensors)
+        self.write(directory, self.method.stored_config(patterns), tensors)
 
     @contextmanager
     def disabled(self) -> Iterator[nn.Module]:
@@ -125,7 +125,7 @@ class SplitAttached(PeftAttached):
         for module, layer in tuner_layers(self.model).items():
             targets[f"{module}.a"], targets[f"{module}.b"] = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
             values[f"{module}.a"], values[f"{module}.b"] = self.start[module]
-        with swapped(targets, values):
+        with swapped(targets, values), whole_off(self.model):
             yield self.model
 
     def delta(self, module: str) -> Tensor | None:
@@ -133,7 +133,7 @@ class SplitAttached(PeftAttached):
         import torch
 
         if self.adapted(module) is None:
-            return None
+            return whole_delta(self.model, module)
         layer = tuner_layers(self.model)[module]
         tuned, start = self.factors(layer), self.start[module]
         with torch.no_grad():

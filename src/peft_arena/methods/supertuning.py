@@ -17,7 +17,7 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig, check_rank
+from peft_arena.methods.targets import AdaptedConfig, check_rank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ STEPS = 10_000
 """A budget chooses the sparsity in steps of 1 / STEPS."""
 
 
-class SupertuningConfig(TargetConfig):
+class SupertuningConfig(AdaptedConfig):
     """Settings of Super-Tuning."""
 
     sparsity: float = Field(default=0.99, ge=0, lt=1, allow_inf_nan=False)
@@ -38,7 +38,7 @@ class SupertuningConfig(TargetConfig):
     largest: bool = True
     """Train the entries of the largest size; false: of the smallest."""
 
-    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "sparsity": 0.9, "largest": False}
+    alternatives: ClassVar[Mapping[str, Any]] = {**AdaptedConfig.alternatives, "sparsity": 0.9, "largest": False}
 
 
 class SupraConfig(SupertuningConfig):

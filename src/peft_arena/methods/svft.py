@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, PeftMethod, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class SvftConfig(TargetConfig):
+class SvftConfig(AdaptedConfig):
     """Settings of SVFT."""
 
     pattern: Literal["plain", "banded", "random", "top_k"] = "banded"
@@ -33,7 +33,7 @@ class SvftConfig(TargetConfig):
     Below the smaller side of every target; 0 with ``plain``, which has the main diagonal alone."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "pattern": "random",
         "off_diagonals": 1,
     }

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.methods.base import MethodConfig
@@ -24,8 +24,14 @@ Blocks = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Indices of transformer blocks, from 0."""
 
 
+def _distinct(names: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(names)) < len(names):
+        raise ValueError("a name is given twice")
+    return names
+
+
 class TargetConfig(MethodConfig):
-    """Settings of a method that adapts linear layers."""
+    """Settings of a method that adapts linear layers and nothing else."""
 
     targets: LinearTargets = "all-linear"
     """Linear layers to adapt: ``all-linear``, or module names or last parts of them."""
@@ -33,6 +39,18 @@ class TargetConfig(MethodConfig):
     """Adapt only inside these transformer blocks, counted from 0; None for all."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {"targets": ("q_proj", "v_proj"), "layers": (1,)}
+
+
+class AdaptedConfig(TargetConfig):
+    """Settings of a method that adapts linear layers, beside which modules can train as a whole."""
+
+    modules_to_save: Annotated[tuple[Suffix, ...], AfterValidator(_distinct)] = Field(
+        default=(), exclude_if=lambda names: not names
+    )
+    """Modules that train with all their weights beside the adapter, such as ``norm`` or ``lm_head``, and are saved and
+    merged with it: whole names or last parts of them. None of them may be adapted, or be one weight with another."""
+
+    alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "modules_to_save": ("norm",)}
 
 
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:

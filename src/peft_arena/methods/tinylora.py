@@ -19,14 +19,14 @@ from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import TASK, WEIGHT_ADAPTER
 from peft_arena.methods.base import Attached, MethodCard, MethodConfig
 from peft_arena.methods.frozen import FrozenMethod
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import PreTrainedModel
 
 
-class TinyloraConfig(TargetConfig):
+class TinyloraConfig(AdaptedConfig):
     """Settings of TinyLoRA."""
 
     rank: int = Field(default=2, ge=1)
@@ -39,7 +39,7 @@ class TinyloraConfig(TargetConfig):
     """Probability with which an input of the change is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 4,
         "vector_length": 4,
         "weight_tying": 1.0,

@@ -44,15 +44,17 @@ def _distinct(tokens: tuple[int, ...]) -> tuple[int, ...]:
 Ids = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1, max_length=100_000), AfterValidator(_distinct)
 ]
-Tokens = Literal["special"] | Ids
-"""Token ids, or ``special``: the begin, end and padding tokens that the model's configuration names."""
+Tokens = Literal["special", "new"] | Ids
+"""Token ids; ``special``: the begin, end and padding tokens that the model's configuration names; ``new``: those that
+``model.new_tokens`` added."""
 
 
 class TrainableTokensConfig(MethodConfig):
     """Settings of trained tokens."""
 
     tokens: Tokens = "special"
-    """Ids of the tokens to train, or ``special``: begin, end and padding tokens of the model's configuration."""
+    """Ids of the tokens to train; ``special``: begin, end and padding tokens of the model's configuration; ``new``:
+    those of ``model.new_tokens``."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {"tokens": (33, 90)}  # in the suite's training rows
 
@@ -61,7 +63,8 @@ class LoraTokensConfig(LoraConfig):
     """Settings of LoRA with trained tokens."""
 
     tokens: Tokens = "special"
-    """Ids of the tokens to train, or ``special``: begin, end and padding tokens of the model's configuration."""
+    """Ids of the tokens to train; ``special``: begin, end and padding tokens of the model's configuration; ``new``:
+    those of ``model.new_tokens``."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {**LoraConfig.alternatives, "tokens": (33, 90)}
 
@@ -285,6 +288,11 @@ def token_ids(model: PreTrainedModel, tokens: Tokens) -> list[int]:
     """
     embedding: Any = model.get_input_embeddings()
     size = int(embedding.weight.shape[0])
+    if tokens == "new":
+        added = [int(number) for number in getattr(model.config, "new_token_ids", None) or ()]
+        if not added:
+            raise UserError("tokens: the model has no new tokens: name them in model.new_tokens, or give ids here")
+        return added
     if tokens == "special":
         given = (getattr(model.config, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad"))
         lists = [value if isinstance(value, list) else [value] for value in given if value is not None]

@@ -15,7 +15,6 @@ from pydantic import Field
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, PeftAttached, tuner_layers
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
-from peft_arena.methods.files import write_adapter
 from peft_arena.methods.lora import Lora, LoraConfig
 
 if TYPE_CHECKING:
@@ -143,4 +142,4 @@ def save_plain_lora(attached: PeftAttached, directory: Path) -> None:
     found = stored_tensors(attached.model)
     tensors = {name: value for name, value in found.items() if ".lora_A." in name or ".lora_B." in name}
     config: Any = attached.model.peft_config[ADAPTER]
-    write_adapter(directory, attached.method.stored_config(sorted(config.target_modules)), attached.base, tensors)
+    attached.write(directory, attached.method.stored_config(sorted(config.target_modules)), tensors)

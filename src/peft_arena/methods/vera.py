@@ -14,7 +14,7 @@ from pydantic import Field
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, WEIGHT_ADAPTER, PeftAttached, PeftMethod
 from peft_arena.methods.base import MethodCard, MethodConfig
-from peft_arena.methods.targets import TargetConfig
+from peft_arena.methods.targets import AdaptedConfig
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class VeraConfig(TargetConfig):
+class VeraConfig(AdaptedConfig):
     """Settings of VeRA."""
 
     rank: int = Field(default=256, ge=1)
@@ -33,7 +33,7 @@ class VeraConfig(TargetConfig):
     """Probability with which an input of A is zeroed in training."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **TargetConfig.alternatives,
+        **AdaptedConfig.alternatives,
         "rank": 16,
         "d_initial": 0.5,
         "dropout": 0.5,

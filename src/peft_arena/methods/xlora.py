@@ -23,7 +23,7 @@ from peft_arena.methods.adapter import TASK, PeftAttached, PeftMethod
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
 from peft_arena.methods.bottleneck import hidden_size
 from peft_arena.methods.files import WEIGHTS, check_settings, read_settings, read_tensors, settings_table, write_adapter
-from peft_arena.methods.lora import RankConfig
+from peft_arena.methods.lora import BareRankConfig
 from peft_arena.methods.state import copy_into, local_random
 from peft_arena.methods.targets import patterns_for
 
@@ -37,7 +37,7 @@ INPUTS = ("input_ids", "inputs_embeds", "attention_mask", "position_ids")
 """What the first pass is given of a call."""
 
 
-class XLoraConfig(RankConfig):
+class XLoraConfig(BareRankConfig):
     """Settings of X-LoRA."""
 
     experts: int = Field(default=4, ge=2)
@@ -52,7 +52,7 @@ class XLoraConfig(RankConfig):
     """Experts that act on a token, those with the largest weights, which are not made to add up to one; None: all."""
 
     alternatives: ClassVar[Mapping[str, Any]] = {
-        **RankConfig.alternatives,
+        **BareRankConfig.alternatives,
         "experts": 3,
         "gate_size": 8,
         "layerwise": False,

@@ -139,8 +139,10 @@ def config_at_hand(spec: ModelSpec) -> Mapping[str, Any] | None:
         UserError: the model's own files cannot be found, or its configuration is damaged.
     """
     from peft_arena.models.known import known_models
-    from peft_arena.models.load import is_commit, is_pinned_remote, resolve
+    from peft_arena.models.load import is_commit, is_pinned_remote, resolve, weight_files
 
+    if spec.new_tokens:
+        return _read(weight_files(spec) / "config.json")
     if is_pinned_remote(spec):
         known = known_models().get(spec.name)
         cached = _cached(spec) if is_commit(spec.revision) else None

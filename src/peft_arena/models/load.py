@@ -11,6 +11,18 @@ from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models.chat import RENDERING, check_keywords, configure
+from peft_arena.models.folder import (
+    count_tokens,
+    embedding_rows,
+    other_shape,
+    refuse_adapter,
+    refuse_hub_adapter,
+    refuse_lost_tokens,
+    rows_in,
+    say_untied,
+    settle_ties,
+    tokens_in,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,17 +62,22 @@ def pin(spec: ModelSpec) -> ModelSpec:
     :data:`peft_arena.models.chat.RENDERING`.
 
     Raises:
-        UserError: the model cannot be found, is not at the revision that the spec asks for, or has a chat template,
-            at hand, that knows a keyword of the spec not.
+        UserError: the model cannot be found, is not at the revision that the spec asks for, has an adapter beside its
+            weights, a tokenizer with more tokens than embeddings, or a chat template, at hand, that does not know a
+            keyword of the spec.
     """
-    source = _located(spec) if is_pinned_remote(spec) else None
-    source, revision = _checked(spec) if source is None else (source, str(spec.revision))
+    if is_pinned_remote(spec):
+        source, revision = _stated(spec), str(spec.revision)
+        if is_commit(spec.revision):
+            refuse_hub_adapter(spec.name, spec.revision, look=False)
+    else:
+        source, revision = _checked(spec)
     if spec.chat is not None:
         _check_chat(spec, source)
     return spec.model_copy(update={"revision": revision, "rendering": _rendering(source)})
 
 
-def _located(spec: ModelSpec) -> Source:
+def _stated(spec: ModelSpec) -> Source:
     """Return where a pinned model is that is not on this disk, without looking."""
     return Source("wheel" if (spec.revision or "").startswith("wheel:") else "hub", spec.name, spec.revision)
 
@@ -106,7 +123,7 @@ def resolve(spec: ModelSpec) -> Source:
     """Find a model's files, in this order: packaged with us, a local directory, the hub, a pinned wheel.
 
     Raises:
-        UserError: the name is none of these, or nothing can be reached that has it.
+        UserError: the name is none of these, nothing can be reached that has it, or it is a directory with an adapter.
     """
     from peft_arena.models.wheels import WHEEL_MODELS, converted
 
@@ -114,6 +131,7 @@ def resolve(spec: ModelSpec) -> Source:
         return Source("package", str(PACKAGED[spec.name]), None)
     path = Path(spec.name).expanduser()
     if path.is_dir():
+        refuse_adapter(path)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not a model directory: it has no config.json")
         return Source("path", str(path.resolve()), None)
@@ -143,17 +161,19 @@ def load(spec: ModelSpec) -> Loaded:
     """Load a model and its tokenizer; on the first CUDA device if there is one, else on the CPU.
 
     Raises:
-        UserError: the model cannot be found, its files are damaged, or it is not at the spec's revision.
+        UserError: the model cannot be found, its files are damaged, it is not at the spec's revision, an adapter lies
+            beside its weights, or its tokenizer has tokens that it has no embeddings for.
     """
     import torch
     from safetensors import SafetensorError
 
-    source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
+    source = _located(spec)
     try:
         tokenizer = configure(load_tokenizer(source), spec, _rendering(source))
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
     model: Any = load_model(source, spec)
+    refuse_lost_tokens(count_tokens(tokenizer), embedding_rows(model), spec.name, "the model")
     if torch.cuda.is_available():
         model.to("cuda")
     return Loaded(spec=spec, model=model, tokenizer=tokenizer, source=source.kind)
@@ -163,19 +183,28 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     """Load a model without its tokenizer, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: the files are damaged.
+        UserError: the files are damaged, or an adapter is among them.
     """
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    if source.kind == "hub":
+        refuse_hub_adapter(source.location, source.revision)
+    else:
+        refuse_adapter(Path(source.location))
     try:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
             source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise _unreadable(spec, source, error) from error
+    except RuntimeError as error:  # how transformers refuses shapes, in a table that it prints
+        known = source.kind != "hub"
+        other = other_shape(skeleton(spec), Path(source.location)) if known else ""
+        raise (UserError(f"model '{spec.name}': {other}") if other else _unreadable(spec, source, error)) from error
     model.name_or_path = model.config.name_or_path = spec.name
+    say_untied(model)
     return model.eval()
 
 
@@ -193,6 +222,8 @@ def weight_files(spec: ModelSpec) -> Path:
     Raises:
         UserError: the model cannot be found, is not at the spec's revision, or its files cannot be fetched.
     """
+    if spec.new_tokens:
+        return Path(_located(spec).location)
     source, revision = _checked(spec) if spec.revision is not None else (resolve(spec), None)
     if source.kind != "hub":
         return Path(source.location)
@@ -210,6 +241,9 @@ def weight_files(spec: ModelSpec) -> Path:
 def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """Return a model's architecture without weights, on the meta device: shapes to count by.
 
+    A head that the configuration says is one with the embeddings is its own if the files hold another; a hub model's
+    files are not looked at.
+
     A hub model that names its commit needs no network if its configuration is in the hub's cache or among the models
     that are written down in :mod:`peft_arena.models.known`, in this order; a wheel model's is there.
 
@@ -221,10 +255,10 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
 
     from peft_arena.models.architecture import config_at_hand
 
-    shapes = config_at_hand(spec) if is_pinned_remote(spec) else None
+    shapes = config_at_hand(spec) if is_pinned_remote(spec) and not spec.new_tokens else None
     source = None
     if shapes is None:
-        source = _checked(spec)[0] if spec.revision is not None else resolve(spec)
+        source = _located(spec)
     try:
         if source is None:
             config = AutoConfig.for_model(**(shapes or {}))
@@ -236,7 +270,21 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         first = first_line(error)
         place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
         raise UserError(f"cannot read model '{spec.name}' from {place}: {first}") from error
+    if source is not None and source.kind != "hub":
+        settle_ties(model, Path(source.location), spec.dtype)
     return model
+
+
+def _located(spec: ModelSpec) -> Source:
+    """Return where the files are that a model is loaded from; with new tokens that is a directory made from them."""
+    if not spec.new_tokens:
+        return _checked(spec)[0] if spec.revision is not None else resolve(spec)
+    from peft_arena.models.extend import extended
+
+    plain = spec.model_copy(update={"new_tokens": ()})
+    source, revision = _checked(plain)
+    directory = extended(weight_files(plain), spec.new_tokens, revision)
+    return Source("path" if source.kind == "hub" else source.kind, str(directory), None)
 
 
 def _checked(spec: ModelSpec) -> tuple[Source, str]:
@@ -258,6 +306,7 @@ def _revision(source: Source, spec: ModelSpec) -> str:
     if source.kind == "hub":
         commit = _commit(spec)
         if commit is None:
+            refuse_hub_adapter(spec.name, spec.revision)
             from peft_arena.models.known import known_models
 
             known = known_models().get(spec.name)
@@ -266,7 +315,11 @@ def _revision(source: Source, spec: ModelSpec) -> str:
                 f"cannot find model '{spec.name}' at revision {spec.revision or 'main'}: the hub does not answer or "
                 f"does not have it, and the local cache is empty; give a local directory instead{hint}"
             )
+        refuse_hub_adapter(spec.name, commit)
         return commit
+    if source.kind == "path":
+        place = Path(source.location)
+        refuse_lost_tokens(tokens_in(place), rows_in(place), spec.name, "the model")
     return f"sha256:{_fingerprint(Path(source.location))}"
 
 

@@ -61,11 +61,11 @@ def check_calibration(trial: Trial) -> None:
 def check_count(life: Life) -> None:
     """Check the declared number of trained parameters, with and without weights."""
     method, kind = life.subject.make(), life.subject.kind
-    declared = method.count(life.subject.model())
+    declared = method.trained_count(life.subject.model())
     if declared is None and method.card.name not in METHODS:
         return
     assert declared == life.parameters, f"count() says {declared}, {life.parameters} parameters train"
-    shapes = method.count(tiny_model(kind, life.subject.dtype, device="meta"))
+    shapes = method.trained_count(tiny_model(kind, life.subject.dtype, device="meta"))
     assert shapes == declared, f"count() says {shapes} without weights (meta device), {declared} with them"
 
 
@@ -113,7 +113,7 @@ def _check_outside(subject: Subject, setting: str, values: Sequence[Any]) -> Non
 
 
 def _count(subject: Subject, model: Any, setting: str, value: object) -> int:
-    found = subject.make(**{setting: value}).count(model)
+    found = subject.make(**{setting: value}).trained_count(model)
     assert found is not None, f"a method with a size needs count(); it has none for {setting}={value}"
     return found
 

@@ -68,16 +68,23 @@ def check_lora_adapter(life: Life) -> None:
     from safetensors.torch import load_file
 
     table = json.loads((life.saved / "adapter_config.json").read_text(encoding="utf-8"))
+    whole = tuple(table.pop("modules_to_save", None) or ())  # of the user's asking; beside them it must be a LoRA
     strange = strange_settings(table)
     assert not strange, f"no plain LoRA: adapter_config.json has {', '.join(strange)}"
     parts: dict[str, dict[str, Tensor]] = {}
+    brought: dict[str, Tensor] = {}
     for key, tensor in load_file(life.saved / "adapter_model.safetensors").items():
         place = KEY.fullmatch(key)
+        if place is None and key.removeprefix("base_model.model.").startswith(whole):
+            brought[key.removeprefix("base_model.model.")] = tensor
+            continue
         assert place is not None, f"no plain LoRA: the adapter holds {key}"
         parts.setdefault(place["module"], {})[place["side"]] = tensor.float()
     model = life.subject.model().float()
     weights = linear_weights(model)
     with torch.no_grad():
+        for name, tensor in brought.items():
+            model.get_parameter(name).copy_(tensor)
         for module, pair in parts.items():
             assert set(pair) == {"A", "B"} and module in weights, f"no plain LoRA: {module} has only {sorted(pair)}"
             rank = _by_pattern(table["rank_pattern"], module, table["r"])

@@ -63,6 +63,9 @@ class BaseWeights:
         output = architecture.get_output_embeddings()
         self.output = next((name for name, found in architecture.named_modules() if found is output), None)
         """The output layer over the vocabulary."""
+        head = f"{self.output}.weight"
+        self.own_head = head in self.aliases and not self.tied(head)
+        """Whether that layer's weight is not one with the embeddings."""
 
     @classmethod
     def of_model(cls, model: PreTrainedModel) -> BaseWeights:
@@ -158,20 +161,26 @@ def _stamps(directory: Path) -> tuple[tuple[str, int, int], ...]:
 
 
 def _opened(spec: ModelSpec, directory: Path) -> BaseWeights:
+    from peft_arena.models.folder import settle_ties_as
     from peft_arena.models.load import Source, load_model, skeleton
 
-    architecture = skeleton(spec.model_copy(update={"name": str(directory), "revision": None}))
+    architecture = skeleton(spec.model_copy(update={"name": str(directory), "revision": None, "new_tokens": ()}))
     files = model_files(directory)
     dtype: torch.dtype = getattr(torch, spec.dtype)
+    content = spec.revision
+    if content is not None and spec.new_tokens:
+        content = f"{content} with {list(spec.new_tokens)}"
 
     def fresh() -> PreTrainedModel:
         return load_model(Source("path", str(directory), None), spec)
 
     places = names_in(files, architecture)
     if places is None:
-        return BaseWeights(architecture, dtype, _from_loaded(fresh), fresh, spec.revision)
+        if len(list(architecture.named_parameters(remove_duplicate=False))) > len(list(architecture.parameters())):
+            settle_ties_as(architecture, fresh())  # what is one weight is seen only once it has been loaded
+        return BaseWeights(architecture, dtype, _from_loaded(fresh), fresh, content)
     check_shapes(files, architecture, places, str(directory))
-    return BaseWeights(architecture, dtype, lambda name: files.read(places[name]), fresh, spec.revision)
+    return BaseWeights(architecture, dtype, lambda name: files.read(places[name]), fresh, content)
 
 
 def names_in(files: TensorFiles, architecture: PreTrainedModel) -> dict[str, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Mapping
@@ -66,6 +67,12 @@ class TensorFiles:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The shape of every tensor by name."""
         return {name: place.shape for name, place in self.places.items()}
+
+    def without(self, names: frozenset[str]) -> TensorFiles:
+        """Return the same files without some of their tensors."""
+        found = copy.copy(self)
+        found.places = {name: place for name, place in self.places.items() if name not in names}
+        return found
 
     def read(self, name: str) -> Tensor:
         """Return a tensor in the type it is stored in; it may be a view of the map and must not be written to.

@@ -19,9 +19,12 @@ from torch import Tensor
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
+from peft_arena.methods.files import is_on, refuse_unknown_fields
+from peft_arena.models.folder import refuse_both
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
 from peft_arena.weights.files import INDEX, SINGLE, TensorFiles, model_files
+from peft_arena.weights.vocabulary import refuse_other_vocabulary
 
 if TYPE_CHECKING:
     from peft_arena.weights.adapter_files import OwnFiles
@@ -73,7 +76,7 @@ class Adapter:
     def plain(self, known: frozenset[str]) -> bool:
         """Say whether no setting is active but the known ones and ``bias`` is ``none``."""
         ignored = CIRCUMSTANCES | known | {"bias"}
-        active = [name for name, value in self.table.items() if value and name not in ignored]
+        active = [name for name, value in self.table.items() if is_on(value) and name not in ignored]
         return not active and self.table.get("bias", "none") in ("none", None)
 
     def parts(self, *suffixes: str, beside: frozenset[str] = frozenset()) -> dict[str, dict[str, str]] | None:
@@ -165,15 +168,20 @@ def open_adapter(base: BaseWeights, directory: Path) -> Adapter:
     """Open a PEFT adapter directory.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: a file is missing or damaged, a model lies beside it, the installed peft does not know an active
+            setting, or it was made for a model of another vocabulary.
     """
+    refuse_both(directory)
     try:
         table: Any = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{directory / SETTINGS} is damaged: {error}") from error
     if not isinstance(table, dict) or "peft_type" not in table:
         raise UserError(f"{directory / SETTINGS} is damaged: it is no adapter configuration, it has no peft_type")
-    return Adapter(directory, base, table, TensorFiles((directory / WEIGHTS,)))
+    refuse_unknown_fields(table, str(directory / SETTINGS))
+    files = TensorFiles((directory / WEIGHTS,))
+    refuse_other_vocabulary(base, directory, table, files.places)
+    return Adapter(directory, base, table, files)
 
 
 def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
@@ -183,13 +191,14 @@ def closed_form(base: BaseWeights, directory: Path) -> Changes | None:
         UserError: a file is missing or damaged, or does not fit the base.
     """
     from peft_arena.weights.forms_adapter import FORMS
+    from peft_arena.weights.forms_whole import with_whole_modules
 
     if (directory / SETTINGS).exists():
         adapter = open_adapter(base, directory)
         form = FORMS.get(adapter.kind)
         try:
-            changes = form(adapter) if form is not None else None
-            return changes if changes is not None and _complete(adapter, changes) else None
+            found = with_whole_modules(adapter, form) if form is not None else None
+            return found.all if found is not None and _complete(adapter, found.adapted) else None
         except (KeyError, TypeError, ValueError, ArithmeticError, re.error) as error:
             problem = f"{type(error).__name__}: {error}"
             raise UserError(f"{directory / SETTINGS} is damaged: a setting is missing or wrong ({problem})") from error

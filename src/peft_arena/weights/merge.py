@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
+from peft_arena.models.folder import refuse_lost_tokens, tokens_in
 from peft_arena.weights.adapter_files import save_files
 from peft_arena.weights.base import names_in
 from peft_arena.weights.effective import EffectiveWeights
@@ -36,6 +37,7 @@ from peft_arena.weights.model_directory import (
 )
 from peft_arena.weights.verify import Make, Progress, Tuner, Verified
 from peft_arena.weights.verify import verify as verified
+from peft_arena.weights.vocabulary import rows_of
 from peft_arena.weights.writing import Entry, new_directory, refuse_taken, write_model
 
 if TYPE_CHECKING:
@@ -106,18 +108,19 @@ def merge_point(
 
     Raises:
         UserError: the point cannot be said in this architecture (added biases it has no place for), a file of the
-            pretrained or the tuned model is missing or damaged, the disk refuses, or what was written is not the
-            tuned model. Nothing is left then.
+            pretrained or the tuned model is missing or damaged, the tokenizer has tokens without embeddings, the disk
+            refuses, or what was written is not the tuned model. Nothing is left then.
     """
     base = weights.base_weights
     wanted = base.dtype if dtype is None else dtype_named(dtype)
     refuse_taken(out)
+    refuse_lost_tokens(tokens_in(tokenizer or source), rows_of(base), str(tokenizer or source), "what would be written")
     added, config = _with_biases(weights)
     entries, read, buffers = _plan(weights, source, wanted, added)
     size = sum(entry.size for entry in entries)
     with new_directory(out, needed=size) as part:
         copy_companions(source, tokenizer, part)
-        write_config(source / CONFIG, part / CONFIG, wanted, config, tokenizer)
+        write_config(source / CONFIG, part / CONFIG, wanted, config, tokenizer, own_head=base.own_head)
         share = 0.5 if verify else 1.0
         files = write_model(part, entries, _counted(read, size, share, progress), shard_size)
         found: Verified | None = None

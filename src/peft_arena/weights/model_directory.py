@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.models.extend import NEW_IDS
 from peft_arena.models.load import Source, load_tokenizer
 from peft_arena.weights.adapter_files import FACTS
 from peft_arena.weights.base import BaseWeights
@@ -99,7 +100,13 @@ def copy_companions(source: Path, tokenizer: Path | None, part: Path) -> None:
 
 
 def write_config(
-    source: Path, target: Path, dtype: torch.dtype, biased: PreTrainedConfig | None, tokenizer: Path | None = None
+    source: Path,
+    target: Path,
+    dtype: torch.dtype,
+    biased: PreTrainedConfig | None,
+    tokenizer: Path | None = None,
+    *,
+    own_head: bool = False,
 ) -> None:
     """Write the pretrained model's configuration with the type, and settings for biases, of what is written.
 
@@ -110,6 +117,7 @@ def write_config(
         biased: settings that make room for biases.
         tokenizer: directory whose tokenizer belongs to the model: where it has a ``config.json``, the numbers of
             special tokens are from there; they are put into ``generation_config.json`` too if that is the base's.
+        own_head: whether the output layer is another weight than the embeddings: no library is to tie them.
 
     Raises:
         UserError: a file is damaged.
@@ -121,6 +129,9 @@ def write_config(
             table[key] = name
     if biased is not None:
         table |= {key: True for key, value in biased.to_dict().items() if "bias" in key and value is True}
+    table.pop(NEW_IDS, None)
+    if own_head:
+        table |= _untied(table, always=True)
     special = _special_tokens(tokenizer)
     _write_table(target, table | special)
     generation = target.parent / GENERATION
@@ -128,6 +139,17 @@ def write_config(
         _write_table(
             generation, _table(generation) | {key: value for key, value in special.items() if value is not None}
         )
+
+
+def _untied(table: Mapping[str, Any], *, always: bool = False) -> dict[str, Any]:
+    """Return the settings by which the output layer is no longer one with the embeddings, also in nested tables."""
+    key = "tie_word_embeddings"
+    found: dict[str, Any] = {key: False} if always or key in table else {}
+    for name, value in table.items():
+        inner = _untied(value) if isinstance(value, dict) else {}
+        if inner:
+            found[name] = {**value, **inner}
+    return found
 
 
 def _special_tokens(tokenizer: Path | None) -> dict[str, Any]:

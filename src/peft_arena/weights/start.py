@@ -14,7 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import InitFrom, ModelSpec, RunSpec
+from peft_arena.core.specs import InitFrom, RunSpec
 from peft_arena.methods.base import Capability, Method, MethodCard, PathKind, has_weights
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import Start
@@ -116,7 +116,7 @@ def source_of(run: RunDirectory) -> Tuned | None:
     source = Store(run.path.parent).run(init.run)
     wanted = f"run {run.run_id} begins at run {source.run_id}"
     if init.run.model != run.spec.model:
-        raise UserError(f"{wanted}, which is of another model: {_said(init.run.model)}, not {_said(run.spec.model)}")
+        raise UserError(f"{wanted}, which is of another model: {init.run.model.words}, not {run.spec.model.words}")
     reason = start_refusal(method_of(init.run.method))
     if reason:
         raise UserError(f"{wanted}, which cannot be begun at: {reason}")
@@ -128,10 +128,6 @@ def source_of(run: RunDirectory) -> Tuned | None:
         known = ", ".join(map(str, training.save_points))
         raise UserError(f"{wanted} at step {step}, which it did not save. Known: {known}")
     return tuned_run(source, step)
-
-
-def _said(model: ModelSpec) -> str:
-    return f"{model.name} ({model.dtype}, {model.revision})"
 
 
 def start_refusal(method: Method) -> str:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
+from peft_arena.models.folder import count_tokens, refuse_lost_tokens
 from peft_arena.weights.effective import EffectiveWeights
 from peft_arena.weights.files import model_files
 from peft_arena.weights.merging import in_float32
@@ -143,7 +144,10 @@ def verify(
     """
     base = weights.base_weights
     progress(0.5, "verifying: the weights, before rounding")
-    probe = probe_batch(tokenizer_in(directory), vocabulary_of(base.architecture))
+    tokenizer, rows = tokenizer_in(directory), vocabulary_of(base.architecture)
+    if tokenizer is not None:
+        refuse_lost_tokens(count_tokens(tokenizer), rows, "what was written", "it")
+    probe = probe_batch(tokenizer, rows)
     model = base.load()
     before = probe_logits(model, probe)
     back = _ReadBack(weights, directory, dtype, others)
