@@ -204,9 +204,15 @@ def test_a_runs_directory_that_cannot_be_is_refused_and_none_is_made(tmp_path):
         check_place(tmp_path / "file" / "runs")
 
 
-def test_gold_answers_that_an_answer_cannot_hold_are_counted(tmp_path):
+def test_gold_answers_that_an_answer_cannot_hold_are_refused_or_counted(tmp_path):
     found = study(tmp_path, config={"max_new_tokens": 4})
-    assert any(
-        "40 of these gold answers are longer than the 4 tokens of an answer" in text for text in estimate(found).notes
-    )
-    assert not any("gold answers are longer" in text for text in estimate(study(tmp_path)).notes)
+    with pytest.raises(
+        UserError, match=r"row \d+ cannot be won by its own answer '\d+': it has 5 tokens .* is 4"
+    ) as why:
+        check_study(found, at_hand_only=True)
+    assert "nor can 399 more items" in str(why.value) and "\n" not in str(why.value)
+    with pytest.raises(UserError, match="nor can 399 more items"):
+        check_study(found)
+    counted = study(tmp_path, config={"max_new_tokens": 4, "unusable": "count"})
+    assert any("tickets: 400 items that cannot be won" in text for text in notes(check_study(counted)))
+    assert not any("cannot be won" in text for text in notes(check_study(study(tmp_path))))

@@ -10,6 +10,7 @@ from peft_arena.execute.items import check_items
 from peft_arena.execute.known import Note
 from peft_arena.execute.lengths import context_at_hand, training_lengths
 from peft_arena.execute.study import Study
+from peft_arena.execute.written import check_written
 
 
 def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
@@ -27,6 +28,8 @@ def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
     """
     check_arms(study)
     notes = check_items(study, at_hand_only=at_hand_only)
+    specs = {spec.task.id: spec.task for spec in (*study.targets, *study.retention)}
+    notes += check_written(study.base.model, list(specs.values()))
     for arm in study.arms:
         run = arm.runs[0]
         if run.train is not None and not arm.refused:

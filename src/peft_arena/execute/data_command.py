@@ -32,7 +32,7 @@ NUMBER_CHARACTERS = 24
 LINE_CHARACTERS = 80
 """A longer answer is no short answer."""
 MEASURED = 2000
-"""Items whose prompts and answers are counted in tokens; drawn at random, the same every time, where there are more."""
+"""Items whose prompts are counted in tokens, drawn at random, the same every time, where there are more."""
 TRIED = 200
 """Answers that a scorer is tried on before it is suggested."""
 TOKEN_STEP = 16
@@ -129,9 +129,15 @@ def look_at(
     tell(0.6, "trying the answers")
     task = _custom({**given, "scorer": chosen})
     lost = task.lost
-    tell(0.8, "measuring")
+    tell(0.7, "measuring")
     prompts, answers = _lengths(task, items, tokenizer)
     limit = _limit(answers)
+    tell(0.8, "writing the answers in the model's tokens")
+    hard = (
+        []
+        if tokenizer is None
+        else _unwritten(_custom({"max_new_tokens": limit, **given, "scorer": chosen}), tokenizer)
+    )
     tell(1.0, "done")
     first_several = " and ".join(found.several[0]) if found.several else ""
     return Looked(
@@ -149,10 +155,10 @@ def look_at(
         labels=_labels(items),
         prompts=prompts,
         answers=answers,
-        refused=[*_unread(task), *_unwinnable(lost)],
+        refused=[*_unread(task), *_unwinnable(lost), *hard],
         scorer=chosen,
         scorer_why=why,
-        entry=_entry(path, found.columns, chosen, None if asks else limit, len(found.unread) + len(lost)),
+        entry=_entry(path, found.columns, chosen, None if asks else limit, len(found.unread) + len(lost) + len(hard)),
     )
 
 
@@ -212,17 +218,21 @@ def _lengths(task: Custom, items: Sequence[Item], tokenizer: PreTrainedTokenizer
             "characters", [len(_answer(item)) for item in items]
         )
     drawn = items if len(items) <= MEASURED else random.Random(0).sample(list(items), MEASURED)
-    prompts, answers = [], []
-    for item in drawn:
-        if not task.target(item):
-            continue
+    prompts, closings = [], []
+    for item in (item for item in drawn if task.target(item)):
         try:
             encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
         except UserError as error:
             raise UserError(f"{task.place_of(item)}: {error}") from None
         prompts.append(encoded.prompt_length)
-        answers.append(len(encoded.ids) - encoded.prompt_length)
-    return _lengths_of("tokens", prompts), _lengths_of("tokens", answers)
+        own = len(tokenizer.encode(task.target(item), add_special_tokens=False))
+        closings.append(len(encoded.ids) - encoded.prompt_length - own)
+    texts = [task.target(item) or " " for item in items]
+    sizes: list[int] = []
+    for start in range(0, len(texts), MEASURED):
+        sizes += map(len, tokenizer(texts[start : start + MEASURED], add_special_tokens=False)["input_ids"])
+    beyond = max(closings, default=1)
+    return _lengths_of("tokens", prompts), _lengths_of("tokens", [size + beyond for size in sizes])
 
 
 def _lengths_of(unit: str, lengths: Sequence[int]) -> Lengths:
@@ -250,6 +260,17 @@ def _unwinnable(lost: Sequence[Any]) -> list[Refused]:
     if not lost:
         return []
     return [Refused("its own answer cannot win", len(lost), str(lost[0]))]
+
+
+def _unwritten(task: Custom, tokenizer: PreTrainedTokenizerBase) -> list[Refused]:
+    """Return why items cannot be won in the model's tokens, the most frequent reason first."""
+    from peft_arena.evaluate.gold import unwritten
+
+    found: dict[str, list[str]] = {}
+    for item, why in unwritten(task, [item for part in task.found.parts.values() for item in part], tokenizer):
+        found.setdefault(why, []).append(task.place_of(item))
+    ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
+    return [Refused(why, len(places), places[0]) for why, places in ordered]
 
 
 def _entry(path: Path, columns: Mapping[str, str], scorer: str, limit: int | None, refused: int) -> str:

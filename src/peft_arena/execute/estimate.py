@@ -393,8 +393,6 @@ def _of_answers(name: str, found: Lengths, limit: int, *, stated: bool) -> list[
     if not stated:
         text += f"; answers are taken to be as long as the gold ones, {found.answer:.0f} tokens, and may have {limit}"
     notes = [Note(name, f"{text}, {found.how}")]
-    if found.cut:
-        notes.append(Note(name, f"{found.cut} of these gold answers are longer than the {limit} tokens of an answer"))
     if found.dropped:
         text = f"prompt and longest answer of {found.dropped} items do not fit the model's context: they get no score"
         notes.append(Note(name, text))

@@ -29,7 +29,7 @@ from peft_arena.models.load import PACKAGED, Source, is_commit, is_pinned_remote
 from peft_arena.models.render import encode_prompt
 from peft_arena.models.wheels import CONVERSION, WHEEL_MODELS
 from peft_arena.store.checkpoint import DONE
-from peft_arena.tasks.base import Item, Kind, Prompt, Task
+from peft_arena.tasks.base import Item, Prompt, Task
 from peft_arena.train.data import Example, read_examples
 from peft_arena.train.prompts import read_prompts
 
@@ -61,8 +61,6 @@ class Lengths(NamedTuple):
     """Items among these that are too long: left out of training, or without a score."""
     counted: bool
     """Whether the model's tokenizer counted; else characters were."""
-    cut: int = 0
-    """Items among these, of an evaluation, whose gold answer is longer than an answer may be."""
 
     @property
     def how(self) -> str:
@@ -157,8 +155,7 @@ def evaluation_lengths(model: ModelSpec, spec: EvalSpec, room: int | None) -> Le
             answer = tokenizer.encode(task.target(item), add_special_tokens=False)
             sizes.append((len(encode_prompt(tokenizer, task.prompt(item))), len(answer) + 1))
         outside = sum(room is not None and prompt + longest > room for prompt, _ in sizes)
-        cut = sum(answer - 1 > longest for _, answer in sizes) if task.card.kind is Kind.GENERATE else 0
-        return _lengths(sizes, len(items), len(sizes), outside)._replace(cut=cut)
+        return _lengths(sizes, len(items), len(sizes), outside)
 
     return _kept(["evaluation", spec.task.id, spec.split, spec.items, room], model, measure)
 
@@ -229,15 +226,29 @@ def _characters(prompt: Prompt) -> int:
 
 def _kept(key: list[Any], model: ModelSpec, measure: Callable[[PreTrainedTokenizerBase | None], Lengths]) -> Lengths:
     """Return what was measured before, or measure it."""
-    name = content_id([*key, model.model_dump(mode="json"), SAMPLE])
+    return Lengths(**kept_table([*key, SAMPLE], model, lambda tokenizer: measure(tokenizer)._asdict()))
+
+
+def kept_table(
+    key: list[Any], model: ModelSpec, measure: Callable[[PreTrainedTokenizerBase | None], dict[str, Any]]
+) -> dict[str, Any]:
+    """Return a table of JSON values that was made before for a model, or make it.
+
+    Args:
+        key: JSON values that change with everything the table depends on besides the model.
+        model: pinned.
+        measure: makes the table with the model's tokenizer; it is not kept where the tokenizer is not at hand.
+    """
+    name = content_id([*key, model.model_dump(mode="json")])
     file = cache_root() / "lengths" / f"{__version__}-{RENDERING}" / f"{name}.json"
     if file.is_file():
-        return Lengths(**json.loads(file.read_text(encoding="utf-8")))
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return found
     tokenizer = tokenizer_at_hand(model)
-    found = measure(tokenizer)
+    table = measure(tokenizer)
     if tokenizer is not None:
-        write_atomically(file, json.dumps(found._asdict()).encode())
-    return found
+        write_atomically(file, json.dumps(table).encode())
+    return table
 
 
 def tokenizer_at_hand(model: ModelSpec) -> PreTrainedTokenizerBase | None:

@@ -152,7 +152,7 @@ class Custom(Task):
         """The settings that decide what is read: scorers of ours that judge a completion read alike."""
         settings = self.settings
         judged = "" if settings.scorer in SCORERS.names() else settings.scorer
-        return settings.model_copy(update={"scorer": judged}).model_dump_json()
+        return settings.model_copy(update={"scorer": judged, "max_new_tokens": 1}).model_dump_json()
 
     def _checked(self) -> CustomItems:
         """Return the items after trying whether the answer of each can win.

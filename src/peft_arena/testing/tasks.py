@@ -6,13 +6,16 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from peft_arena.core.errors import UserError
 from peft_arena.models.assets import Wheel, wheel_path
 from peft_arena.tasks.base import Item, Kind, Message, Role, Score, Split, Task
 from peft_arena.tasks.gold import gold_problem
 from peft_arena.tasks.splits import normal_key
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 NASTY_TEXTS = (
     "",
@@ -36,15 +39,22 @@ NASTY_TEXTS = (
 """Completions no model should give and every scorer must survive."""
 
 
-def check_task(task: Task, sample: int = 40) -> None:
+GOLDS = 2000
+"""So many right answers of each split are tried."""
+
+
+def check_task(task: Task, sample: int = 40, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Check that a task keeps the contract of :class:`peft_arena.tasks.base.Task`.
 
     The splits its role needs are there and not empty, no content is in two splits, items and prompts are the same
-    when made again, the right answer is judged right, and nasty completions are judged without an exception.
+    when made again, the right answer is judged right, and nasty completions are judged without an exception. Of the
+    first 2,000 items of each split the answer trained on, cut at the stop strings, gets the full score; with a
+    tokenizer also after it is written in tokens and cut at the limit of new tokens.
 
     Args:
         task: the task, with the settings to check it with.
         sample: items of each split whose prompt and scoring are checked; all are checked for content.
+        tokenizer: of a model that is to answer.
 
     Raises:
         AssertionError: the task breaks the contract; the message says how.
@@ -59,6 +69,7 @@ def check_task(task: Task, sample: int = 40) -> None:
         for item in items[:sample]:
             _check_prompt(task, again, item)
             _check_scoring(task, item)
+        _check_golds(task, items[:GOLDS], tokenizer)
     if task.card.role is Role.TARGET:
         for item in found["train"][:sample]:
             assert task.target(item).strip(), f"{task.card.name}: a train item has nothing to learn: {item.question!r}"
@@ -141,9 +152,17 @@ def _check_scoring(task: Task, item: Item) -> None:
             assert score.value == float(right), f"{name}: likelihoods are judged wrongly: {item.question!r}"
             _check_score(task, item, score)
     elif task.target(item):
-        problem = gold_problem(task, item)
-        assert not problem, f"{name}: the right answer {task.target(item)!r} cannot win: {problem}"
         _check_score(task, item, task.score(item, task.target(item)))
+
+
+def _check_golds(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None) -> None:
+    lost = [(item, why) for item in items if (why := gold_problem(task, item))]
+    if tokenizer is not None:
+        from peft_arena.evaluate.gold import unwritten
+
+        lost += unwritten(task, items, tokenizer)
+    told = [f"{task.target(item)!r} cannot win: {why}" for item, why in lost[:3]]
+    assert not told, f"{task.card.name}: {len(lost)} right answers: {'; '.join(told)}"
 
 
 def _check_nasty(task: Task, item: Item) -> None:

@@ -1,0 +1,85 @@
+"""Whether the study's model can write the gold answers of the user's own data: checked before any work.
+
+Where the model's tokenizer is at hand, each item's own answer is tokenized, cut at the limit, decoded and scored
+(:mod:`peft_arena.evaluate.gold`). An item that cannot be won is wrong for every model: it is refused, or counted where
+the task's settings say so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import ModelSpec, TaskSpec
+from peft_arena.execute.known import Note, task_at_hand
+from peft_arena.execute.lengths import kept_table
+from peft_arena.tasks.base import Split, Task, split_items
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+VERSION = 1
+"""Raised when what is checked changes."""
+
+
+class Unwinnable(NamedTuple):
+    """Items that the model cannot win by their own answers."""
+
+    count: int
+    first: str
+    """Place and reason of the first; empty if there is none."""
+
+
+def check_written(model: ModelSpec, specs: Sequence[TaskSpec]) -> list[Note]:
+    """Refuse or count the items of the user's data whose own answer the model cannot write so that it wins.
+
+    Args:
+        model: pinned.
+        specs: the tasks of a study.
+
+    Returns:
+        What is counted.
+
+    Raises:
+        UserError: there is such an item, and its task does not say that they are counted; with file and row.
+    """
+    notes = []
+    for spec in specs:
+        task = task_at_hand(spec)
+        if task is None or not task.reads_files:
+            continue
+        found = unwinnable(model, spec, task)
+        if not found.count:
+            continue
+        name = task.card.name
+        if task.unusable == "refuse":
+            others = f"; nor can {found.count - 1:,} more items" if found.count > 1 else ""
+            raise UserError(
+                f"task {name}: {found.first}{others}; mend the rows, raise max_new_tokens where an answer is too "
+                "long, or say unusable: count to keep and count them"
+            )
+        items = f"{found.count:,} item{'s' if found.count > 1 else ''}"
+        notes.append(Note(name, f"{items} that cannot be won: {found.first}"))
+    return notes
+
+
+def unwinnable(model: ModelSpec, spec: TaskSpec, task: Task) -> Unwinnable:
+    """Return how many items the model cannot win by their own answers; none where its tokenizer is not at hand."""
+
+    def measure(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
+        found = (
+            [] if tokenizer is None else [one for split in get_args(Split) for one in _problems(task, split, tokenizer)]
+        )
+        return {"count": len(found), "first": found[0] if found else ""}
+
+    return Unwinnable(**kept_table(["written", VERSION, spec.id], model, measure))
+
+
+def _problems(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    from peft_arena.evaluate.gold import unwritten
+
+    return [
+        f"{task.place_of(item)} cannot be won by its own answer {task.target(item)[:60]!r}: {why}"
+        for item, why in unwritten(task, split_items(task, split) or (), tokenizer)
+    ]
