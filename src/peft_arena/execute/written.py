@@ -26,7 +26,7 @@ VERSION = 1
 class Unwinnable(NamedTuple):
     """Items that the model cannot win by their own answers."""
 
-    count: int
+    items: int
     first: str
     """Place and reason of the first; empty if there is none."""
 
@@ -50,16 +50,16 @@ def check_written(model: ModelSpec, specs: Sequence[TaskSpec]) -> list[Note]:
         if task is None or not task.reads_files:
             continue
         found = unwinnable(model, spec, task)
-        if not found.count:
+        if not found.items:
             continue
         name = task.card.name
         if task.unusable == "refuse":
-            others = f"; nor can {found.count - 1:,} more items" if found.count > 1 else ""
+            others = f"; nor can {found.items - 1:,} more items" if found.items > 1 else ""
             raise UserError(
                 f"task {name}: {found.first}{others}; mend the rows, raise max_new_tokens where an answer is too "
                 "long, or say unusable: count to keep and count them"
             )
-        items = f"{found.count:,} item{'s' if found.count > 1 else ''}"
+        items = f"{found.items:,} item{'s' if found.items > 1 else ''}"
         notes.append(Note(name, f"{items} that cannot be won: {found.first}"))
     return notes
 
@@ -71,7 +71,7 @@ def unwinnable(model: ModelSpec, spec: TaskSpec, task: Task) -> Unwinnable:
         found = (
             [] if tokenizer is None else [one for split in get_args(Split) for one in _problems(task, split, tokenizer)]
         )
-        return {"count": len(found), "first": found[0] if found else ""}
+        return {"items": len(found), "first": found[0] if found else ""}
 
     return Unwinnable(**kept_table(["written", VERSION, spec.id], model, measure))
 
