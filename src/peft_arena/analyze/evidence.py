@@ -169,7 +169,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
         for found in reader.found.values():
             for key, record in found.items():
                 records.setdefault(key, []).append(record)
-    labels = _labels({**targets, **retention}, records)
+    labels = _labels({**targets, **retention}, records, view.labels)
     labels |= {arm.sampled.id: f"{labels[arm.target.id]}, sampled" for arm in view.arms if arm.sampled}
     gaps = [Gap(refusal.label, "run", "refused", refusal.reason) for refusal in view.refused]
     read_base = base.finish("base", view, labels, gaps)
@@ -201,9 +201,18 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
     )
 
 
-def _labels(specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[EvaluationRecord]]) -> dict[str, str]:
-    """Name every evaluation: as the card in its records does, with a few digits of the id where two share a name."""
-    names = {key: records[key][0].called if key in records else display_name(spec.task) for key, spec in specs.items()}
+def _labels(
+    specs: Mapping[str, EvalSpec], records: Mapping[str, Sequence[EvaluationRecord]], stated: Mapping[str, str]
+) -> dict[str, str]:
+    """Name every evaluation: as the study or else the card in its records does, with digits of the id where two share.
+
+    Args:
+        specs: by id.
+        records: of each, by id.
+        stated: what the study calls its tasks, by the evaluation's id.
+    """
+    called = {key: found[0].called for key, found in records.items()}
+    names = {key: stated.get(key) or called.get(key) or display_name(spec.task) for key, spec in specs.items()}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({key[:4]})" for key, name in names.items()}
 

@@ -124,6 +124,8 @@ class StudyView:
     arms: tuple[Arm, ...]
     retention: tuple[EvalSpec, ...]
     """What is only evaluated, to see what was forgotten."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Id of an evaluation to what the study calls its task; only where it does."""
     title: str = ""
     description: str = ""
     refused: tuple[Refusal, ...] = ()

@@ -91,7 +91,9 @@ def written_problem(task: Task, item: Item, stopper: Stopper) -> str:
     said = stopper.text(ids[:limit], stopper.opened(encoded.ids[: encoded.prompt_length]))
     why = lost(task, item, said)
     if why and len(ids) - 1 > limit:
-        return f"it has {len(ids) - 1} tokens of this model, and max_new_tokens is {limit}"
+        template = len(ids) - 1 - len(tokenizer.encode(target, add_special_tokens=False))
+        before = f", {template} of them an empty thought that the chat template begins with" if template > 1 else ""
+        return f"it has {len(ids) - 1} tokens of this model{before}, and max_new_tokens is {limit}"
     if why and said.strip() != target.strip():
         return f"this model's tokens write it as {said[:60]!r}"
     return why

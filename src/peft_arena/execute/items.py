@@ -11,6 +11,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import PromptedSpec
 from peft_arena.core.specs import RLSpec, TaskSpec, TrainSpec
 from peft_arena.execute.known import Note, made_task
+from peft_arena.execute.labels import task_labels
 from peft_arena.execute.study import Arm, Study
 from peft_arena.methods.registry import method_of
 from peft_arena.tasks.base import Item, Split, split_items
@@ -54,10 +55,15 @@ class _Check:
         self.study = study
         self.at_hand_only = at_hand_only
         self.notes: list[Note] = []
+        self.labels = task_labels(study)
         self.stated: Mapping[str, Mapping[str, object]] = {
             entry.label or entry.method: entry.config for entry in study.file.arms
         }
         """Label of an arm to the settings of its method that the study states."""
+
+    def name(self, spec: TaskSpec) -> str:
+        """Return what the study calls a task."""
+        return self.labels.get(spec.id) or display_name(spec)
 
     def items(self, spec: TaskSpec, split: Split) -> Sequence[Item] | None:
         """Return the items of a split; None where they are not to be looked at."""
@@ -69,7 +75,7 @@ class _Check:
     def data(self, spec: TaskSpec) -> None:
         """Note what the task says of its data."""
         if self.items(spec, "test") is not None:
-            self.notes += [Note(display_name(spec), text) for text in made_task(spec).notes()]
+            self.notes += [Note(self.name(spec), text) for text in made_task(spec).notes()]
 
     def at_least(self, key: str, count: int, spec: TaskSpec, split: Split) -> None:
         """Refuse a split with fewer items than the study states."""
@@ -102,7 +108,7 @@ class _Check:
         """Note the rewards that can be won without being right."""
         task = made_task(train.task)
         said = (caution(reward_of(reward), task) for reward in train.rewards if reward.weight)
-        self.notes += [Note(display_name(train.task), text) for text in said if text]
+        self.notes += [Note(self.name(train.task), text) for text in said if text]
 
     def calibration(self, arm: Arm, task: TaskSpec, available: int) -> None:
         """Refuse more calibration examples than there are, or note that a default takes what there is."""
@@ -128,7 +134,7 @@ class _Check:
         there = len(found or ())
         if there >= wanted:
             return
-        key, name = f"train.{HELD_OUT}", display_name(train.task)
+        key, name = f"train.{HELD_OUT}", self.name(train.task)
         if HELD_OUT in train.model_fields_set:
             if found is not None:
                 raise UserError(_too_few(key, wanted, train.task, there, "validation"))

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def task_labels(study: Study) -> dict[str, str]:
-    """Return what a reader calls each task of a study, by the task's id: its name, or more where two share one.
+    """Return what a reader calls each task of a study, by the task's id: the study's label for it, or its name.
 
-    As in reports, a few digits of the evaluation's id are added then.
+    As in reports, where two share one a few digits of the evaluation's id are added then.
     """
     evaluations = {spec.task.id: spec for spec in (*study.targets, *study.retention)}
-    names = {key: display_name(spec.task) for key, spec in evaluations.items()}
+    names = {key: study.labels.get(spec.id) or display_name(spec.task) for key, spec in evaluations.items()}
     counts = Counter(names.values())
     return {key: name if counts[name] == 1 else f"{name} ({evaluations[key].id[:4]})" for key, name in names.items()}
 

@@ -18,7 +18,7 @@ from peft_arena.execute.study import Study, study_from, task_spec
 from peft_arena.store.store import Store
 from peft_arena.tasks.base import Kind
 from peft_arena.tasks.groups import GROUPS, Member, group_mean
-from peft_arena.tasks.registry import is_file
+from peft_arena.tasks.registry import is_file, registered
 from peft_arena.tasks.scorers import SCORERS
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def train_one(
             )
         override(tables, text, str if key == RUN else parse_scalar)
     tables["train"].setdefault("schedule", {"epochs": 1})
+    name, settings_of_task = registered(task, tables["task"])
     data = {
         "name": "single",
         "title": f"{method} on {task}",
         "model": {"name": model, **tables["model"]},
-        "targets": [{"task": task, "config": tables["task"]}],
+        "targets": [{"task": name, "config": settings_of_task}],
         "train": tables["train"],
         "arms": [{"method": method, "config": tables["config"]}],
         "seeds": [tables["seed"]],

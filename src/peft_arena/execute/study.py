@@ -72,6 +72,8 @@ class Study:
     paths_plan: PathsPlan | None = None
     sampled: Mapping[str, EvalSpec] = field(default_factory=dict)
     """Id of a target's evaluation to the same with sampled answers; only targets with ``sampling``."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Id of an evaluation to what the study calls its task; only where it does."""
 
     def runs(self) -> list[RunSpec]:
         """Return every run, the base model first, refused arms left out."""
@@ -216,10 +218,20 @@ def study_from(
     paths = None if file.paths is None else PathsPlan(file.paths, reader.locate, margin)
     found = [(spec.id, reader.sampled(index, spec)) for index, spec in enumerate(targets)]
     sampled = {key: spec for key, spec in found if spec is not None}
-    study = Study(file, base, arms, targets, retention, margin, geometry, paths, sampled)
+    study = Study(
+        file, base, arms, targets, retention, margin, geometry, paths, sampled, _labels(file, targets, retention)
+    )
     for arm in arms:
         study.scans(arm.runs[0])
     return study
+
+
+def _labels(file: StudyFile, targets: Sequence[EvalSpec], retention: Sequence[EvalSpec]) -> dict[str, str]:
+    """Return what the study calls its tasks, by the ids of their evaluations."""
+    named = [entry.label for entry in file.targets]
+    for entry in file.retention:
+        named += [entry.label] if entry.group is None else [None] * len(group_members(entry.group, "retention"))
+    return {spec.id: name for spec, name in zip((*targets, *retention), named, strict=True) if name is not None}
 
 
 def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:

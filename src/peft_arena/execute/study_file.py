@@ -17,10 +17,16 @@ from peft_arena.execute.pscp_entry import PscpEntry
 Seed = Annotated[int, Field(ge=0)]
 
 
+TaskName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$|.\.(csv|jsonl?|parquet)$")]
+"""A registered name, one of lm-eval's, or a data file; whether there is such a task is seen when it is made."""
+
+
 class TargetEntry(Spec):
     """A task that every arm is trained on, and judged by."""
 
-    task: Name
+    task: TaskName
+    label: str | None = Field(default=None, min_length=1)
+    """Name in tables and figures; the task's own, or its file's, unless given. No part of a run's identity."""
     config: Table = Field(default_factory=dict)
     train: Table = Field(default_factory=dict)
     """Training settings for this target, over those of the study."""
@@ -43,7 +49,9 @@ class TargetEntry(Spec):
 class RetentionEntry(Spec):
     """A task, or a named group of tasks, that is only evaluated, to see what was forgotten."""
 
-    task: Name | None = None
+    task: TaskName | None = None
+    label: str | None = Field(default=None, min_length=1)
+    """Name of the task in tables and figures; its own, or its file's, unless given."""
     group: Name | None = None
     """Stands for all its tasks."""
     config: Table = Field(default_factory=dict)
@@ -54,6 +62,8 @@ class RetentionEntry(Spec):
     def _one(self) -> RetentionEntry:
         if (self.task is None) == (self.group is None):
             raise ValueError("give exactly one of task and group")
+        if self.group is not None and self.label is not None:
+            raise ValueError("a group has no label: each of its tasks has its own name")
         return self
 
 

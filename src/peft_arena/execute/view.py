@@ -29,6 +29,7 @@ def view_of(study: Study) -> StudyView:
             if not arm.refused
         ),
         retention=study.retention,
+        labels=study.labels,
         every_save_point=study.file.evaluate_at == "save_points",
         geometry={run.run_id: tuple(spec.key for spec in study.geometry(run)) for arm in study.arms for run in arm.runs}
         if study.geometry_plan is not None

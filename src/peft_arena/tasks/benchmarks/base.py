@@ -21,7 +21,7 @@ from pydantic import model_validator
 
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.tasks.base import FRACTION, Item, Metric, Part, Score, Split, Task, TaskCard, TaskConfig
-from peft_arena.tasks.data import Row, read_hub
+from peft_arena.tasks.data import HUB_VERSION, Row, read_hub
 from peft_arena.tasks.data_files import read_rows
 from peft_arena.tasks.settle import settle_rates, settle_strata
 from peft_arena.tasks.splits import Keyed, cut, cut_by_share
@@ -99,6 +99,7 @@ class Benchmark(Task):
         read = {
             "revision": self._planned_revision(),
             "source": rows_from(card.source, self.settings.source, self.settings.path),
+            "version": card.version if self.settings.source == "miniature" else max(card.version, HUB_VERSION),
         }
         self.card = card.model_copy(update=read)
 
