@@ -124,8 +124,6 @@ class StudyView:
     arms: tuple[Arm, ...]
     retention: tuple[EvalSpec, ...]
     """What is only evaluated, to see what was forgotten."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Id of an evaluation to what the study calls its task; only where it does."""
     title: str = ""
     description: str = ""
     refused: tuple[Refusal, ...] = ()
@@ -145,6 +143,8 @@ class StudyView:
     """Spread between trainings that the study declares; None where it declares none."""
     primary: tuple[tuple[str, str], ...] = ()
     """Pairs of arms, by label, that are compared before all others, at the full level."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Id of an evaluation to what the study calls its task; only where it does."""
 
     def __post_init__(self) -> None:
         """Require a base model and labels that are unique among the arms of a target."""

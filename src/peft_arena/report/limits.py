@@ -60,8 +60,8 @@ def _of_target(target: TargetResult) -> list[str]:
     if base is not None and base.is_large:
         also = f"; of the tuned models': {_listed(tuned)}" if tuned else ""
         return [
-            f"{_share(base)} of the base model's answers on {target.label} met the limit{_tokens(base)}{also}. Its "
-            "score, and with it the gain, is partly that of the limit."
+            f"{_share(base)} of the base model's answers on {target.label} met the limit{_tokens(base)}{also}. "
+            "The base model's score, and with it the gain, is partly that of the limit."
         ]
     if many:
         return [
