@@ -226,7 +226,7 @@ def show_plan(
         estimates: what the arms cost; None leaves that out.
         every_run: also print a line for each run.
         reach: what the planned items can show.
-        notes: what defaults take less of than they say.
+        notes: notes for the reader, of data and of defaults that take less than they say.
     """
     rows = [
         {

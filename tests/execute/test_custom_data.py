@@ -72,7 +72,7 @@ def test_the_readmes_own_example_runs_with_a_file_of_400_rows(tmp_path):
     planned = arena("plan", study, "--runs", tmp_path / "runs", *given)
     assert planned.returncode == 0, planned.stderr
     assert "the held-out loss is over 40 validation items, all there are, not 64" in planned.stdout
-    assert "from all 320 items of its file" in planned.stdout and "few items for the margin" in planned.stdout
+    assert "from all 320 items of its split" in planned.stdout and "few items for the margin" in planned.stdout
     done = arena("run", study, "--runs", tmp_path / "runs", "--json", *given)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout)

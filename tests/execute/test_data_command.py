@@ -14,6 +14,7 @@ from peft_arena.console_data import lines_of
 from peft_arena.core.errors import UserError
 from peft_arena.execute.data_command import look_at
 from peft_arena.execute.study import study_from
+from peft_arena.execute.written import check_written
 from peft_arena.tasks.registry import make_task
 from tests.tasks.test_custom import write
 
@@ -67,7 +68,7 @@ def test_what_is_wrong_with_a_file_is_counted(tmp_path: Path) -> None:
     assert (found.rows, found.duplicates, found.near_duplicates, found.several_answers) == (68, 3, 2, 1)
     assert [(one.reason, one.rows) for one in found.refused] == [
         ("column 'text' is empty", 2),
-        ("column 'text' holds half a surrogate pair, as a cut emoji leaves it", 1),
+        ("column 'text' holds half of a character (a lone surrogate)", 1),
     ]
     assert "row 66" in found.refused[0].first
     assert "mine.jsonl row 6 and" in found.several_first
@@ -75,6 +76,24 @@ def test_what_is_wrong_with_a_file_is_counted(tmp_path: Path) -> None:
     text = "\n".join(lines_of(found))
     assert "refused: 2 rows: column 'text' is empty; first" in text
     assert "# unusable: count   # instead of refusing 3 rows" in text
+
+
+def test_what_is_pasted_is_what_a_plan_takes(tmp_path: Path) -> None:
+    """A limit that was made without a tokenizer holds in any; the count of refused rows is that of rows."""
+    rows = [{"question": f"q{n}", "answer": chr(0x12000 + n) * 14} for n in range(60)]
+    found = look_at(write(tmp_path / "signs.jsonl", rows))
+    assert not check_written(study_from(study_of(found.entry)))
+    rows = [{"question": f"q{n}", "answer": f"{n}<|im_end|>" if n % 2 else str(n)} for n in range(60)]
+    found = look_at(write(tmp_path / "ends.jsonl", rows), model="micro")
+    assert [one.rows for one in found.refused] == [30]
+    assert "# unusable: count   # instead of refusing 30 rows" in found.entry
+    assert "ends.jsonl row 2" in found.refused[0].first
+
+
+def test_few_rows_are_said_whatever_the_file_is_called(tmp_path: Path) -> None:
+    for name in ("two.jsonl", "multiple_choice.jsonl"):
+        with pytest.raises(UserError, match="nothing is left for validation, test: 2 rows hold only 2"):
+            look_at(write(tmp_path / name, NUMBERS[:2]))
 
 
 def test_an_answer_that_its_scorer_cannot_give(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_lengths_are_measured_with_the_models_tokenizer(tmp_path, monkeypatch):
     found = study(tmp_path, train={"max_length": 64})
     texts = estimate(found).notes
     (training,) = (text for text in texts if text.startswith("training: "))
-    assert "from all 320 items of its file" in training and texts[training] == ["tickets"]
+    assert "from all 320 items of its split" in training and texts[training] == ["tickets"]
     assert not any("upper bound" in text or "not known" in text for text in texts)
     train = found.arms[0].runs[0].train
     measured = lengths.training_lengths(found.base.model, train, 256)
@@ -157,7 +157,7 @@ def test_without_a_tokenizer_characters_are_counted_and_that_is_said(tmp_path, m
     found = study(tmp_path, 30)
     measured = lengths.evaluation_lengths(found.base.model, found.targets[0], None)
     assert not measured.counted and measured.prompt == round(len("Turn round: 00000") / 4)
-    assert "from all 3 items of its file, 4 characters taken for a token" in measured.how
+    assert "from all 3 items of its split, 4 characters taken for a token" in measured.how
 
 
 def test_a_models_tokenizer_is_at_hand_only_where_its_files_are(tmp_path):

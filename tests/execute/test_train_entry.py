@@ -265,7 +265,7 @@ def test_documented_rates():
 def test_a_plan_says_how_its_reward_can_be_won_once_and_only_where_it_is_a_reward(tmp_path, monkeypatch, capsys):
     assert "can be won" not in str(check_items(read(tmp_path)))
     monkeypatch.setattr(MicroTask, "reward_caution", lambda self: "any text wins")
-    told = "reward task of task micro-reverse can be won without being right: any text wins"
+    told = "reward task on micro-reverse can be won without being right: any text wins"
     found = read(tmp_path)
     notes = check_items(found)
     assert [note.text for note in notes].count(told) == 1

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
+from peft_arena.core.text import half_character
 from peft_arena.models.load import MICRO, load_tokenizer, resolve
-from peft_arena.models.pieces import encode_after, encode_pair, half_character, with_spaces_moved
+from peft_arena.models.pieces import encode_after, encode_pair, with_spaces_moved
 from peft_arena.models.render import (
     control_tokens,
     encode_example,
@@ -207,5 +208,5 @@ def test_half_a_character_is_refused_in_one_line(kind: str) -> None:
     assert half_character("in \ud83d") == 3
     assert half_character("in \U0001f600 the") is None
     for prompt, answer in (("in \ud83d", "42"), ("in", "4\ude00"), ((Message("user", "\ud83d"),), "42")):
-        with pytest.raises(UserError, match=r"half of a character \(a lone surrogate, U\+D"):
+        with pytest.raises(UserError, match=r"half of a character \(a lone surrogate\), got U\+D"):
             encode_example(tokenizer, prompt, answer)

@@ -70,7 +70,7 @@ def test_data_without_a_commit_is_looked_up_and_recorded(hub: list[tuple[object,
     assert hub == [("owner/toy", "x", "test", PINNED), ("owner/other", "y", "test", NEWEST)]
     assert task.card.revision == planned, "a study goes on with the task it was planned with"
     assert task.card_as_loaded().revision == f"owner/toy@{PINNED}, owner/other@{NEWEST}"
-    check_version(task, TaskSpec(name="toy", revision=planned))
+    check_version(task, TaskSpec(name="toy", version=task.card.version, revision=planned))
 
 
 def test_a_commit_of_the_users_own_is_read_and_part_of_the_identity(hub: list[tuple[object, ...]]) -> None:

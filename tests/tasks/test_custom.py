@@ -150,7 +150,10 @@ def test_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         ([{"q": "x"}], ["row 1", "unknown column 'a'", "Known: q"]),
         ([*ROWS[:3], {"question": "x", "a": "1"}], ["row 4", "unknown column 'q'"]),
         ([*ROWS[:1], {"q": "x", "a": None}], ["row 2", "column 'a' is empty"]),
-        ([*ROWS[:6], {"q": "x \ud83d", "a": "1"}], ["row 7", "column 'q' holds half a surrogate pair", "U+D83D"]),
+        (
+            [*ROWS[:6], {"q": "x \ud83d", "a": "1"}],
+            ["row 7", "holds half of a character", "U+D83D at character 3"],
+        ),
         ([{"q": " ", "a": "1"}], ["row 1", "column 'q' is empty"]),
         ([*ROWS, {"q": "x", "a": "one"}], ["row 41", "its own answer 'one' cannot win"]),
         ([["x", "1"]], ["row 1", "must be an object", "list"]),
@@ -176,7 +179,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text('{"a": [], "b": []}')
     assert "2 lists among a, b" in refusal(tmp_path / "x.json")
     (tmp_path / "x.jsonl").write_text('{"q": "1", "a": "1"}\n\n{"q": \n')
-    assert "x.jsonl row 3 is not JSON" in refusal(tmp_path / "x.jsonl")
+    assert "x.jsonl row 3: is not JSON" in refusal(tmp_path / "x.jsonl")
     (tmp_path / "y.jsonl").write_bytes(b'{"q": "\xff"}')
     assert "y.jsonl is not UTF-8" in refusal(tmp_path / "y.jsonl")
     (tmp_path / "z.parquet").write_bytes(b"no parquet")

@@ -147,12 +147,15 @@ def test_rows_that_cannot_be_used_are_counted_if_asked(tmp_path: Path) -> None:
     rows[3]["answer"] = None
     rows[9]["question"] = "cut \ud83d"
     rows[12]["answer"] = "two\nlines"
+    rows[14].pop("answer")
+    rows[15] = [1]
     path = write(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"row 4: column 'answer' is empty; so are 1 more rows"):
+    path.write_text(path.read_text() + '{"question": "cut off\n')
+    with pytest.raises(UserError, match=r"row 4: column 'answer' is empty; 4 more rows cannot be used; mend"):
         custom(path)
     task = custom(path, unusable="count", stop=["\n"])
-    assert sum(len(task.items(split)) for split in ("train", "validation", "test")) == 28
-    assert "2 rows left out that cannot be used, the first" in notes(task)
+    assert sum(len(task.items(split)) for split in ("train", "validation", "test")) == 26
+    assert "5 rows left out that cannot be used, the first" in notes(task)
     assert "1 item that cannot be won, the first" in notes(task)
     assert "stop string '\\n' cuts it to 'two'" in notes(task)
 
@@ -161,7 +164,9 @@ def test_what_is_not_recognised_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot tell which columns hold prompt and answer; its columns are a, b"):
         custom(write(tmp_path / "a.jsonl", [{"a": "1", "b": "2"}]))
     with pytest.raises(UserError, match=r"row 2: must be an object"):
-        custom(write(tmp_path / "a.jsonl", [{"a": "1"}, "x"]))
+        custom(write(tmp_path / "a.jsonl", [{"question": "1", "answer": "2"}, "x"]))
+    with pytest.raises(UserError, match=r"row 1: must be an object with named columns, got int 5"):
+        custom(write(tmp_path / "a.jsonl", [5]))
     chat = [
         {"messages": [{"role": "user", "content": f"{n}"}, {"role": "assistant", "content": "x"}]} for n in range(9)
     ]

@@ -17,7 +17,7 @@ class AtLimit(NamedTuple):
     """Answers to one task, of all runs of an arm or of the base model."""
 
     met: int
-    """That went on until the limit."""
+    """Answers that went on until the limit."""
     answers: int
     limit: int | None
     """New tokens an answer may have; None where it is not known."""
@@ -57,7 +57,7 @@ class Limits:
         return self.arms.get(label, {}).get(key)
 
 
-NOT_RECORDED = Limits()
+NO_LIMITS = Limits()
 """Of a target that no record says anything of."""
 
 

@@ -26,7 +26,7 @@ from peft_arena.analyze.estimate import LEVEL
 from peft_arena.analyze.evidence import Evidence, TaskInfo, read_evidence
 from peft_arena.analyze.family import Family, Judgement
 from peft_arena.analyze.geometry import TargetGeometry, read_geometry
-from peft_arena.analyze.limits import NOT_RECORDED, Limits, read_limits
+from peft_arena.analyze.limits import NO_LIMITS, Limits, read_limits
 from peft_arena.analyze.over_targets import OverTargets, TargetEffects, over_targets
 from peft_arena.analyze.pareto import ParetoStatus, pareto
 from peft_arena.analyze.passk import TargetPassK, read_passk
@@ -76,7 +76,7 @@ class TargetResult:
     """None where the study samples no answers, or none are there yet."""
     pscp: TargetPscp | None = None
     """None where the study does not ask for it, or nothing is evaluated yet."""
-    limits: Limits = NOT_RECORDED
+    limits: Limits = NO_LIMITS
     """How many answers met the limit of new tokens."""
 
 

@@ -20,7 +20,7 @@ def canonical_json(value: Any) -> str:
 def content_id(value: Any, length: int = 12) -> str:
     """Return the first ``length`` hex digits of the SHA-256 of the value's canonical JSON.
 
-    Half of a character, of which UTF-8 knows nothing, has an id too: what holds one is refused where it can be named.
+    Text with half of a character, which UTF-8 cannot write, has an id too: it is refused where its place can be said.
     """
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
 

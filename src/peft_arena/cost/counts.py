@@ -21,6 +21,7 @@ from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.models.architecture import architecture_of
 from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.extend import NEW_IDS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +62,7 @@ def size_key(config: Mapping[str, Any], method: MethodSpec, wanted: int) -> str:
 def _model_key(config: Mapping[str, Any]) -> list[Any]:
     tokens = {key: config.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     limit = config.get("max_position_embeddings")
-    new = [config["new_token_ids"]] if "new_token_ids" in config else []
+    new = [config[NEW_IDS]] if NEW_IDS in config else []
     return [asdict(architecture_of(config)), tokens, limit, *new]
 
 

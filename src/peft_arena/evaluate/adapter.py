@@ -53,15 +53,12 @@ def prepare(
     """
     try:
         requests = _requests(task, item, tokenizer, sampling)
+        for text in {str(part) for request in requests for part in request if isinstance(part, str)}:
+            refuse_halves(text)
     except UserError as error:
-        raise UserError(f"task {task.card.name}, item {item.id}: {error}") from None
+        raise UserError(f"task {task.card.name}, item {task.place_of(item)}: {error}") from None
     except Exception as error:  # noqa: BLE001 - the one boundary to a plug-in's own code: its bug must not lose the other items
         return Score(None, reason=_failed("preparing", error))
-    for text in {str(part) for request in requests for part in request if isinstance(part, str)}:
-        try:
-            refuse_halves(text)
-        except UserError as error:
-            raise UserError(f"task {task.card.name}, item {item.id}: {error}") from None
     if not requests:
         return Score(None, reason="the item has no choices")
     return Question(item, requests)

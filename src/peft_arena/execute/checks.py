@@ -21,15 +21,15 @@ def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
         at_hand_only: look at no data that would have to be fetched, as a plan does.
 
     Returns:
-        What a default takes less of than it says.
+        Notes for the reader of a plan: what data is read as and what is odd in it, what a default takes less of than
+        it says, what is counted.
 
     Raises:
         UserError: there is nothing to run, or data and settings do not fit each other.
     """
     check_arms(study)
     notes = check_items(study, at_hand_only=at_hand_only)
-    specs = {spec.task.id: spec.task for spec in (*study.targets, *study.retention)}
-    notes += check_written(study.base.model, list(specs.values()))
+    notes += check_written(study)
     for arm in study.arms:
         run = arm.runs[0]
         if run.train is not None and not arm.refused:

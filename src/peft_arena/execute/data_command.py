@@ -19,6 +19,8 @@ from peft_arena.models.render import encode_example
 from peft_arena.tasks.base import Item
 from peft_arena.tasks.custom import Custom
 from peft_arena.tasks.custom_config import LIKELIHOOD, CustomConfig
+from peft_arena.tasks.data_files import read_rows
+from peft_arena.tasks.data_forms import recognise
 from peft_arena.tasks.gold import FULL
 from peft_arena.tasks.scorers import FINAL_ANSWER_MARK, SCORERS, last_box
 
@@ -121,25 +123,22 @@ def look_at(
     tokenizer = None if model is None else load_tokenizer(resolve(ModelSpec(name=model)))
     given = {"path": path, "unusable": "count", **(settings or {})} | ({"columns": dict(columns)} if columns else {})
     tell(0.0, "reading")
-    first = _custom({**given, "scorer": scorer or "exact_match"}, lambda done, of: tell(0.5 * done / of, "reading"))
-    found = first.found
+    asks = "choices" in (columns or recognise(read_rows(path)).columns)
+    first = scorer or (LIKELIHOOD if asks else "exact_match")
+    found = _custom({**given, "scorer": first}, lambda done, of: tell(0.1 + 0.4 * done / of, "reading")).found
     items = [item for part in found.parts.values() for item in part]
-    asks = "choices" in found.columns
     chosen, why = (scorer, "as asked") if scorer else _suggested(items, asks)
     tell(0.6, "trying the answers")
     task = _custom({**given, "scorer": chosen})
-    lost = task.lost
+    lost = [] if not task.lost else [Refused("its own answer cannot win", len(task.lost), str(task.lost[0]))]
     tell(0.7, "measuring")
-    prompts, answers = _lengths(task, items, tokenizer)
-    limit = _limit(answers)
-    tell(0.8, "writing the answers in the model's tokens")
-    hard = (
-        []
-        if tokenizer is None
-        else _unwritten(_custom({"max_new_tokens": limit, **given, "scorer": chosen}), tokenizer)
-    )
+    prompts, answers, limit = _lengths(task, items, tokenizer)
+    if tokenizer is not None:
+        tell(0.8, "writing the answers in the model's tokens")
+        lost += _unwritten(_custom({"max_new_tokens": limit, **given, "scorer": chosen}), tokenizer)
     tell(1.0, "done")
-    first_several = " and ".join(found.several[0]) if found.several else ""
+    refused = [*_unread(task), *lost]
+    entry = _entry(path, found.columns, chosen, None if asks else limit, sum(one.rows for one in refused))
     return Looked(
         file=str(path),
         rows=found.rows,
@@ -151,26 +150,19 @@ def look_at(
         duplicates=found.duplicates,
         near_duplicates=found.near,
         several_answers=len(found.several),
-        several_first=first_several,
+        several_first=" and ".join(found.several[0]) if found.several else "",
         labels=_labels(items),
         prompts=prompts,
         answers=answers,
-        refused=[*_unread(task), *_unwinnable(lost), *hard],
+        refused=refused,
         scorer=chosen,
         scorer_why=why,
-        entry=_entry(path, found.columns, chosen, None if asks else limit, len(found.unread) + len(lost) + len(hard)),
+        entry=entry,
     )
 
 
 def _custom(settings: Mapping[str, Any], progress: Callable[[int, int], object] | None = None) -> Custom:
-    """Make the task; a file of options takes the scorer that compares them."""
-    config = build(CustomConfig, settings, where="data")
-    try:
-        return Custom(config, progress)
-    except UserError as error:
-        if LIKELIHOOD not in str(error) or settings["scorer"] != "exact_match":
-            raise
-    return Custom(build(CustomConfig, {**settings, "scorer": LIKELIHOOD}, where="data"), progress)
+    return Custom(build(CustomConfig, settings, where="data"), progress)
 
 
 def _answer(item: Item) -> str:
@@ -211,28 +203,39 @@ def _labels(items: Sequence[Item]) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _lengths(task: Custom, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None) -> tuple[Lengths, Lengths]:
-    """Return lengths of prompts and answers: in tokens as they are trained on, or in characters."""
+def _lengths(
+    task: Custom, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Lengths, Lengths, int]:
+    """Return lengths of prompts and answers, and a limit of new tokens with room for the longest answer.
+
+    They are in tokens as they are trained on, or in characters; a token holds at least one byte.
+    """
     if tokenizer is None:
-        return _lengths_of("characters", [len(item.question) for item in items]), _lengths_of(
-            "characters", [len(_answer(item)) for item in items]
-        )
+        texts = [_answer(item) for item in items]
+        prompts = _lengths_of("characters", [len(item.question) for item in items])
+        longest = max((len(text.encode()) for text in texts), default=0)
+        return prompts, _lengths_of("characters", list(map(len, texts))), _limit(longest)
     drawn = items if len(items) <= MEASURED else random.Random(0).sample(list(items), MEASURED)
-    prompts, closings = [], []
+    asked, closings = [], []
     for item in (item for item in drawn if task.target(item)):
         try:
             encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
         except UserError as error:
             raise UserError(f"{task.place_of(item)}: {error}") from None
-        prompts.append(encoded.prompt_length)
-        own = len(tokenizer.encode(task.target(item), add_special_tokens=False))
-        closings.append(len(encoded.ids) - encoded.prompt_length - own)
-    texts = [task.target(item) or " " for item in items]
-    sizes: list[int] = []
-    for start in range(0, len(texts), MEASURED):
-        sizes += map(len, tokenizer(texts[start : start + MEASURED], add_special_tokens=False)["input_ids"])
+        asked.append(encoded.prompt_length)
+        closings.append(len(encoded.ids) - encoded.prompt_length - _sizes([task.target(item)], tokenizer)[0])
     beyond = max(closings, default=1)
-    return _lengths_of("tokens", prompts), _lengths_of("tokens", [size + beyond for size in sizes])
+    answers = [size + beyond for size in _sizes([task.target(item) or " " for item in items], tokenizer)]
+    return _lengths_of("tokens", asked), _lengths_of("tokens", answers), _limit(max(answers, default=0))
+
+
+def _sizes(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the tokens of texts by themselves."""
+    found: list[int] = []
+    for start in range(0, len(texts), MEASURED):
+        chunk = texts[start : start + MEASURED]
+        found += map(len, tokenizer(list(chunk), add_special_tokens=False, verbose=False)["input_ids"])
+    return found
 
 
 def _lengths_of(unit: str, lengths: Sequence[int]) -> Lengths:
@@ -241,10 +244,9 @@ def _lengths_of(unit: str, lengths: Sequence[int]) -> Lengths:
     return Lengths(unit, median, high, ordered[-1], len(lengths))
 
 
-def _limit(answers: Lengths) -> int:
-    """Return a limit of new tokens with room for the longest answer; an answer has more characters than tokens."""
-    tokens = answers.longest + 1
-    return max(TOKEN_STEP, TOKEN_STEP * math.ceil(tokens / TOKEN_STEP))
+def _limit(longest: int) -> int:
+    """Return a limit of new tokens that leaves room for the longest answer and its end."""
+    return max(TOKEN_STEP, TOKEN_STEP * math.ceil((longest + 1) / TOKEN_STEP))
 
 
 def _unread(task: Custom) -> list[Refused]:
@@ -256,18 +258,13 @@ def _unread(task: Custom) -> list[Refused]:
     return [Refused(reason, count, firsts[reason]) for reason, count in counts.most_common()]
 
 
-def _unwinnable(lost: Sequence[Any]) -> list[Refused]:
-    if not lost:
-        return []
-    return [Refused("its own answer cannot win", len(lost), str(lost[0]))]
-
-
 def _unwritten(task: Custom, tokenizer: PreTrainedTokenizerBase) -> list[Refused]:
     """Return why items cannot be won in the model's tokens, the most frequent reason first."""
     from peft_arena.evaluate.gold import unwritten
 
+    items = [item for part in task.found.parts.values() for item in part]
     found: dict[str, list[str]] = {}
-    for item, why in unwritten(task, [item for part in task.found.parts.values() for item in part], tokenizer):
+    for item, why in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item):
         found.setdefault(why, []).append(task.place_of(item))
     ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
     return [Refused(why, len(places), places[0]) for why, places in ordered]
@@ -286,7 +283,7 @@ def _entry(path: Path, columns: Mapping[str, str], scorer: str, limit: int | Non
     if limit is not None:
         lines.append(f"    max_new_tokens: {limit}")
     if refused:
-        lines.append(f"    # unusable: count   # instead of refusing {refused:,} rows")
+        lines.append(f"    # unusable: count   # instead of refusing {refused:,} row{'s' if refused > 1 else ''}")
     return "\n".join(lines)
 
 

@@ -32,7 +32,7 @@ def check_items(study: Study, *, at_hand_only: bool = False) -> list[Note]:
         at_hand_only: leave out tasks whose items are not at hand, so that nothing is fetched.
 
     Returns:
-        What a default takes less of, each once.
+        Notes for the reader of a plan, each once: of data, of defaults that take less than they say, of rewards.
 
     Raises:
         UserError: a task has fewer items than the study states, lacks a split that is needed, or leaves nothing to

@@ -67,7 +67,7 @@ class Lengths(NamedTuple):
         """Say what the numbers are from."""
         by = "" if self.counted else f", {CHARACTERS:g} characters taken for a token"
         which = f"all {self.there:,}" if self.items == self.there else f"{self.items:,} of the {self.there:,}"
-        return f"from {which} items of its file{by}"
+        return f"from {which} items of its split{by}"
 
 
 def context_at_hand(model: ModelSpec, method: MethodSpec | None = None) -> int | None:

@@ -342,7 +342,7 @@ class _Reader:
         method = make_method(entry.method, entry.config, self.locate(("arms", index, "config")))
         settings = self._settings(index, target)
         starts, barred = self._starts(settings, model, target, evaluation)
-        refused, spent = _refusal(method) or training_refusal(method, settings) or barred, None
+        refused, spent = _refusal(method) or training_refusal(method, settings, model) or barred, None
         budget = entry.budget if "budget" in entry.model_fields_set else self.file.budget
         if budget is not None and not refused:
             try:

@@ -224,7 +224,7 @@ def documented_rate(method: Method, model: ModelSpec, objective: str = SFT) -> f
     return own if own is not None else float(f"{usual * ratio:.6g}")
 
 
-def training_refusal(method: Method, settings: Settings) -> str:
+def training_refusal(method: Method, settings: Settings, model: ModelSpec) -> str:
     """Return why a method cannot be trained as asked, by its capabilities; empty if it can."""
     if settings.objective == SFT:
         virtual = Capability.VIRTUAL_TOKENS in method.card.capabilities
@@ -233,7 +233,7 @@ def training_refusal(method: Method, settings: Settings) -> str:
         return ""
     if Capability.ONLINE_RL not in method.card.capabilities:
         return f"{method.card.name} cannot be trained by {settings.objective}: its card does not declare online_rl"
-    return vllm_refusal(method.card) if str(settings.table.get("rollouts", "")).startswith("vllm") else ""
+    return vllm_refusal(method.card, model) if str(settings.table.get("rollouts", "")).startswith("vllm") else ""
 
 
 def start_at(settings: Settings, entry: StartEntry, source: RunSpec, model: ModelSpec, named: str) -> InitFrom:

@@ -7,19 +7,20 @@ the task's settings say so.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec, TaskSpec
 from peft_arena.execute.known import Note, task_at_hand
+from peft_arena.execute.labels import task_labels
 from peft_arena.execute.lengths import kept_table
+from peft_arena.execute.study import Study
 from peft_arena.tasks.base import Split, Task, split_items
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 1
+VERSION = 2
 """Raised when what is checked changes."""
 
 
@@ -31,12 +32,8 @@ class Unwinnable(NamedTuple):
     """Place and reason of the first; empty if there is none."""
 
 
-def check_written(model: ModelSpec, specs: Sequence[TaskSpec]) -> list[Note]:
-    """Refuse or count the items of the user's data whose own answer the model cannot write so that it wins.
-
-    Args:
-        model: pinned.
-        specs: the tasks of a study.
+def check_written(study: Study) -> list[Note]:
+    """Refuse or count the items of the user's data whose own answer the study's model cannot write so that it wins.
 
     Returns:
         What is counted.
@@ -44,15 +41,15 @@ def check_written(model: ModelSpec, specs: Sequence[TaskSpec]) -> list[Note]:
     Raises:
         UserError: there is such an item, and its task does not say that they are counted; with file and row.
     """
-    notes = []
-    for spec in specs:
+    notes, model, labels = [], study.base.model, task_labels(study)
+    for spec in {one.task.id: one.task for one in (*study.targets, *study.retention)}.values():
         task = task_at_hand(spec)
         if task is None or not task.reads_files:
             continue
         found = unwinnable(model, spec, task)
         if not found.items:
             continue
-        name = task.card.name
+        name = labels[spec.id]
         if task.unusable == "refuse":
             others = f"; nor can {found.items - 1:,} more items" if found.items > 1 else ""
             raise UserError(
@@ -68,18 +65,18 @@ def unwinnable(model: ModelSpec, spec: TaskSpec, task: Task) -> Unwinnable:
     """Return how many items the model cannot win by their own answers; none where its tokenizer is not at hand."""
 
     def measure(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
-        found = (
-            [] if tokenizer is None else [one for split in get_args(Split) for one in _problems(task, split, tokenizer)]
-        )
+        found = [] if tokenizer is None else _problems(task, tokenizer)
         return {"items": len(found), "first": found[0] if found else ""}
 
     return Unwinnable(**kept_table(["written", VERSION, spec.id], model, measure))
 
 
-def _problems(task: Task, split: Split, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def _problems(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return place and reason of every item that cannot be won, in the order of the rows."""
     from peft_arena.evaluate.gold import unwritten
 
+    items = [item for split in get_args(Split) for item in split_items(task, split) or ()]
     return [
         f"{task.place_of(item)} cannot be won by its own answer {task.target(item)[:60]!r}: {why}"
-        for item, why in unwritten(task, split_items(task, split) or (), tokenizer)
+        for item, why in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item)
     ]

@@ -25,6 +25,7 @@ from peft_arena.methods.adapter import (
 )
 from peft_arena.methods.base import Capability, MethodCard, MethodConfig
 from peft_arena.methods.lora import Lora, LoraConfig
+from peft_arena.models.extend import NEW_IDS
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -289,7 +290,7 @@ def token_ids(model: PreTrainedModel, tokens: Tokens) -> list[int]:
     embedding: Any = model.get_input_embeddings()
     size = int(embedding.weight.shape[0])
     if tokens == "new":
-        added = [int(number) for number in getattr(model.config, "new_token_ids", None) or ()]
+        added = [int(number) for number in getattr(model.config, NEW_IDS, None) or ()]
         if not added:
             raise UserError("tokens: the model has no new tokens: name them in model.new_tokens, or give ids here")
         return added

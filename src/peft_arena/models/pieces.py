@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.text import half_character, half_words
 from peft_arena.models.chat import TAGS, settings_of, turn_end
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 LETTER = "a"
 BEFORE = "\n"
 """Stands before a continuation while it is tokenized alone, and is taken away again."""
-HALF = re.compile("[\ud800-\udfff]")
 
 
 class Habits(NamedTuple):
@@ -94,12 +94,6 @@ def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         raise
 
 
-def half_character(text: str) -> int | None:
-    """Return the place of the first lone surrogate, half of a character that a cut export left; None without one."""
-    found = HALF.search(text)
-    return None if found is None else found.start()
-
-
 def refuse_halves(text: str) -> None:
     """Refuse text that no tokenizer can read.
 
@@ -109,8 +103,7 @@ def refuse_halves(text: str) -> None:
     place = half_character(text)
     if place is not None:
         raise UserError(
-            f"character {place + 1} of a text is half of a character (a lone surrogate, U+{ord(text[place]):04X}), "
-            "which has no UTF-8; mend or remove it"
+            f"a text holds half of a character (a lone surrogate), got {half_words(text, place)}; mend or remove it"
         )
 
 

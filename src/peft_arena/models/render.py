@@ -92,7 +92,7 @@ def encode_example(
         UserError: the target is empty, or the tokenizer has no end token.
     """
     if not target:
-        raise UserError("a training example has an empty target")
+        raise UserError("a training example has an empty target: there is no answer to train on")
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {tokenizer.name_or_path} has no end token; training answers would never end")
     if isinstance(prompt, str) or as_option:

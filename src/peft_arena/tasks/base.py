@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +19,7 @@ from peft_arena.core.errors import UnknownNameError
 from peft_arena.core.ids import content_id
 from peft_arena.core.measure import Better
 
+T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
 
 
@@ -207,7 +208,11 @@ class Task(ABC):
 
     def place_of(self, item: Item) -> str:
         """Return where an item was read from, for messages: file and row, or its id."""
-        return f"item {item.id}"
+        return item.id
+
+    def in_order(self, found: Iterable[T], key: Callable[[T], Item]) -> list[T]:
+        """Return what was found of items in the order in which their data has them; here as it came."""
+        return list(found)
 
     @abstractmethod
     def items(self, split: Split) -> Sequence[Item]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -21,6 +19,7 @@ from peft_arena.tasks.base import (
     Prompt,
     Score,
     Split,
+    T,
     Task,
     TaskCard,
     TaskConfig,
@@ -31,7 +30,7 @@ from peft_arena.tasks.data import read_hub
 from peft_arena.tasks.data_files import Rows, find_files, read_rows, sha256_of
 from peft_arena.tasks.gold import gold_problem
 from peft_arena.tasks.own_scorer import OwnScorer, is_own, own_scorer
-from peft_arena.tasks.scorers import GAMED_BY, SCORERS
+from peft_arena.tasks.scorers import GAMED_BY, SCORERS, WANTS
 
 __all__ = ["Columns", "Custom", "CustomConfig"]
 
@@ -43,7 +42,6 @@ SLOW = frozenset({"boxed", "math_verify"})
 MOST_KEPT = 4
 _KEPT: dict[tuple[object, ...], CustomItems] = {}
 """What was read of files, by settings and contents: a study makes its tasks many times over."""
-_MARKUP = re.compile(r"[, ]*(?:after )?\(?:[a-z]+:`[^`]*`\)?")
 OWN_SCORE = Metric(name="score", unit=FRACTION, better="higher")
 """What a scorer of the user's own gives."""
 
@@ -96,7 +94,7 @@ class Custom(Task):
 
     def notes(self) -> Sequence[str]:
         """Return what was recognised, left out, joined and counted; nothing for a hub data set that is not read yet."""
-        if not self._files and "found" not in self.__dict__:
+        if not self._is_read:
             return ()
         notes = self.found.notes(self.settings.scorer == LIKELIHOOD)
         if lost := self.lost:
@@ -106,6 +104,11 @@ class Custom(Task):
     def place_of(self, item: Item) -> str:
         """Return file and row of an item."""
         return self.found.places.get(item.id) or super().place_of(item)
+
+    def in_order(self, found: Iterable[T], key: Callable[[T], Item]) -> list[T]:
+        """Return what was found of items in the order of the rows."""
+        ranks = {identity: rank for rank, identity in enumerate(self.found.places)}
+        return sorted(found, key=lambda one: ranks.get(key(one).id, len(ranks)))
 
     def prompt(self, item: Item) -> Prompt:
         """Return the prompt in the format the user chose."""
@@ -137,7 +140,7 @@ class Custom(Task):
         try:
             if not self._files:
                 return read_items(settings, self._hub_rows(), self._joined)
-            key = (self._reading, sha256_of(self._files), None if self._own is None else self._own.sha256)
+            key = (self._reading, self._sha256, None if self._own is None else self._own.sha256)
             if key not in _KEPT:
                 sources = {name: read_rows(path) for name, path in self._files.items()}
                 while len(_KEPT) >= MOST_KEPT:
@@ -154,6 +157,15 @@ class Custom(Task):
         judged = "" if settings.scorer in SCORERS.names() else settings.scorer
         return settings.model_copy(update={"scorer": judged, "max_new_tokens": 1}).model_dump_json()
 
+    @cached_property
+    def _sha256(self) -> str:
+        return sha256_of(self._files)
+
+    @property
+    def _is_read(self) -> bool:
+        """Whether the items were read: files are at once, a hub data set is when it is asked for."""
+        return bool(self._files) or "found" in vars(self)
+
     def _checked(self) -> CustomItems:
         """Return the items after trying whether the answer of each can win.
 
@@ -161,10 +173,13 @@ class Custom(Task):
             UserError: one cannot, and the settings do not say that such items are counted.
         """
         if self.lost and self.unusable == "refuse":
-            others = f"; so do {len(self.lost) - 1:,} more items" if len(self.lost) > 1 else ""
+            scorer = self.settings.scorer
+            others = f"; nor can {len(self.lost) - 1:,} more items" if len(self.lost) > 1 else ""
+            stops = f", with stop {list(self.settings.stop)}" if self.settings.stop else ""
             raise UserError(
-                f"task {self.settings.name}: {self.lost[0]}{others}; {self._scorer_says()}; "
-                "mend the answers, choose another scorer, or say unusable: count to keep and count them"
+                f"task {self.settings.name}: {self.lost[0]}{others}; scorer {scorer} "
+                f"{WANTS.get(scorer, 'is your own')}{stops}; mend the answers, choose another scorer, or say unusable: "
+                "count to keep and count them"
             )
         return self.found
 
@@ -189,12 +204,6 @@ class Custom(Task):
                 lost[item.id] = Lost(self.place_of(item), str(item.data.get("answer", item.answer)), known[key])
         return [lost[key] for key in found.places if key in lost]
 
-    def _scorer_says(self) -> str:
-        name = self.settings.scorer
-        says = (inspect.getdoc(SCORERS.get(name)) or "").splitlines() if self._own is None else []
-        plain = _MARKUP.sub("", says[0]).replace("`", "").rstrip(". ") if says else "your own function"
-        return f"scorer {name}: {plain[:1].lower()}{plain[1:]}"
-
     def _hub_rows(self) -> dict[str, Rows]:
         settings = self.settings
         wanted = settings.sources or {"": settings.hub_split}
@@ -215,7 +224,7 @@ class Custom(Task):
         found = self.found if self._files else None
         columns = found.columns if found else settings.columns.named() if settings.columns else {}
         used = ", ".join(f"{use}: {column}" for use, column in columns.items()) or "recognised when they are read"
-        data = settings.revision or f"sha256:{sha256_of(self._files)}"
+        data = settings.revision or f"sha256:{self._sha256}"
         return TaskCard(
             name=self.settings.name,
             title=f"User data '{self.settings.name}'",

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from peft_arena.core.errors import UserError
 from peft_arena.tasks.base import Item
 from peft_arena.tasks.custom_config import LIKELIHOOD, Columns, CustomConfig
-from peft_arena.tasks.data_files import Rows
+from peft_arena.tasks.data_files import RowError, Rows
 from peft_arena.tasks.data_forms import recognise, unused
-from peft_arena.tasks.data_rows import Placed, RowError, item_of, refuse
+from peft_arena.tasks.data_rows import Placed, item_of, refuse
 from peft_arena.tasks.own_scorer import is_own
 from peft_arena.tasks.splits import cut_by_share, near_key, normal_key, same_text, with_groups
 
@@ -144,17 +144,18 @@ def read_items(
     optional = {use: column for use, column in columns.items() if form and use in {"input", "system"}}
     for name, rows in sources.items():
         placed[name] = []
-        for row, place in rows.numbered({use: column for use, column in columns.items() if use not in optional}):
-            full = {**dict.fromkeys(optional.values()), **row} if optional else row
+        for row, place in rows.numbered([column for use, column in columns.items() if use not in optional]):
+            found.rows += 1
             try:
-                made = item_of(full, columns, place, join)
+                if isinstance(row, RowError):
+                    raise row
+                made = item_of({**dict.fromkeys(optional.values()), **row}, columns, place, join)
                 placed[name].append(_with_row(made, row) if is_own(settings.scorer) else made)
             except RowError as error:
                 found.unread.append((place, error))
-            found.rows += 1
             if progress is not None and (found.rows % REPORT_EVERY == 0 or found.rows == total):
                 progress(found.rows, total)
-    if settings.unusable == "refuse":
+    if settings.unusable == "refuse" or len(found.unread) == found.rows:
         refuse(found.unread)
     found.unused = unused([row for rows in sources.values() for row in rows.rows[:REPORT_EVERY]], columns)
     for rows_of in placed.values():
@@ -167,7 +168,7 @@ def read_items(
 
 def _with_row(made: Placed, row: Mapping[str, Any]) -> Placed:
     """Keep the whole row for a scorer of the user's own."""
-    plain = json.loads(json.dumps(row, ensure_ascii=False, default=str))
+    plain = json.loads(json.dumps(row, ensure_ascii=False, default=str), parse_constant=str)
     item = replace(made.keyed.item, data={**made.keyed.item.data, "row": plain})
     return made._replace(keyed=made.keyed._replace(item=item))
 
@@ -191,7 +192,6 @@ def _divided(
     if joins:
         kept = {name: [_accepting(row, answers[same_text(row.prompt)]) for row in rows] for name, rows in kept.items()}
         every = [row for rows in kept.values() for row in rows]
-    found.places = {}
     first: set[str] = set()
     asked: set[str] = set()
     for row in every:

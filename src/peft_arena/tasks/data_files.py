@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,36 +19,73 @@ _FIELD_CHARACTERS = 1 << 30
 """The csv module's own limit of a field is shorter than some documents."""
 
 
+class RowError(Exception):
+    """Why a row cannot be used; ``what`` is the same for rows with one fault, the text also says what was given."""
+
+    def __init__(self, what: str, given: object = "", why: object = "") -> None:
+        """Keep what is wrong, and show what was given, or why it is wrong, in one line of bounded length."""
+        shown = f": {short(why)}" if why != "" else f", got {short(given)}" if given != "" else ""
+        super().__init__(f"{what}{shown}")
+        self.what = what
+
+
+def short(value: object) -> str:
+    """Return a value in one line of bounded length, without half characters."""
+    return " ".join(str(value).split())[:80].encode("utf-8", "backslashreplace").decode()
+
+
 class Rows(NamedTuple):
     """The rows of one source and how to name them in messages."""
 
     source: str
     rows: Sequence[Any]
+    """Of a line that cannot be read the :class:`RowError`."""
     first: int
     """Number of the first row: lines of a text file count from 1, rows of a table from 0."""
     lines: tuple[int, ...] = ()
     """Line of each row, where rows are lines and some lines are empty."""
 
-    def numbered(self, columns: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], str]]:
-        """Yield each row with its place, after checking that it has the columns.
+    def numbered(self, columns: Iterable[str]) -> Iterator[tuple[dict[str, Any] | RowError, str]]:
+        """Yield each row with its place; instead of one that is no object or lacks a column, why it cannot be used.
+
+        Args:
+            columns: names of the columns that every row must have.
 
         Raises:
-            UserError: there are no rows, or a row is no table row or lacks a column.
+            UserError: there are no rows.
         """
         if not self.rows:
             raise UserError(f"{self.source} holds no rows")
         for number, row in enumerate(self.rows):
-            place = self.place(number)
-            if not isinstance(row, dict):
-                raise UserError(f"{place}: must be an object with named columns, got {type(row).__name__}")
-            for column in columns.values():
-                if column not in row:
-                    raise unknown("column", column, map(str, row), where=place)
-            yield row, place
+            yield _whole(row, columns), self.place(number)
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return the rows.
+
+        Raises:
+            UserError: one cannot be read, or is no object; with its place.
+        """
+        found = []
+        for row, place in self.numbered(()) if self.rows else ():
+            if isinstance(row, RowError):
+                raise UserError(f"{place}: {row}")
+            found.append(row)
+        return found
 
     def place(self, number: int) -> str:
         """Return file and row of the row with a number, counted from 0 here."""
         return f"{self.source} row {self.lines[number] if self.lines else self.first + number}"
+
+
+def _whole(row: object, columns: Iterable[str]) -> dict[str, Any] | RowError:
+    if isinstance(row, RowError):
+        return row
+    if not isinstance(row, dict):
+        return RowError("must be an object with named columns", f"{type(row).__name__} {row}")
+    missing = next((column for column in columns if column not in row), None)
+    if missing is None:
+        return row
+    return RowError(str(unknown("column", missing, map(str, row))))
 
 
 def find_files(path: Path, named: Mapping[str, str]) -> dict[str, Path]:
@@ -89,7 +126,7 @@ def read_rows(path: Path) -> Rows:
     of a ``.csv`` file names the columns, and all its values are texts.
 
     Raises:
-        UserError: the file cannot be read; the message gives the line where there are lines.
+        UserError: the file cannot be read as a whole. A line of a ``.jsonl`` file that cannot is a row that says why.
     """
     if path.suffix == ".parquet":
         return _parquet(path)
@@ -103,7 +140,14 @@ def read_rows(path: Path) -> Rows:
         return _csv(path, text)
     lines = text.split("\n")
     numbers = tuple(number for number, line in enumerate(lines, start=1) if line.strip())
-    return Rows(str(path), [_parsed(lines[number - 1], f"{path} row {number}") for number in numbers], 1, numbers)
+    return Rows(str(path), [_line(lines[number - 1]) for number in numbers], 1, numbers)
+
+
+def _line(text: str) -> object:
+    try:
+        return _parsed(text)
+    except ValueError as error:
+        return RowError("is not JSON", why=error)
 
 
 def _parquet(path: Path) -> Rows:
@@ -117,7 +161,10 @@ def _parquet(path: Path) -> Rows:
 
 
 def _json(path: Path, text: str) -> Rows:
-    found = _parsed(text, str(path))
+    try:
+        found = _parsed(text)
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
     if isinstance(found, dict):
         lists = [value for value in found.values() if isinstance(value, list)]
         if len(lists) != 1:
@@ -162,9 +209,14 @@ def _header(path: Path, names: Sequence[str]) -> list[str]:
     return plain
 
 
-def _parsed(text: str, place: str) -> object:
+def _parsed(text: str) -> object:
+    """Return what JSON text holds.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
     try:
         found: object = json.loads(text)
         return found
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} is not JSON: {error}") from error
+    except RecursionError:
+        raise ValueError("nested too deep") from None

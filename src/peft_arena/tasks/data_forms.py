@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ FORMS: tuple[Form, ...] = (
     ),
     *(Form(f"pairs ({prompt}, {answer})", {"prompt": prompt, "response": answer}) for prompt, answer in _PAIRS),
 )
-"""In the order in which they are looked for: the first that fits all rows is taken."""
+"""In the order in which they are looked for: the first that fits most rows is taken."""
 
 
 class Recognised(NamedTuple):
@@ -77,24 +78,24 @@ class Recognised(NamedTuple):
 
 
 def recognise(rows: Rows) -> Recognised:
-    """Return the form that all rows of a source have.
+    """Return the form that most rows of a source have; a row without its columns cannot be used.
 
     Raises:
-        UserError: there are no rows, a row is no object, or no form fits; the message says which columns there are.
+        UserError: there are no rows, none is an object, or no form fits; the message says which columns there are.
     """
     if not rows.rows:
         raise UserError(f"{rows.source} holds no rows")
-    for number, row in enumerate(rows.rows):
-        if not isinstance(row, dict):
-            raise UserError(
-                f"{rows.place(number)}: must be an object with named columns, got {type(row).__name__} {str(row)[:40]}"
-            )
-    shared = set(rows.rows[0]).intersection(*rows.rows)
+    whole = [row for row in rows.rows if isinstance(row, dict)]
+    if not whole:
+        rows.read()
+    counts = Counter(name for row in whole for name in row)
+    shared = {name for name, count in counts.items() if 2 * count > len(whole)}
     for form in FORMS:
-        if set(form.columns.values()) <= shared and _holds(form, rows.rows[0]):
-            found = {use: column for use, column in form.optional.items() if any(column in row for row in rows.rows)}
+        first = next((row for row in whole if set(form.columns.values()) <= set(row)), None)
+        if set(form.columns.values()) <= shared and first is not None and _holds(form, first):
+            found = {use: column for use, column in form.optional.items() if column in counts}
             return Recognised(form.title, {**form.columns, **found})
-    names = ", ".join(sorted(map(str, shared))) or "none that all rows have"
+    names = ", ".join(sorted(map(str, shared))) or "none that most rows have"
     raise UserError(
         f"{rows.source}: cannot tell which columns hold prompt and answer; its columns are {names}; name them, for "
         "example columns: {prompt: question, response: answer}"

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.text import half_character, half_words
 from peft_arena.tasks.base import Item
+from peft_arena.tasks.data_files import RowError, short
 from peft_arena.tasks.splits import Keyed
 
 ROLES: Mapping[str, str] = {
@@ -32,18 +34,7 @@ ROLES: Mapping[str, str] = {
     "tool_response": "tool",
 }
 """What exports call a turn's speaker, and whose turn it is; a tool's turns are left out."""
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _LETTER = re.compile(r"[A-Z]")
-
-
-class RowError(Exception):
-    """Why a row cannot be used; ``what`` is the same for rows with one fault, the text also says what was given."""
-
-    def __init__(self, what: str, given: object = "") -> None:
-        """Keep what is wrong, and show what was given in one line of bounded length."""
-        shown = f", got {_short(given)}" if given != "" else ""
-        super().__init__(f"{what}{shown}")
-        self.what = what
 
 
 class Placed(NamedTuple):
@@ -110,9 +101,8 @@ def text_of(value: object, what: str) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if not text.strip():
         raise RowError(f"{what} is empty")
-    if found := _SURROGATE.search(text):
-        half = f"U+{ord(found[0]):04X} at character {found.start()}"
-        raise RowError(f"{what} holds half a surrogate pair, as a cut emoji leaves it", half)
+    if (place := half_character(text)) is not None:
+        raise RowError(f"{what} holds half of a character (a lone surrogate)", half_words(text, place))
     return text
 
 
@@ -243,7 +233,7 @@ def _turns(value: object, column: str, left: Counter[str]) -> list[dict[str, str
             left["turns and calls of tools"] += 1
             broken = True
         elif not text.strip():
-            raise RowError(f"{where}: a turn holds no text", f"turn {number}: {_short(content)}")
+            raise RowError(f"{where}: a turn holds no text", f"turn {number}: {short(content)}")
         if not text.strip():
             continue
         if broken and turns and turns[-1]["role"] == ROLES[role]:
@@ -280,11 +270,7 @@ def _content(content: object, place: str, left: Counter[str]) -> str:
     return text_of(joined, place) if joined.strip() else ""
 
 
-def _short(value: object) -> str:
-    return " ".join(str(value).split())[:80].encode("utf-8", "backslashreplace").decode()
-
-
-def refuse(problems: Sequence[tuple[str, RowError]], cure: str = "") -> None:
+def refuse(problems: Sequence[tuple[str, RowError]]) -> None:
     """Refuse rows that cannot be used: the first with file and row, and how many there are.
 
     Raises:
@@ -292,5 +278,6 @@ def refuse(problems: Sequence[tuple[str, RowError]], cure: str = "") -> None:
     """
     if problems:
         place, error = problems[0]
-        others = f"; so are {len(problems) - 1} more rows" if len(problems) > 1 else ""
-        raise UserError(f"{place}: {error}{others}{cure}")
+        count = len(problems) - 1
+        others = f"; {count:,} more row{'s' if count > 1 else ''} cannot be used" if count else ""
+        raise UserError(f"{place}: {error}{others}; mend the rows, or say unusable: count to leave them out")

@@ -12,7 +12,7 @@ def gold_problem(task: Task, item: Item) -> str:
     """Say why the answer that an item is trained on does not get the full score; empty if it does.
 
     It is judged as a completion is: cut at the first stop string, then scored. Whether a tokenizer can write it within
-    the limit of new tokens is :func:`peft_arena.models.gold.written_problem`.
+    the limit of new tokens is :func:`peft_arena.evaluate.gold.written_problem`.
 
     Args:
         task: that asks.

@@ -175,7 +175,7 @@ def _judged(found: re.Match[str]) -> str:
         return found[0]
     if letter == "A" and not found["close"] and _ARTICLE.match(behind) and not named:
         return found[0]
-    if letter == "I" and not found["close"] and re.match(r" (?!is\b)[a-z]", behind) and not named:
+    if letter == "I" and not found["close"] and re.match(r" (?!is\b)[a-z]", behind):
         return found[0]
     opened = found[0][0] if found[0][0] in "([{<" else ""
     return opened + mark_of(letter)

@@ -1,7 +1,8 @@
 """A scorer of the user's own: a function in a Python file, named as ``my.py:function``.
 
-Naming the file is asking for it: its code runs in the process that scores, and when a study is planned. Nothing else
-names one. The file stands alone: it may import installed packages, not files beside it, so that its text is all of it.
+Naming the file is asking for it: its code runs in every command that reads the study or scores by it, in the same
+process. Nothing else names one. The file stands alone: it may import installed packages, not files beside it, so that
+its text is all of it.
 """
 
 from __future__ import annotations

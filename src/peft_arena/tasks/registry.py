@@ -120,10 +120,12 @@ def display_name(spec: TaskSpec) -> str:
 @lru_cache(maxsize=256)
 def _name_on_card(canonical: str) -> str:
     spec = TaskSpec.model_validate_json(canonical)
+    if isinstance(stated := spec.config.get("name"), str) and stated:
+        return stated
     try:
         return make_task(spec.name, spec.config).card.name
     except UserError:
-        return str(spec.config.get("name") or spec.name)
+        return spec.name
 
 
 def difference_unit(spec: TaskSpec) -> str:

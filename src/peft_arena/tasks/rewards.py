@@ -285,7 +285,7 @@ def refusal(reward: Reward, task: Task, limit: int) -> str:
 def caution(reward: Reward, task: Task) -> str:
     """Return a line that says how a reward can be won without being right; empty where no way is known."""
     how = reward.caution(task)
-    return f"reward {reward.card.name} of task {task.card.name} can be won without being right: {how}" if how else ""
+    return f"reward {reward.card.name} on {task.card.name} can be won without being right: {how}" if how else ""
 
 
 def judge_answer(task: Task, rewards: Sequence[Reward], answer: Answer) -> Judged:

@@ -65,7 +65,7 @@ def first_line(text: str) -> str:
 
 def first_lines(text: str, count: int) -> str:
     """Return so many of the first lines that hold anything but white space, each without it around."""
-    return "\n".join(list(islice((line.strip() for line in text.splitlines() if line.strip()), count)))
+    return "\n".join(islice((line.strip() for line in text.splitlines() if line.strip()), count))
 
 
 def _lines(text: str) -> int:
@@ -275,6 +275,17 @@ def _as_latex(gold: str) -> str:
     return gold if "$" in gold.replace("\\$", "") or "\\boxed" in gold else f"${gold}$"
 
 
+WANTS: Mapping[str, str] = MappingProxyType(
+    {
+        "boxed": "reads the last \\boxed{...} of an answer, and an answer without one is wrong",
+        "contains": "looks for the answer as whole words in as many first lines as it has",
+        "exact_match": "compares the whole answer literally",
+        "math_verify": "reads the answer as mathematics",
+        "normalised_match": "compares as many first lines as the answer has, without case, punctuation and articles",
+        "numeric": "compares the answer's number by value",
+    }
+)
+"""What each scorer does with an answer, in a clause, for messages."""
 GAMED_BY: Mapping[str, str] = MappingProxyType(
     {
         "contains": "an answer that lists many candidates in its first line has the full score if one of them is right",

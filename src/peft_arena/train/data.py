@@ -82,8 +82,9 @@ def read_examples(
         lengths.append(size)
         if spec.overlong == "error":
             raise UserError(
-                f"task {task.card.name}, {split} item {number} ({item.id}) has {size} tokens and at most {limit} are "
-                "allowed (by max_length or the model's context); set overlong = drop to leave such examples out"
+                f"task {task.card.name}, {split} item {number} ({task.place_of(item)}) has {size} tokens and at most "
+                f"{limit} are allowed (by max_length or the model's context); set overlong = drop to leave such "
+                "examples out"
             )
     if split == "train" and not any(example.labels for example in kept):
         raise UserError(
@@ -156,7 +157,7 @@ def _example(
         else:
             encoded = encode_example(tokenizer, prompt, target, as_option=as_option)
     except UserError as error:
-        raise UserError(f"task {task.card.name}, {split} item {number} ({item.id}): {error}") from None
+        raise UserError(f"task {task.card.name}, {split} item {number} ({task.place_of(item)}): {error}") from None
     if spec.loss_on == "all":
         return Example(encoded.ids, 1)
     starts = [begin for begin, _ in turns] + [encoded.prompt_length]

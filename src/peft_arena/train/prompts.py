@@ -89,15 +89,16 @@ def read_prompts(
             text = render(tokenizer, task.prompt(item))
             ids = encode_text(tokenizer, text)
         except UserError as error:
-            raise UserError(f"task {name}, {split} item {number} ({item.id}): {error}") from None
+            raise UserError(f"task {name}, {split} item {number} ({task.place_of(item)}): {error}") from None
         if 0 < len(ids) <= limit:
             kept.append(Prompt(item, text, ids))
             continue
         shortest = min(shortest, len(ids))
         if spec.overlong == "error" or not ids:
             raise UserError(
-                f"task {name}, {split} item {number} ({item.id}): its prompt has {len(ids)} tokens, and 1 to {limit} "
-                f"are allowed ({room} by max_length or the model's context, less {room - limit} for the answer)"
+                f"task {name}, {split} item {number} ({task.place_of(item)}): its prompt has {len(ids)} tokens, and 1 "
+                f"to {limit} are allowed ({room} by max_length or the model's context, less {room - limit} for the "
+                "answer)"
             )
     if split == "train" and not kept:
         raise UserError(

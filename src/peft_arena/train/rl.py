@@ -70,9 +70,7 @@ def train_rl(
     card = METHODS.get(name).card
     if Capability.ONLINE_RL not in card.capabilities:
         raise UserError(f"method {name} cannot be trained by {spec.objective}: its card does not declare online_rl")
-    if spec.rollouts != "transformers" and run.spec.model.new_tokens:
-        raise UserError("vLLM loads the model without model.new_tokens; use rollouts: transformers")
-    if spec.rollouts != "transformers" and (problem := vllm_refusal(card)):
+    if spec.rollouts != "transformers" and (problem := vllm_refusal(card, run.spec.model)):
         raise UserError(f"rollouts {spec.rollouts} cannot be used with method {name}: {problem}")
     if spec.rollouts != "transformers" and importlib.util.find_spec("vllm") is None:
         raise UserError(f"rollouts {spec.rollouts} needs vLLM: pip install vllm; or use rollouts: transformers")

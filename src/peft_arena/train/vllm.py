@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import RLSpec
+from peft_arena.core.specs import ModelSpec, RLSpec
 from peft_arena.methods.base import Capability, MethodCard
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 NEEDED = frozenset({Capability.LINEAR_DELTA, Capability.MERGEABLE})
 
 
-def vllm_refusal(card: MethodCard) -> str:
-    """Say why vLLM cannot generate for a method; empty if it can."""
+def vllm_refusal(card: MethodCard, model: ModelSpec) -> str:
+    """Say why vLLM cannot generate for a method on a model; empty if it can."""
+    if model.new_tokens:
+        return "vLLM loads the model without model.new_tokens; use rollouts: transformers"
     missing = sorted(NEEDED - card.capabilities)
     if missing:
         return f"vLLM needs the tuned model as plain weights, and {card.name} is not {' and '.join(missing)}"

@@ -201,7 +201,7 @@ class Benchmark(Task):
             return read_hub(where.hub, where.subset, where.split, revision, file=where.file)
         if settings.source == "miniature":
             return miniature(self.card.name).get(where.key, ())
-        return [dict(row) for row in read_rows(self._file(where)).rows]
+        return read_rows(self._file(where)).read()
 
     def _commit(self, where: HubSplit) -> str:
         """Return the commit to read; one that is not pinned is looked up once."""
