@@ -212,9 +212,7 @@ class Leaky(Scripted):
 
 def test_a_score_that_can_be_won_says_so_where_it_is_the_reward() -> None:
     task = Leaky(lambda: RIGHT)
-    assert caution(made("task"), task) == (
-        "reward task on micro-sort can be won without being right: any text wins"
-    )
+    assert caution(made("task"), task) == ("reward task on micro-sort can be won without being right: any text wins")
     assert caution(made("ended"), task) == ""
     assert caution(made("task"), Scripted(lambda: RIGHT)) == ""
 

@@ -75,7 +75,7 @@ def check_lora_adapter(life: Life) -> None:
     brought: dict[str, Tensor] = {}
     for key, tensor in load_file(life.saved / "adapter_model.safetensors").items():
         place = KEY.fullmatch(key)
-        if place is None and key.removeprefix("base_model.model.").startswith(whole):
+        if place is None and any(key.removeprefix("base_model.model.").startswith(f"{name}.") for name in whole):
             brought[key.removeprefix("base_model.model.")] = tensor
             continue
         assert place is not None, f"no plain LoRA: the adapter holds {key}"
