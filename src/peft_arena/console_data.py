@@ -27,8 +27,8 @@ def lines_of(found: Looked) -> list[str]:
         f"prompts: {_lengths(found.prompts)}",
         f"answers: {_lengths(found.answers)}",
         f"duplicates: {found.duplicates:,} rows with the prompt and answer of another",
-        f"near duplicates: {found.near_duplicates:,} prompts that only accents, quotation marks or signs at the end of "
-        "words set apart from another",
+        f"near duplicates: {found.near_duplicates:,} prompts that only letter case, spaces, accents, quotation marks "
+        "or signs at the end of words set apart from another",
     ]
     if found.unused_columns:
         lines.insert(2, f"not used: {', '.join(found.unused_columns)}")
@@ -41,9 +41,14 @@ def lines_of(found: Looked) -> list[str]:
         more = f", and {len(shown) - SHOWN_LABELS} more" if len(shown) > SHOWN_LABELS else ""
         lines.append(f"labels: {', '.join(shown[:SHOWN_LABELS])}{more}")
     lines.append(f"scorer: {found.scorer} ({found.scorer_why})")
-    if not found.refused:
+    if not found.refused and not found.unfit:
         lines.append("refused: nothing")
-    lines += [f"refused: {one.rows:,} rows: {one.reason}; first {one.first}" for one in found.refused]
+    lines += [
+        f"refused: {one.rows:,} row{'s' if one.rows > 1 else ''}: {one.reason}; first {one.first}"
+        for one in found.refused
+    ]
+    if found.unfit:
+        lines.append(f"refused as a whole: {found.unfit}")
     return [*lines, "", "for the targets of a study:", "", *(f"  {line}" for line in found.entry.splitlines())]
 
 

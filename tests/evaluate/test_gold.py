@@ -42,7 +42,7 @@ def reasons(tokenizer: PreTrainedTokenizerBase, folder: Path, rows: list[dict[st
     path.write_text(json.dumps(rows))
     task = make_task("custom", {"path": str(path), "scorer": "exact_match", "unusable": "count", **settings})
     items = [item for split in ("train", "validation", "test") for item in task.items(split)]
-    return [why for _, why in unwritten(task, items, tokenizer)]
+    return [found.why for found in unwritten(task, items, tokenizer)]
 
 
 def rows_with(**odd: Any) -> list[dict[str, Any]]:

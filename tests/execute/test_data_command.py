@@ -92,8 +92,12 @@ def test_what_is_pasted_is_what_a_plan_takes(tmp_path: Path) -> None:
 
 def test_few_rows_are_said_whatever_the_file_is_called(tmp_path: Path) -> None:
     for name in ("two.jsonl", "multiple_choice.jsonl"):
-        with pytest.raises(UserError, match="nothing is left for validation, test: 2 rows hold only 2"):
-            look_at(write(tmp_path / name, NUMBERS[:2]))
+        found = look_at(write(tmp_path / name, [*NUMBERS[:2], {"question": "x", "answer": None}]))
+        assert found.unfit.startswith(
+            "nothing is left for validation, test: 3 rows hold only 2 different prompts and 1"
+        )
+        assert [one.reason for one in found.refused] == ["column 'answer' is empty"]
+        assert any(line.startswith("refused as a whole: nothing is left") for line in lines_of(found))
 
 
 def test_an_answer_that_its_scorer_cannot_give(tmp_path: Path) -> None:

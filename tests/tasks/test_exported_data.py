@@ -139,7 +139,7 @@ def test_options_that_contradict_are_said(tmp_path: Path) -> None:
 def test_near_duplicates_are_counted(tmp_path: Path) -> None:
     rows = [{"question": f"Où est le café {n} ?", "answer": f"{n}"} for n in range(40)]
     rows += [{"question": "Ou est le “cafe” 3?", "answer": "x"}, {"question": "ou est le cafe 4", "answer": "4"}]
-    assert "4 prompts that only accents" in notes(custom(write(tmp_path / "a.jsonl", rows)))
+    assert "4 prompts that only letter case, spaces, accents" in notes(custom(write(tmp_path / "a.jsonl", rows)))
 
 
 def test_rows_that_cannot_be_used_are_counted_if_asked(tmp_path: Path) -> None:

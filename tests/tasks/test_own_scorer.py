@@ -13,7 +13,7 @@ from peft_arena.tasks.base import Task
 from peft_arena.tasks.registry import make_task, task_of
 from tests.tasks.test_custom import write
 
-ROWS = [{"q": f"q{n}", "a": f"answer {n}", "lang": "en", "n": n} for n in range(30)]
+ROWS = [{"q": f"q{n}", "a": f"answer {n}", "tags": [], "n": n} for n in range(30)]
 SCORER = """
 from dataclasses import dataclass
 
@@ -32,6 +32,13 @@ def judge(answer, row):
         return None
     if answer == "out":
         raise SystemExit(3)
+    if answer == "half a sign":
+        raise ValueError("not \\ud83d")
+    if answer == "text":
+        return "1"
+    row["tags"].append("seen")
+    assert row["tags"] == ["seen"], "no call sees what another did to the row"
+    print("judged")
     return Verdict(answer == row["a"]).right
 
 def three(answer, row, more):
@@ -54,10 +61,13 @@ def test_it_judges_answer_and_row(tmp_path: Path) -> None:
     item = task.items("test")[0]
     said = {text: task.score(item, text) for text in (item.data["answer"], "no", "half", "skip", "boom", "many", "out")}
     assert [said[text].value for text in (item.data["answer"], "no", "half", "skip")] == [1.0, 0.0, 0.5, None]
-    assert all(said[text].value is None for text in ("boom", "many", "out"))
+    odd = {text: task.score(item, text) for text in ("half a sign", "text")}
+    assert "\\ud83d" in odd["half a sign"].reason and "gave '1'" in odd["text"].reason
+    odd["half a sign"].reason.encode()
+    assert all(one.value is None for one in (*odd.values(), said["boom"], said["many"], said["out"]))
     place = f"(mine.jsonl row {item.data['row']['n'] + 1})".replace("(", f"({tmp_path}/")
     assert "raised KeyError: 'missing' in line 10" in said["boom"].reason
-    assert "gave 3: True, False, None or 0 to 1" in said["many"].reason
+    assert "gave 3: True, False, None or a number from 0 to 1" in said["many"].reason
     assert "raised SystemExit" in said["out"].reason
     assert all(said[text].reason.endswith(place) for text in ("boom", "many", "skip", "out"))
     assert task.card.headline.name == "score"
@@ -110,7 +120,7 @@ def test_rows_need_no_answer(tmp_path: Path) -> None:
 
 def test_every_row_is_asked_with_its_own(tmp_path: Path) -> None:
     (tmp_path / "my.py").write_text(SCORER)
-    rows = [{"q": f"q{n % 15}", "a": f"answer {n}"} for n in range(30)]
+    rows = [{"q": f"q{n % 15}", "a": f"answer {n}", "tags": []} for n in range(30)]
     path = write(tmp_path / "mine.jsonl", [*rows, rows[0]])
     given = {"path": str(path), "columns": {"prompt": "q", "response": "a"}, "scorer": f"{tmp_path / 'my.py'}:judge"}
     task = make_task("custom", given)

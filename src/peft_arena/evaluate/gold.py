@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from peft_arena.core.errors import UserError
 from peft_arena.evaluate.decode import Stopper
-from peft_arena.models.render import control_tokens, encode_example, option_request, turn_end
+from peft_arena.models.render import control_tokens, encode_example, encode_prompt, option_request, turn_end
 from peft_arena.tasks.base import Item, Kind, Task
 from peft_arena.tasks.gold import gold_problem, lost
 
@@ -30,6 +30,8 @@ class Unwritten(NamedTuple):
 
     item: Item
     why: str
+    asked: bool = True
+    """False: it cannot even be asked, as the model's tokenizer or template cannot make a prompt of it."""
 
 
 def unwritten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Iterator[Unwritten]:
@@ -49,7 +51,7 @@ def unwritten(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerB
         write = odd or number < WRITTEN
         why = written_problem(task, item, stopper) if write else controls(task, item, tokenizer)
         if why:
-            yield Unwritten(item, why)
+            yield Unwritten(item, why, asked=not (write and asking_problem(task, item, tokenizer)))
 
 
 def _odd(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[Item, bool]]:
@@ -79,6 +81,8 @@ def written_problem(task: Task, item: Item, stopper: Stopper) -> str:
     if why := controls(task, item, tokenizer):
         return why
     target = task.target(item)
+    if why := asking_problem(task, item, tokenizer):
+        return why
     if task.card.kind is Kind.CHOICE:
         return _options_alike(task, item, tokenizer)
     if task.card.kind is not Kind.GENERATE or not target or gold_problem(task, item):
@@ -97,6 +101,19 @@ def written_problem(task: Task, item: Item, stopper: Stopper) -> str:
     if why and said.strip() != target.strip():
         return f"this model's tokens write it as {said[:60]!r}"
     return why
+
+
+def asking_problem(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Say why no prompt can be made of an item for a model with this tokenizer; empty if one can.
+
+    A template that writes something else each time it is asked makes no prompt either: training and evaluation would
+    see two.
+    """
+    try:
+        first, second = (encode_prompt(tokenizer, task.prompt(item)) for _ in range(2))
+    except UserError as error:
+        return str(error)
+    return "" if first == second else "the chat template writes another text each time it is asked"
 
 
 def controls(task: Task, item: Item, tokenizer: PreTrainedTokenizerBase) -> str:

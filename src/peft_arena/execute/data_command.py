@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
+from peft_arena.execute.lengths import characters_of
 from peft_arena.models.load import load_tokenizer, resolve
 from peft_arena.models.render import encode_example
 from peft_arena.tasks.base import Item
@@ -84,6 +85,8 @@ class Looked:
     prompts: Lengths
     answers: Lengths
     refused: Sequence[Refused]
+    unfit: str
+    """Why a study could not use the file as a whole; empty if it can."""
     scorer: str
     scorer_why: str
     entry: str
@@ -155,6 +158,7 @@ def look_at(
         prompts=prompts,
         answers=answers,
         refused=refused,
+        unfit=found.unfit,
         scorer=chosen,
         scorer_why=why,
         entry=entry,
@@ -162,7 +166,7 @@ def look_at(
 
 
 def _custom(settings: Mapping[str, Any], progress: Callable[[int, int], object] | None = None) -> Custom:
-    return Custom(build(CustomConfig, settings, where="data"), progress)
+    return Custom(build(CustomConfig, settings, where="data"), progress, refuses=False)
 
 
 def _answer(item: Item) -> str:
@@ -212,7 +216,7 @@ def _lengths(
     """
     if tokenizer is None:
         texts = [_answer(item) for item in items]
-        prompts = _lengths_of("characters", [len(item.question) for item in items])
+        prompts = _lengths_of("characters", [characters_of(task.prompt(item)) for item in items])
         longest = max((len(text.encode()) for text in texts), default=0)
         return prompts, _lengths_of("characters", list(map(len, texts))), _limit(longest)
     drawn = items if len(items) <= MEASURED else random.Random(0).sample(list(items), MEASURED)
@@ -220,8 +224,8 @@ def _lengths(
     for item in (item for item in drawn if task.target(item)):
         try:
             encoded = encode_example(tokenizer, task.prompt(item), task.target(item))
-        except UserError as error:
-            raise UserError(f"{task.place_of(item)}: {error}") from None
+        except UserError:
+            continue  # it is among the refused
         asked.append(encoded.prompt_length)
         closings.append(len(encoded.ids) - encoded.prompt_length - _sizes([task.target(item)], tokenizer)[0])
     beyond = max(closings, default=1)
@@ -264,7 +268,7 @@ def _unwritten(task: Custom, tokenizer: PreTrainedTokenizerBase) -> list[Refused
 
     items = [item for part in task.found.parts.values() for item in part]
     found: dict[str, list[str]] = {}
-    for item, why in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item):
+    for item, why, _ in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item):
         found.setdefault(why, []).append(task.place_of(item))
     ordered = sorted(found.items(), key=lambda entry: -len(entry[1]))
     return [Refused(why, len(places), places[0]) for why, places in ordered]

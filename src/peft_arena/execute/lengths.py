@@ -214,13 +214,14 @@ def _lengths(
 
 def _by_characters(task: Task, items: Sequence[Item]) -> Lengths:
     sizes = [
-        (max(round(_characters(task.prompt(item)) / CHARACTERS), 1), round(len(task.target(item)) / CHARACTERS) + 1)
+        (max(round(characters_of(task.prompt(item)) / CHARACTERS), 1), round(len(task.target(item)) / CHARACTERS) + 1)
         for item in items[:SAMPLE]
     ]
     return _lengths(sizes, len(items), len(sizes), 0, counted=False)
 
 
-def _characters(prompt: Prompt) -> int:
+def characters_of(prompt: Prompt) -> int:
+    """Return the characters of a prompt, of all its turns."""
     return len(prompt) if isinstance(prompt, str) else sum(len(turn.content) for turn in prompt)
 
 

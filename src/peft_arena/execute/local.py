@@ -170,6 +170,8 @@ class _Sources:
 EXIT_FAILED = 1
 EXIT_BUSY = 75
 EXIT_MORE = 76
+EXIT_DONE = 77
+"""Not 0, which code of the user's own may end the process with before it is done."""
 
 
 def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
@@ -188,8 +190,7 @@ def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
     except UserError as error:
         messages.put((run_id, FAILED, 0.0, str(error)))
         raise SystemExit(EXIT_FAILED) from None
-    if more:
-        raise SystemExit(EXIT_MORE)
+    raise SystemExit(EXIT_MORE if more else EXIT_DONE)
 
 
 def _follow_parent() -> None:
@@ -224,11 +225,11 @@ def _show(messages: SimpleQueue[Message], watcher: Watcher, said: dict[str, str]
 def _note(order: Order, code: int | None, said: dict[str, str], outcome: Outcome, watcher: Watcher) -> None:
     """Note how a run ended; a worker that died without a word is written into the run's log."""
     run_id = order.run.run_id
-    if code == 0:
+    if code == EXIT_DONE:
         outcome.finished.append(run_id)
         watcher.ended(run_id, "")
         return
-    reason = said.get(run_id, f"the worker process ended with code {code}")
+    reason = said.get(run_id, f"the worker process ended with code {code} before it was done")
     if code is not None and code < 0:
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         reason = f"the worker process was ended by {signal.Signals(-code).name}{hint}"

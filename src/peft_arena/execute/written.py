@@ -20,7 +20,7 @@ from peft_arena.tasks.base import Split, Task, split_items
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-VERSION = 2
+VERSION = 3
 """Raised when what is checked changes."""
 
 
@@ -30,6 +30,8 @@ class Unwinnable(NamedTuple):
     items: int
     first: str
     """Place and reason of the first; empty if there is none."""
+    barred: str = ""
+    """Place and reason of the first that cannot even be asked; empty if all can."""
 
 
 def check_written(study: Study) -> list[Note]:
@@ -50,6 +52,8 @@ def check_written(study: Study) -> list[Note]:
         if not found.items:
             continue
         name = labels[spec.id]
+        if found.barred:
+            raise UserError(f"task {name}: {found.barred}; use another model or template, or mend the row")
         if task.unusable == "refuse":
             others = f"; nor can {found.items - 1:,} more items" if found.items > 1 else ""
             raise UserError(
@@ -66,17 +70,19 @@ def unwinnable(model: ModelSpec, spec: TaskSpec, task: Task) -> Unwinnable:
 
     def measure(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Any]:
         found = [] if tokenizer is None else _problems(task, tokenizer)
-        return {"items": len(found), "first": found[0] if found else ""}
+        lost, barred = ([text for text, asked in found if asked is side] for side in (True, False))
+        return {"items": len(found), "first": next(iter(lost), ""), "barred": next(iter(barred), "")}
 
     return Unwinnable(**kept_table(["written", VERSION, spec.id], model, measure))
 
 
-def _problems(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return place and reason of every item that cannot be won, in the order of the rows."""
+def _problems(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[tuple[str, bool]]:
+    """Return place and reason of every item that cannot be won, and whether it can be asked, in the rows' order."""
     from peft_arena.evaluate.gold import unwritten
 
     items = [item for split in get_args(Split) for item in split_items(task, split) or ()]
-    return [
-        f"{task.place_of(item)} cannot be won by its own answer {task.target(item)[:60]!r}: {why}"
-        for item, why in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item)
-    ]
+    found = []
+    for item, why, asked in task.in_order(unwritten(task, items, tokenizer), key=lambda one: one.item):
+        what = f"cannot be won by its own answer {task.target(item)[:60]!r}" if asked else "cannot be asked"
+        found.append((f"{task.place_of(item)} {what}: {why}", asked))
+    return found

@@ -140,8 +140,6 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, **how: bool
     Raises:
         UserError: the template refuses the conversation.
     """
-    from jinja2 import TemplateError
-
     chat = settings_of(tokenizer).chat
     given: dict[str, Any] = dict(how)
     if isinstance(tokenizer.chat_template, (str, dict)):
@@ -153,10 +151,11 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, **how: bool
     given |= {} if chat is None else chat.keywords
     try:
         return str(tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **given))
-    except TemplateError as error:
+    except Exception as error:  # noqa: BLE001 - a template is the model's own program and raises anything
+        stated = "" if chat is None else f" with chat {chat.canonical()}"
         raise UserError(
             f"the chat template of {tokenizer.name_or_path} cannot render a conversation of "
-            f"{', '.join(turn['role'] for turn in turns)}: {first_line(error)}"
+            f"{', '.join(turn['role'] for turn in turns)}{stated}: {first_line(error)}"
         ) from None
 
 

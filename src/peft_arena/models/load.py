@@ -154,6 +154,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
+    # lengths are checked against the model's own limit; the tokenizer's may be another, and its warning says "errors"
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     return tokenizer
 
 

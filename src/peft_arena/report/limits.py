@@ -30,10 +30,10 @@ def limit_title(target: TargetResult, label: str, task: TaskInfo) -> str:
 
 
 def limit_small(target: TargetResult, label: str) -> str:
-    """Return the same for the target in a few words; empty where no answer met the limit, or nothing is recorded."""
+    """Return the same for the target in a few words; empty where nothing is recorded."""
     key = target.spec.id
     base, tuned = target.limits.base.get(key), target.limits.of(label, key)
-    if not any(one is not None and one.met for one in (base, tuned)):
+    if base is None and tuned is None:
         return ""
     return f"at the limit {_share(base)} → {_share(tuned)}"
 

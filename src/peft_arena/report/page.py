@@ -159,7 +159,7 @@ def _meta(result: StudyResult) -> Markup:
     model = result.view.base.model
     parts = [
         f"study {result.view.name}",
-        f"model {model.name}{'@' + model.revision if model.revision else ''}",
+        f"model {model.words}",
         f"{len({arm.label for arm in result.view.arms})} arms, {done} of {len(runs)} runs trained",
         f"seeds {', '.join(map(str, seeds)) or 'none'}",
         f"report of {today}",

@@ -51,12 +51,15 @@ class Custom(Task):
 
     Config: ClassVar[type[TaskConfig]] = CustomConfig
 
-    def __init__(self, config: TaskConfig | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self, config: TaskConfig | None = None, progress: Progress | None = None, *, refuses: bool = True
+    ) -> None:
         """Find the data; files are read and checked at once, a hub data set when its items are asked for.
 
         Args:
             config: the settings.
             progress: told how many rows of files are read.
+            refuses: False to look at rows and answers that a study would refuse.
 
         Raises:
             UserError: a setting is missing, or the files cannot be used; the message names file and row.
@@ -72,7 +75,8 @@ class Custom(Task):
         self._progress = progress
         self.card = self._make_card("")
         if self._files:
-            found = self._checked()
+            found = self._checked() if refuses else self.found
+            self.config = settings.model_copy(update={"columns": Columns(**found.columns)})
             dropped = f" {found.held} items; {found.duplicates} rows that repeat another were left out."
             self.card = self._make_card(dropped)
 
@@ -170,8 +174,10 @@ class Custom(Task):
         """Return the items after trying whether the answer of each can win.
 
         Raises:
-            UserError: one cannot, and the settings do not say that such items are counted.
+            UserError: a row cannot be used or an item's answer cannot win, and the settings do not say that they are
+                counted; or there are too few rows.
         """
+        self._refuse_rows()
         if self.lost and self.unusable == "refuse":
             scorer = self.settings.scorer
             others = f"; nor can {len(self.lost) - 1:,} more items" if len(self.lost) > 1 else ""
@@ -182,6 +188,24 @@ class Custom(Task):
                 "count to keep and count them"
             )
         return self.found
+
+    def _refuse_rows(self) -> None:
+        """Refuse rows that cannot be used, the first with its place, and data that is too little.
+
+        Raises:
+            UserError: there is such a row, and they are not counted; or a split has no items.
+        """
+        unread = self.found.unread
+        if unread and (self.unusable == "refuse" or len(unread) == self.found.rows):
+            place, error = unread[0]
+            more = len(unread) - 1
+            others = f"; {more:,} more row{'s' if more > 1 else ''} cannot be used" if more else ""
+            raise UserError(
+                f"task {self.settings.name}: {place}: {error}{others}; mend the rows, or say unusable: count to leave "
+                "them out"
+            )
+        if self.found.unfit:
+            raise UserError(f"task {self.settings.name}: {self.found.unfit}")
 
     @property
     def lost(self) -> Sequence[Lost]:

@@ -13,7 +13,7 @@ from peft_arena.tasks.base import Item
 from peft_arena.tasks.custom_config import LIKELIHOOD, Columns, CustomConfig
 from peft_arena.tasks.data_files import RowError, Rows
 from peft_arena.tasks.data_forms import recognise, unused
-from peft_arena.tasks.data_rows import Placed, item_of, refuse
+from peft_arena.tasks.data_rows import Placed, item_of
 from peft_arena.tasks.own_scorer import is_own
 from peft_arena.tasks.splits import cut_by_share, near_key, normal_key, same_text, with_groups
 
@@ -57,8 +57,10 @@ class CustomItems:
     """Rows left out because another has the same prompt and answer."""
     several: list[tuple[str, str]] = field(default_factory=list)
     """Places of two different answers, for each prompt that has more than one."""
+    unfit: str = ""
+    """Why the data as a whole cannot be used; empty if it can."""
     near: int = 0
-    """Prompts that differ from another only in accents, quotation marks and signs at the end of words."""
+    """Prompts that differ from another only in case, spaces, accents, quotation marks and signs that end words."""
     near_across: int = 0
     """Those of them whose like stands in another split."""
     lost: dict[str, list[Lost]] = field(default_factory=dict)
@@ -92,8 +94,8 @@ class CustomItems:
         if self.near:
             across = f", {self.near_across:,} of them in different splits" if self.near_across else ""
             found.append(
-                f"{_count(self.near, 'prompt')} that only accents, quotation marks or signs at the end of words set "
-                f"apart from another{across}"
+                f"{_count(self.near, 'prompt')} that only letter case, spaces, accents, quotation marks or signs at "
+                f"the end of words set apart from another{across}"
             )
         return found
 
@@ -108,8 +110,9 @@ def columns_of(settings: CustomConfig, sources: Iterable[Rows]) -> tuple[Mapping
     Raises:
         UserError: no form fits, the sources have different ones, or the form does not go with the scorer.
     """
+    sources = list(sources)
     if settings.columns is not None:
-        return settings.columns.named(), ""
+        return settings.columns.named(), _form_of(settings.columns, sources)
     found = {recognised.title: recognised for recognised in map(recognise, sources)}
     if len(found) > 1:
         raise UserError(f"the files have different forms: {'; '.join(found)}; name the columns")
@@ -118,6 +121,15 @@ def columns_of(settings: CustomConfig, sources: Iterable[Rows]) -> tuple[Mapping
     if why := settings.columns_problem(columns):
         raise UserError(f"{why}; the data was read as {title}")
     return columns.named(), title
+
+
+def _form_of(columns: Columns, sources: Sequence[Rows]) -> str:
+    """Return the form whose columns were named, as if it had been recognised; empty if there is none."""
+    try:
+        forms = [recognise(rows) for rows in sources]
+    except UserError:
+        return ""
+    return forms[0].title if all(form.columns == columns.named() for form in forms) else ""
 
 
 def read_items(
@@ -141,7 +153,7 @@ def read_items(
     found = CustomItems(columns, form)
     total = sum(len(rows.rows) for rows in sources.values())
     placed: dict[str, list[Placed]] = {}
-    optional = {use: column for use, column in columns.items() if form and use in {"input", "system"}}
+    optional = {use: column for use, column in columns.items() if use in {"input", "system"}}
     for name, rows in sources.items():
         placed[name] = []
         for row, place in rows.numbered([column for use, column in columns.items() if use not in optional]):
@@ -155,8 +167,6 @@ def read_items(
                 found.unread.append((place, error))
             if progress is not None and (found.rows % REPORT_EVERY == 0 or found.rows == total):
                 progress(found.rows, total)
-    if settings.unusable == "refuse" or len(found.unread) == found.rows:
-        refuse(found.unread)
     found.unused = unused([row for rows in sources.values() for row in rows.rows[:REPORT_EVERY]], columns)
     for rows_of in placed.values():
         for one in rows_of:
@@ -211,9 +221,11 @@ def _divided(
     empty = [name for name, items in parts.items() if not items]
     if empty:
         keys = {normal_key(row.keyed.key) for row in every}
-        what = "groups" if "group" in found.columns else "prompts"
-        raise UserError(
-            f"nothing is left for {', '.join(empty)}: {found.rows} rows hold only {len(keys)} different {what}"
+        what = "group" if "group" in found.columns else "prompt"
+        unread = f" and {_count(len(found.unread), 'row')} that cannot be used" if found.unread else ""
+        found.unfit = (
+            f"nothing is left for {', '.join(empty)}: {_count(found.rows, 'row')} hold only "
+            f"{_count(len(keys), f'different {what}')}{unread}"
         )
     return parts
 
@@ -281,7 +293,7 @@ def _count_near(found: CustomItems, placed: Mapping[str, list[Placed]]) -> None:
     for rows in placed.values():
         for row in rows:
             split = split_of.get(first_at.get(row.place, ""), "")
-            alike.setdefault(near_key(row.prompt), {}).setdefault(normal_key(row.prompt), split)
+            alike.setdefault(near_key(row.prompt), {}).setdefault(same_text(row.prompt), split)
     for different in alike.values():
         if len(different) > 1:
             found.near += len(different)

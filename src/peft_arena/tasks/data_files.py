@@ -6,6 +6,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from peft_arena.core.errors import UserError, unknown
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _SEPARATORS = ",;\t"
 """What may stand between the columns of a CSV file; the one that its first line holds most often does."""
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 _FIELD_CHARACTERS = 1 << 30
 """The csv module's own limit of a field is shorter than some documents."""
 
@@ -105,7 +107,8 @@ def find_files(path: Path, named: Mapping[str, str]) -> dict[str, Path]:
     for file in found.values():
         if not file.is_file():
             state = "is a folder: name a file, or name a file for each split" if file.is_dir() else "does not exist"
-            raise UserError(f"data file '{file}' {state}")
+            looked = "" if file.is_absolute() or file.exists() else f" in {Path.cwd()}"
+            raise UserError(f"data file '{file}' {state}{looked}")
         if file.suffix not in SUFFIXES:
             raise UserError(f"data file '{file}' must end in {', '.join(SUFFIXES)}, got '{file.suffix}'")
     return found
@@ -179,7 +182,7 @@ def _json(path: Path, text: str) -> Rows:
 
 
 def _csv(path: Path, text: str) -> Rows:
-    head = text.split("\n", 1)[0]
+    head = _QUOTED.sub("", text.split("\n", 1)[0])
     separator = max(_SEPARATORS, key=head.count)
     csv.field_size_limit(_FIELD_CHARACTERS)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)

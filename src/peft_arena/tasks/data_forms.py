@@ -44,10 +44,15 @@ _PAIRS = (
     ("text", "label"),
 )
 FORMS: tuple[Form, ...] = (
-    Form("OpenAI chat (messages of role and content)", {"messages": "messages"}, turns=("role", "content")),
-    Form("ShareGPT (conversations of from and value)", {"messages": "conversations"}, turns=("from", "value")),
-    Form("chat (conversations of role and content)", {"messages": "conversations"}, turns=("role", "content")),
-    Form("chat (messages of from and value)", {"messages": "messages"}, turns=("from", "value")),
+    *(
+        Form(title, {"messages": column}, {"system": "system"}, turns)
+        for title, column, turns in (
+            ("OpenAI chat (messages of role and content)", "messages", ("role", "content")),
+            ("ShareGPT (conversations of from and value)", "conversations", ("from", "value")),
+            ("chat (conversations of role and content)", "conversations", ("role", "content")),
+            ("chat (messages of from and value)", "messages", ("from", "value")),
+        )
+    ),
     *_CHOICES,
     Form(
         "Alpaca (instruction, input, output)",

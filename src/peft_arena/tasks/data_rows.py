@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from peft_arena.core.errors import UserError
 from peft_arena.core.text import half_character, half_words
 from peft_arena.tasks.base import Item
 from peft_arena.tasks.data_files import RowError, short
@@ -34,6 +35,10 @@ ROLES: Mapping[str, str] = {
     "tool_response": "tool",
 }
 """What exports call a turn's speaker, and whose turn it is; a tool's turns are left out."""
+TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+"""Types of the parts of a turn that are its words; thoughts, calls and pictures are other parts."""
+MOST_DIGITS = 6
+"""An index has fewer."""
 _LETTER = re.compile(r"[A-Z]")
 
 
@@ -70,7 +75,7 @@ def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join
             turns = turns[:-1]
             question = turns[-1]["content"]
         data["messages"] = turns
-        key = json.dumps(turns, ensure_ascii=False)
+        key = shown_as(turns)
     else:
         question = key = _question(row, columns)
     if "response" in columns:
@@ -90,14 +95,24 @@ def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join
     return Placed(Keyed(group or key, item), place, key, dict(left))
 
 
+def shown_as(turns: Sequence[Mapping[str, str]]) -> str:
+    """Return a chat as one text that decides what counts as the same content; of one user's turn its words alone.
+
+    A line stands for each turn, so that white space around the words of a turn does not count, as in a plain prompt.
+    """
+    if len(turns) == 1:
+        return turns[0]["content"]
+    return "\n".join(f"{turn['role']}: {turn['content'].strip()}" for turn in turns)
+
+
 def text_of(value: object, what: str) -> str:
     """Return a value as text: numbers and booleans, lists and objects as JSON has them.
 
     Raises:
         RowError: it is empty, null, or holds half a surrogate pair, which is no text.
     """
-    if value is None:
-        raise RowError(f"{what} is empty")
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        raise RowError(f"{what} is empty", "" if value is None else value)
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     if not text.strip():
         raise RowError(f"{what} is empty")
@@ -128,7 +143,8 @@ def _conversation(row: Mapping[str, Any], columns: Mapping[str, str], left: Coun
 
 
 def _given(value: object) -> bool:
-    return value is not None and str(value).strip() != ""
+    """Say whether a value that may be left out is there: not null, not NaN, not blank."""
+    return value is not None and value == value and str(value).strip() != ""
 
 
 def _question(row: Mapping[str, Any], columns: Mapping[str, str]) -> str:
@@ -163,11 +179,13 @@ def _accepted(row: Mapping[str, Any], column: str) -> list[str]:
 
 
 def _decoded(text: str) -> object:
-    """Return what a text of a CSV file holds where it is JSON; else the text itself."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
+    """Return what a text of a CSV file holds where it is JSON, or a list as Python writes it; else the text itself."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
 
 
 def _group(row: Mapping[str, Any], column: str) -> str:
@@ -186,22 +204,19 @@ def _options(row: Mapping[str, Any], columns: Mapping[str, str]) -> tuple[tuple[
     texts = tuple(text_of(choice, where) for choice in choices)
     if len(set(texts)) < len(texts):
         raise RowError(f"{where} holds an option twice", choices)
-    return texts, _right(gold, texts, choices, _named(columns["gold"]))
+    return texts, _right(gold, texts, _named(columns["gold"]))
 
 
-def _right(gold: object, texts: Sequence[str], choices: Sequence[object], where: str) -> int:
+def _right(gold: object, texts: Sequence[str], where: str) -> int:
     """Return the index of the right option: its text, its index from 0, or its letter from A, in this order."""
-    if isinstance(gold, str) and gold in texts:
-        return texts.index(gold)
-    place = -1
-    if isinstance(gold, int) and not isinstance(gold, bool):
-        place = gold
-    elif isinstance(gold, str) and gold.strip().isascii() and gold.strip().isdigit():
-        place = int(gold)
-    elif isinstance(gold, str) and _LETTER.fullmatch(gold.strip()):
-        place = ord(gold.strip()) - ord("A")
-    elif gold in choices:
-        place = list(choices).index(gold)
+    said = gold if isinstance(gold, str) else json.dumps(gold, ensure_ascii=False, default=str)
+    if said in texts:
+        return texts.index(said)
+    digits, place = said.strip(), -1
+    if not isinstance(gold, bool) and digits.isascii() and digits.isdigit() and len(digits) < MOST_DIGITS:
+        place = int(digits)
+    elif _LETTER.fullmatch(digits):
+        place = ord(digits) - ord("A")
     if not 0 <= place < len(texts):
         allowed = f"an index from 0 to {len(texts) - 1}, a letter from A or the text of an option"
         raise RowError(f"{where} must be {allowed}", repr(gold))
@@ -241,6 +256,11 @@ def _turns(value: object, column: str, left: Counter[str]) -> list[dict[str, str
         else:
             turns.append({"role": ROLES[role], "content": text})
         broken = bool(calls)
+    last = value[-1]
+    if ROLES[_speaker(last)[0]] == "tool" or last.get("tool_calls") or last.get("function_call"):  # type: ignore[index]
+        raise RowError(f"{where}: the last turn is a tool's or calls one: there is no answer behind it")
+    if last.get("weight") == 0:
+        raise RowError(f"{where}: the last turn has weight 0: it is not to be learned")
     return turns
 
 
@@ -261,23 +281,10 @@ def _content(content: object, place: str, left: Counter[str]) -> str:
     texts = []
     for part in content:
         text = part.get("text") if isinstance(part, dict) else part
-        if isinstance(text, str):
+        if isinstance(text, str) and (isinstance(part, str) or part.get("type", "text") in TEXT_PARTS):
             texts.append(text)
         else:
             kind = part.get("type", "other") if isinstance(part, dict) else type(part).__name__
-            left[f"parts of type {kind}"] += 1
+            left[f"parts of type {short(kind)}"] += 1
     joined = "\n".join(texts)
     return text_of(joined, place) if joined.strip() else ""
-
-
-def refuse(problems: Sequence[tuple[str, RowError]]) -> None:
-    """Refuse rows that cannot be used: the first with file and row, and how many there are.
-
-    Raises:
-        UserError: there is one.
-    """
-    if problems:
-        place, error = problems[0]
-        count = len(problems) - 1
-        others = f"; {count:,} more row{'s' if count > 1 else ''} cannot be used" if count else ""
-        raise UserError(f"{place}: {error}{others}; mend the rows, or say unusable: count to leave them out")

@@ -35,8 +35,11 @@ def lost(task: Task, item: Item, said: str) -> str:
         return ""
     if score.value is None:
         return score.reason
+    given = f"the scorer gives it {score.value:g}"
+    if score.extracted.strip() == said.strip():
+        return given
     read = f"reads {score.extracted[:60]!r} in it" if score.extracted.strip() else "finds nothing to judge in it"
-    return f"the scorer gives it {score.value:g}: it {read}"
+    return f"{given}: it {read}"
 
 
 def _place(text: str, mark: str) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
+from copy import deepcopy
 from functools import lru_cache
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple
 
 from peft_arena.core.errors import UserError, first_line, unknown
 from peft_arena.tasks.base import Score
+from peft_arena.tasks.data_files import short
 
 _NAME = re.compile(r"(?P<path>.+\.py):(?P<function>[A-Za-z_][A-Za-z0-9_]*)")
 
@@ -50,15 +52,18 @@ class OwnScorer(NamedTuple):
             place: file and row, for the reason.
         """
         try:
-            found = self.function(answer, dict(row))
-            value = None if found is None else float(found)  # type: ignore[arg-type]
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the user's code raises anything; the other items go on
-            what = f"{type(error).__name__}: {first_line(error)[:200]}"
-            return Score(None, reason=f"{self.name} raised {what}{_line(error, self.name)} ({place})")
-        if value is None:
+            with redirect_stdout(sys.stderr):
+                found = self.function(answer, deepcopy(dict(row)))
+            value = None if found is None or isinstance(found, str | bytes) else float(found)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001 - the user's code raises anything; the other items go on
+            return Score(None, reason=f"{self.name} raised {_told(error)}{_line(error, self.name)} ({place})")
+        if found is None:
             return Score(None, reason=f"{self.name} gave no score ({place})")
-        if not math.isfinite(value) or not 0.0 <= value <= 1.0:
-            return Score(None, reason=f"{self.name} gave {value:g}: True, False, None or 0 to 1 is allowed ({place})")
+        if value is None or not 0.0 <= value <= 1.0:
+            given = f"{short(repr(found))}: True, False, None or a number from 0 to 1 is allowed"
+            return Score(None, reason=f"{self.name} gave {given} ({place})")
         return Score(value, extracted=answer.strip())
 
 
@@ -74,7 +79,7 @@ def own_scorer(name: str) -> OwnScorer:
         raise UserError(f"a scorer of your own is named FILE.py:FUNCTION, got '{name}'")
     path = Path(found["path"]).expanduser()
     if not path.is_file():
-        raise UserError(f"scorer '{name}': no file {path}")
+        raise UserError(f"scorer '{name}': no file {path}{'' if path.is_absolute() else f' in {Path.cwd()}'}")
     return _loaded(name, str(path.resolve()), found["function"], path.read_bytes())
 
 
@@ -88,11 +93,13 @@ def _loaded(name: str, path: str, function: str, code: bytes) -> OwnScorer:
     module.__file__ = path
     sys.modules[module_name] = module  # data classes of the file look their module up
     try:
-        exec(compile(code, path, "exec"), module.__dict__)
-    except (Exception, SystemExit) as error:
+        with redirect_stdout(sys.stderr):
+            exec(compile(code, path, "exec"), module.__dict__)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         del sys.modules[module_name]
-        what = f"{type(error).__name__}: {first_line(error)[:200]}"
-        raise UserError(f"scorer '{name}': the file cannot be run: {what}{_line(error, name)}") from error
+        raise UserError(f"scorer '{name}': the file cannot be run: {_told(error)}{_line(error, name)}") from error
     functions = sorted(key for key, value in vars(module).items() if inspect.isfunction(value))
     if function not in functions:
         raise unknown("function", function, functions, where=f"scorer {name}")
@@ -102,6 +109,15 @@ def _loaded(name: str, path: str, function: str, code: bytes) -> OwnScorer:
     except TypeError as error:
         raise UserError(f"scorer '{name}' must take an answer and a row") from error
     return OwnScorer(name, sha256, judge)
+
+
+def _told(error: BaseException) -> str:
+    """Return type and first line of an error, which may fail to say what it is."""
+    try:
+        said = first_line(error)
+    except BaseException:  # noqa: BLE001 - the user's own exception class
+        said = "it cannot be shown"
+    return f"{type(error).__name__}: {short(said)}"
 
 
 def _line(error: BaseException, name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
@@ -33,7 +33,7 @@ def normal_key(text: str) -> str:
     soft hyphens, direction marks, variation selectors) are left out; letters have one case and spaces are single.
     Half surrogate pairs stay. The canonical form of a canonical form is itself.
     """
-    if text.isascii():
+    if not _ODD.search(text):
         return " ".join(text.casefold().split())
     for _ in range(_ROUNDS):
         found = " ".join(_shown(unicodedata.normalize("NFKC", text)).casefold().split())
@@ -48,14 +48,44 @@ _ROUNDS = 4
 
 
 def _shown(text: str) -> str:
-    """Leave out the characters that show nothing."""
-    return "".join(sign for sign in text if unicodedata.category(sign) != "Cf" and sign not in _SELECTORS)
+    """Leave out the characters that show nothing: format and control characters that are no white space, fillers."""
+    return text.translate(_HIDDEN)
 
 
-_SELECTORS = frozenset(
-    [*map(chr, range(0xFE00, 0xFE10)), *map(chr, range(0xE0100, 0xE01F0)), "\u034f", "\u115f", "\u1160"]
+class _Signs(dict[int, int | str | None]):
+    """A table for ``str.translate`` that is filled in sign by sign: None leaves a sign out."""
+
+    def __init__(self, change: Callable[[str], str | None]) -> None:
+        super().__init__()
+        self.change = change
+
+    def __missing__(self, code: int) -> int | str | None:
+        self[code] = self.change(chr(code))
+        return self[code]
+
+
+def _unless_hidden(sign: str) -> str | None:
+    """Leave out what shows nothing: Unicode's default ignorable code points, controls, and blanks that are no space."""
+    kind, code = unicodedata.category(sign), ord(sign)
+    if kind == "Cf" or (kind == "Cc" and not sign.isspace()) or sign in _BLANK:
+        return None
+    return None if any(low <= code <= high for low, high in _IGNORABLE) else sign
+
+
+_BLANK = "\u034f\u115f\u1160\u3164\uffa0\u2800"
+_IGNORABLE = (
+    (0xFE00, 0xFE0F),
+    (0x180B, 0x180F),
+    (0x17B4, 0x17B5),
+    (0x2065, 0x2065),
+    (0xFFF0, 0xFFF8),
+    (0xE0000, 0xE0FFF),
 )
-"""Marks that choose a glyph or show nothing, and are of other categories than Cf."""
+_HIDDEN = _Signs(_unless_hidden)
+_SPACES = _Signs(lambda sign: " " if unicodedata.category(sign) == "Zs" else sign)
+_ACCENTS = _Signs(lambda sign: None if unicodedata.combining(sign) else sign)
+_ODD = re.compile(r"[^\t-\r -~]")
+"""What is not plain ASCII text."""
 
 
 def same_text(text: str) -> str:
@@ -64,9 +94,8 @@ def same_text(text: str) -> str:
     Unlike :func:`normal_key` it keeps letter case, line ends and signs such as superscripts: texts with the same result
     are one text written in two ways.
     """
-    if not text.isascii():
-        text = _shown(unicodedata.normalize("NFC", text))
-        text = "".join(" " if unicodedata.category(sign) == "Zs" else sign for sign in text)
+    if _ODD.search(text):
+        text = _shown(unicodedata.normalize("NFC", text)).translate(_SPACES)
     return text.strip()
 
 
@@ -78,7 +107,7 @@ def near_key(text: str) -> str:
     plain = normal_key(text)
     if not plain.isascii():
         parted = unicodedata.normalize("NFKD", plain)
-        plain = "".join(sign for sign in parted if not unicodedata.combining(sign))
+        plain = parted.translate(_ACCENTS)
     return " ".join(_ENDING.sub(" ", plain.translate(_PLAIN_SIGNS)).split())
 
 

@@ -160,7 +160,7 @@ def _check_golds(task: Task, items: Sequence[Item], tokenizer: PreTrainedTokeniz
     if tokenizer is not None:
         from peft_arena.evaluate.gold import unwritten
 
-        lost += unwritten(task, items, tokenizer)
+        lost += [(found.item, found.why) for found in unwritten(task, items, tokenizer)]
     told = [f"{task.target(item)!r} cannot win: {why}" for item, why in lost[:3]]
     assert not told, f"{task.card.name}: {len(lost)} right answers: {'; '.join(told)}"
 
