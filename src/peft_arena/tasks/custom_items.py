@@ -200,13 +200,13 @@ def _divided(
         refuse_overlap(kept)
     answers = _answers(every, found)
     if joins:
-        kept = {name: [_accepting(row, answers[same_text(row.prompt)]) for row in rows] for name, rows in kept.items()}
+        kept = {name: [_accepting(row, answers[row.same]) for row in rows] for name, rows in kept.items()}
         every = [row for rows in kept.values() for row in rows]
     first: set[str] = set()
     asked: set[str] = set()
     for row in every:
         found.places.setdefault(row.keyed.item.id, row.place)
-        if (prompt := same_text(row.prompt)) not in asked:
+        if (prompt := row.same) not in asked:
             asked.add(prompt)
             first.add(row.keyed.item.id)
     if shares is not None:
@@ -238,7 +238,7 @@ def _once(rows: Sequence[Placed], found: CustomItems) -> list[Placed]:
         item = row.keyed.item
         whole = json.dumps(item.data["row"], sort_keys=True) if "row" in item.data else ""
         accepted = tuple(map(same_text, item.data.get("accepted", ())))
-        key = (same_text(row.prompt), same_text(item.answer), item.choices, item.gold, accepted, whole)
+        key = (row.same, same_text(item.answer), item.choices, item.gold, accepted, whole)
         if key in seen:
             found.duplicates += 1
         else:
@@ -253,7 +253,7 @@ def _answers(rows: Sequence[Placed], found: CustomItems) -> dict[str, dict[str, 
     places: dict[str, str] = {}
     told: set[str] = set()
     for row in rows:
-        prompt, item = same_text(row.prompt), row.keyed.item
+        prompt, item = row.same, row.keyed.item
         if item.choices:
             prompt = f"{prompt}\n{json.dumps(sorted(item.choices))}"
         own = [item.choices[item.gold or 0]] if item.choices else _accepted(item)
@@ -293,7 +293,7 @@ def _count_near(found: CustomItems, placed: Mapping[str, list[Placed]]) -> None:
     for rows in placed.values():
         for row in rows:
             split = split_of.get(first_at.get(row.place, ""), "")
-            alike.setdefault(near_key(row.prompt), {}).setdefault(same_text(row.prompt), split)
+            alike.setdefault(near_key(row.normal), {}).setdefault(row.same, split)
     for different in alike.values():
         if len(different) > 1:
             found.near += len(different)
@@ -308,7 +308,7 @@ def refuse_two_groups(rows: Iterable[Placed]) -> None:
     """
     seen: dict[str, tuple[str, str]] = {}
     for row in rows:
-        group, first = seen.setdefault(normal_key(row.prompt), (normal_key(row.keyed.key), row.place))
+        group, first = seen.setdefault(row.normal, (normal_key(row.keyed.key), row.place))
         if group != normal_key(row.keyed.key):
             raise UserError(
                 f"{row.place}: the prompt also stands in {first} with another group; rows with one prompt need one "
@@ -326,7 +326,7 @@ def refuse_overlap(parts: Mapping[str, Sequence[Placed]]) -> None:
     shared: dict[str, str] = {}
     for split, rows in parts.items():
         for row in rows:
-            key = normal_key(row.prompt)
+            key = row.normal
             owner, first = seen.setdefault(key, (split, row.place))
             if owner != split:
                 shared.setdefault(key, f"{owner} ({first}) and {split} ({row.place})")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from peft_arena.core.text import half_character, half_words
 from peft_arena.tasks.base import Item
 from peft_arena.tasks.data_files import RowError, short
-from peft_arena.tasks.splits import Keyed
+from peft_arena.tasks.splits import Keyed, normal_key, same_text
 
 ROLES: Mapping[str, str] = {
     "assistant": "assistant",
@@ -51,6 +51,10 @@ class Placed(NamedTuple):
     """All of it, as far as it decides what the model is shown."""
     left_out: Mapping[str, int] = {}
     """Parts of the row that no text model is shown, and how many: turns of tools, images."""
+    same: str = ""
+    """:func:`peft_arena.tasks.splits.same_text` of the prompt."""
+    normal: str = ""
+    """:func:`peft_arena.tasks.splits.normal_key` of the prompt."""
 
 
 def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join: Callable[[str, str], str]) -> Placed:
@@ -92,7 +96,8 @@ def item_of(row: Mapping[str, Any], columns: Mapping[str, str], place: str, join
         if len(answers) > 1:
             data["accepted"] = answers
         item = Item(question, join(question, answers[0]) if answers else "", data=data, group=group)
-    return Placed(Keyed(group or key, item), place, key, dict(left))
+    normal = normal_key(key)
+    return Placed(Keyed(group or normal, item), place, key, dict(left), same_text(key), normal)
 
 
 def shown_as(turns: Sequence[Mapping[str, str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, get_args
 
@@ -19,10 +19,20 @@ class Keyed(NamedTuple):
     item: Item
 
 
-_QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a\u00ab\u00bb\u2032\u2033"
-_DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212"
-_PLAIN_SIGNS = str.maketrans({**dict.fromkeys(_DASHES, "-"), **dict.fromkeys(_QUOTES, "")})
+_QUOTES = re.compile("[\"'`\u00b4\u2018-\u201f\u2039\u203a\u00ab\u00bb\u2032\u2033]")
+_DASHES = re.compile("[\u2010-\u2015\u2212]")
+_ACCENTS = re.compile("[\u0300-\u036f]")
 _ENDING = re.compile(r"[.,;:!?]+(?=\s|$)")
+_SPACES = re.compile("[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]")
+_ODD = re.compile(r"[^\t-\r -~]")
+"""What is not plain ASCII text."""
+_HIDDEN = re.compile(
+    "[\\x00-\\x08\\x0e-\\x1b\\x7f-\\x84\\x86-\\x9f\\xad\\u034f\\u0600-\\u0605\\u061c\\u06dd\\u070f\\u0890\\u0891\\u08e2\\u115f\\u1160\\u17b4\\u17b5"
+    "\\u180b-\\u180f\\u200b-\\u200f\\u202a-\\u202e\\u2060-\\u206f\\u2800\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb"
+    "\\U000110bd\\U000110cd\\U00013430-\\U0001343f\\U0001bca0-\\U0001bca3\\U0001d173-\\U0001d17a\\U000e0000-\\U000e0fff]"
+)
+"""What shows nothing: Unicode's format characters and default ignorable code points, controls that are no white space,
+and blanks that are no space."""
 
 
 def normal_key(text: str) -> str:
@@ -36,56 +46,14 @@ def normal_key(text: str) -> str:
     if not _ODD.search(text):
         return " ".join(text.casefold().split())
     for _ in range(_ROUNDS):
-        found = " ".join(_shown(unicodedata.normalize("NFKC", text)).casefold().split())
-        if found == text:
+        text = " ".join(_HIDDEN.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+        if unicodedata.is_normalized("NFKC", text):
             break
-        text = found
     return text
 
 
 _ROUNDS = 4
 """A fold of letter case may leave what composes anew, and the other way around: two rounds do, four are safe."""
-
-
-def _shown(text: str) -> str:
-    """Leave out the characters that show nothing: format and control characters that are no white space, fillers."""
-    return text.translate(_HIDDEN)
-
-
-class _Signs(dict[int, int | str | None]):
-    """A table for ``str.translate`` that is filled in sign by sign: None leaves a sign out."""
-
-    def __init__(self, change: Callable[[str], str | None]) -> None:
-        super().__init__()
-        self.change = change
-
-    def __missing__(self, code: int) -> int | str | None:
-        self[code] = self.change(chr(code))
-        return self[code]
-
-
-def _unless_hidden(sign: str) -> str | None:
-    """Leave out what shows nothing: Unicode's default ignorable code points, controls, and blanks that are no space."""
-    kind, code = unicodedata.category(sign), ord(sign)
-    if kind == "Cf" or (kind == "Cc" and not sign.isspace()) or sign in _BLANK:
-        return None
-    return None if any(low <= code <= high for low, high in _IGNORABLE) else sign
-
-
-_BLANK = "\u034f\u115f\u1160\u3164\uffa0\u2800"
-_IGNORABLE = (
-    (0xFE00, 0xFE0F),
-    (0x180B, 0x180F),
-    (0x17B4, 0x17B5),
-    (0x2065, 0x2065),
-    (0xFFF0, 0xFFF8),
-    (0xE0000, 0xE0FFF),
-)
-_HIDDEN = _Signs(_unless_hidden)
-_SPACES = _Signs(lambda sign: " " if unicodedata.category(sign) == "Zs" else sign)
-_ACCENTS = _Signs(lambda sign: None if unicodedata.combining(sign) else sign)
-_ODD = re.compile(r"[^\t-\r -~]")
-"""What is not plain ASCII text."""
 
 
 def same_text(text: str) -> str:
@@ -95,7 +63,7 @@ def same_text(text: str) -> str:
     are one text written in two ways.
     """
     if _ODD.search(text):
-        text = _shown(unicodedata.normalize("NFC", text)).translate(_SPACES)
+        text = _SPACES.sub(" ", _HIDDEN.sub("", unicodedata.normalize("NFC", text)))
     return text.strip()
 
 
@@ -106,9 +74,8 @@ def near_key(text: str) -> str:
     """
     plain = normal_key(text)
     if not plain.isascii():
-        parted = unicodedata.normalize("NFKD", plain)
-        plain = parted.translate(_ACCENTS)
-    return " ".join(_ENDING.sub(" ", plain.translate(_PLAIN_SIGNS)).split())
+        plain = _DASHES.sub("-", _ACCENTS.sub("", unicodedata.normalize("NFKD", plain)))
+    return " ".join(_ENDING.sub(" ", _QUOTES.sub("", plain)).split())
 
 
 def key_hash(text: str) -> int:
