@@ -17,6 +17,7 @@ from peft_arena.execute.run import StudyOutcome, run_study
 from peft_arena.execute.study import Study, study_from, task_spec
 from peft_arena.store.store import Store
 from peft_arena.tasks.base import Kind
+from peft_arena.tasks.custom_config import LIKELIHOOD
 from peft_arena.tasks.groups import GROUPS, Member, group_mean
 from peft_arena.tasks.registry import is_file, registered
 from peft_arena.tasks.scorers import SCORERS
@@ -62,6 +63,8 @@ def train_one(
             )
         override(tables, text, str if key == RUN else parse_scalar)
     tables["train"].setdefault("schedule", {"epochs": 1})
+    if is_file(task):
+        _need_scorer(f"--task {task}", tables["task"])
     name, settings_of_task = registered(task, tables["task"])
     data = {
         "name": "single",
@@ -74,6 +77,17 @@ def train_one(
     }
     study = study_from(data, find_run=lambda name: Store(out).find(name).spec)
     return run_study(study, out, quiet=quiet), study
+
+
+def _need_scorer(what: str, settings: Mapping[str, Any]) -> None:
+    """Refuse a file whose answers nothing was named to judge.
+
+    Raises:
+        UserError: no scorer was named; says which there are.
+    """
+    if "scorer" not in settings:
+        known = ", ".join([*SCORERS.names(), LIKELIHOOD])
+        raise UserError(f"{what} needs --scorer: one of {known}, or FILE.py:FUNCTION of your own")
 
 
 def scores(study: Study, out: Path) -> list[dict[str, Any]]:
@@ -149,8 +163,8 @@ def evaluate_point(
     if own and not files:
         raise UserError(f"{', '.join(f'--{key}' for key in own)} is for a file of your own, and --tasks names none")
     tables = {name: dict(own or {}) if name in files else {} for name in names}
-    if files and "scorer" not in (own or {}):
-        raise UserError(f"--tasks {files[0]} needs --scorer: one of {', '.join(SCORERS.names())}, or FILE.py:FUNCTION")
+    if files:
+        _need_scorer(f"--tasks {files[0]}", own or {})
     specs = [
         build(EvalSpec, {"task": task_spec(name, table, "--tasks"), **asked}, where="eval")
         for name, table in tables.items()
