@@ -21,7 +21,8 @@ VALUES = {
         "**5**", "\\boxed{5}", "\\text{5 apples}", "5\\text{ apples}", "\\(5\\)", "$$5$$", "<b>5</b>", "-> 5",
         "no. 5", "5th", "~5", "5,", "answer: 5", "答案是5", "５", "٥", "५", "\u200e5", "a total of five, that is 5",
         "30/6", "= (5)", "(x = 5)", "&#53;", "5\ufe0f\u20e3", "5 m", "5 mm", "5 minutes", "5 miles", "5 tons",
-        "5 seconds", "$5 m$", "$5 a dozen", "a score of 5", "a single 5", "cost 5", "cut in half to 5", "5\nHalf of it", "---\n5",
+        "5 seconds", "$5 m$", "$5 a dozen", "a score of 5", "a single 5", "cost 5", "cut in half to 5", "5\nHalf of it",
+        "---\n5",
     ],
     "-5": [
         "-5.0", "−5", "- 5", "–5", "－５", "-$5", "$-5", "- $5", "($5)", "-USD 5", "minus 5", "the answer is - 5",
@@ -56,7 +57,8 @@ VALUES = {
         "50%", "50 %", "50\\%", "50 percent", "50٪", "5e1 %",
     ],
     "3000000": [
-        "3 million", "3 Million", "$3M", "$3m", "3,000 thousand", "3*10^6", "3mn", "€3 mio", "3百万", "$3 M", "€3 M", "3 M€",
+        "3 million", "3 Million", "$3M", "$3m", "3,000 thousand", "3*10^6", "3mn", "€3 mio", "3百万", "$3 M",
+        "€3 M", "3 M€",
         "3 M USD", "3  million", "3Mio",
     ],
     "24": [
@@ -81,7 +83,8 @@ NO_NUMBERS = [
     "3 to the power of 2", "2 to the 5th", "3 squared plus 2", "5 mod 3", "-\n5", "—5", "(minus) 5", "moins 5",
     "minus minus 5", "square root of minus 5", "5 USD-", "5€-", "−(−5)", "-(-5)", "|-5|", "5 below zero",
     "5 °C below zero", "5 negative", ",5", "$,5", "3 quarters", "2 and a half million", "5 and two thirds",
-    "half of 5", "5 Viertel", "0.3 repeating", "3.1\u0305", "0.(3)", "0.\\overline{3}", "1.234,- €", "5.-", "**5** million",
+    "half of 5", "5 Viertel", "0.3 repeating", "3.1\u0305", "0.(3)", "0.\\overline{3}", "1.234,- €", "5.-",
+    "**5** million",
     "5\\text{ thousand}", "$5$ million", "5 (million)", "5 point five", "twenty 5", "two million 500",
     "$5 and 30 cents", "not 5", "Total - 5", "five", "∞", "NaN", "",
 ]  # fmt: skip
