@@ -14,7 +14,8 @@ from peft_arena.tasks.scorers import extract_number, numeric
 
 VALUES = {
     "0.5": [
-        ".5", "0.50", "1/2", "½", " 1 / 2 ", "5e-1", "\\frac{1}{2}", "$\\dfrac{1}{2}$", "\\frac12", "4/8 cup", "０．５",
+        ".5", "0.50", "1/2", "½", " 1 / 2 ", "5e-1", "&frac12;", "\\frac{1}{2}",
+        "$\\dfrac{1}{2}$", "\\frac12", "4/8 cup", "０．５",
     ],
     "5": [
         "5.", "5.0", "+5", "05", "#5", "x = 5", "x=5", "5 clips, altogether.", "5kg", "5 m^2", "5 m²", "5°C", "5!",
@@ -84,7 +85,8 @@ NO_NUMBERS = [
     "minus minus 5", "square root of minus 5", "5 USD-", "5€-", "−(−5)", "-(-5)", "|-5|", "5 below zero",
     "5 °C below zero", "5 negative", ",5", "$,5", "3 quarters", "2 and a half million", "5 and two thirds",
     "half of 5", "5 Viertel", "0.3 repeating", "3.1\u0305", "0.(3)", "0.\\overline{3}", "1.234,- €", "5.-",
-    "**5** million",
+    "1 one-half", "5 ten-thousandths", "5 centièmes", "(-) 5", "negative: 5", "5 −", "∜16", "5 doz", "5 万", "5만",
+    "5 C 2", "5.\u03053", "42 plus or minus 1", "5 Cr", "**5** million",
     "5\\text{ thousand}", "$5$ million", "5 (million)", "5 point five", "twenty 5", "two million 500",
     "$5 and 30 cents", "not 5", "Total - 5", "five", "∞", "NaN", "",
 ]  # fmt: skip

@@ -28,7 +28,7 @@ _OTHERS |= {"·": "×", "∙": "×", "✕": "×", "✖": "×", "∼": "~", "﹒"
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _RAISED = re.compile("[⁺⁻]?[⁰¹²³⁴⁵⁶⁷⁸⁹]+")
 _LOWERED = re.compile("[₀-₉]+")
-_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z]{1,12});")
+_ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9A-Fa-f]{1,6}|[A-Za-z][A-Za-z0-9]{1,11});")
 _FOREIGN_DIGIT = re.compile(r"(?![0-9])\d")
 
 _NUMERAL = r"\s*([-+]?[0-9][0-9.,]*)\s*"
@@ -120,16 +120,18 @@ _SCALES = (
     "millionen|billionen|milliard(?:e|en|s|er)?|tsd|hundert|tausend|dutzend|mil|mils|mille|mila|mill|thou|grand|"
     "score|gross|mill[oó]n(?:es)?|bill[oó]n(?:es)?|trill[oó]n(?:es)?|milh(?:ão|ões|ao|oes)|[bt]ilh(?:ão|ões|ao|oes)|"
     "milion[ei]?|milion(?:y|ów)|miliard[iaoy]?|miliardów|bilion[ei]?|milj(?:oen|ard|on|oner|arder)|mia|mld|"
-    "centaines?|milliers?|millares|cientos|centinaia|douzaines?|docenas?|dúzias?|dozzin[ae]|dozijn|duizend|honderd|"
+    "centaines?|milliers?|millares|cientos|centinaia|douzaines?|doz|cr|docenas?|dúzias?|dozzin[ae]|dozijn|"
+    "duizend|honderd|"
     "hundra|tusen|tusind|hundrede|tys|tysi[aą]c[ey]?|tysięcy|тыс|тысяч[аи]?|млн|млрд|миллион(?:а|ов)?|"
     "миллиард(?:а|ов)?|сот(?:ни|ен)?"
 )
 _SHARES = (
-    "half|halfs|halves|quarters?|thirds?|(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|"
+    rf"(?:(?:{_COUNTS})[ -])?(?:half|halfs|halves|quarters?|thirds?|"
+    "(?:four|fif|six|seven|eigh|nin|ten|eleven|twelf|(?:thir|four|fif|six|seven|"
     "eigh|nine)teen|(?:twen|thir|for|fif|six|seven|eigh|nine)tie|hundred|thousand|[mb]illion)ths?|halbe?s?|"
     "drittel|viertel|fünftel|sechstel|siebtel|achtel|neuntel|zehntel|hundertstel|tausendstel|demie?s?|"
-    "(?:trois|quatr|cinqu|six|sept|huit|neuv|dix|cent|mill)ièmes?|medios?|tercios?|cuartos?|quintos?|d[eé]cim[oi]s?|"
-    "mezz[oaie]|terzi|quart[io]"
+    "[a-z]+(?:-[a-z]+)?ièmes?|[a-z]+[eéè]sim[oaie]s?|medios?|tercios?|cuartos?|quintos?|d[eé]cim[oi]s?|"
+    "mezz[oaie]|terzi|quart[io])"
 )
 _CHANGES = (
     "squared|cubed|factorial|doubled|tripled|halved|repeating|recurring|periodi(?:c|sch)|minus|plus|mod|modulo|"
@@ -140,7 +142,8 @@ UNREAD_BEHIND = re.compile(
     rf"(?:(?:-|[ \t*_{{}}$\"')]{{0,6}})(?:{_CHANGES}|{_SCALES}|{_SHARES})|"
     rf"[ ]?(?:[{re.escape(CURRENCY)}]|{CODES})[ ]?(?:{_SCALES})|[ ]?\((?:{_CHANGES}|{_SCALES}|{_SHARES})\)|"
     rf" (?:and|&) (?:an? )?(?:{_COUNTS}|{_SCALES}|{_SHARES})|[ ]?[kMTGB](?:EUR|USD|GBP|CHF))(?![^\W\d_])|"
-    rf"[ ]?(?:[{re.escape(CURRENCY)}]|{CODES})(?:-(?![\w(])| -\W*\Z)|[.,]-+(?![\w(])|,—|[\u0300-\u036f\u20d0-\u20ff]|"
+    rf"[ ]?(?:[{re.escape(CURRENCY)}]|{CODES})(?:-(?![\w(])| -\W*\Z)|[.,]-+(?![\w(])|,—|"
+    r"[ ]-\s*\Z|[ ]?[十百千万萬亿億兆만억천조]|[\u0300-\u036f\u20d0-\u20ff]|"
     r"[^\w\n.,;]{0,3}(?:degrees?|°|[CF]| ){0,6}(?:(?:below|under) zero|below(?=\W*\Z)|unter null|"
     r"sous zéro|bajo cero|sotto zero|abaixo de zero)(?![^\W\d_])",
     re.IGNORECASE,
@@ -153,13 +156,15 @@ SHARED_SCALE = re.compile(rf" (?:of )?(?:an? |the )(?:{_SCALES})(?![^\W\d_])", r
 _FUNCTIONS = r"(?:arc|ar|a)?(?:sin|cos|tan|cot)h?|log|ln|lg|exp|sqrt|cbrt|root"
 _SHARES_BEFORE = "half|halb|quarters?|thirds?|(?:four|fif|six|seven|eigh|nin|ten|hundred|thousand)ths?"
 UNREAD_BEFORE = re.compile(
-    rf"(?<![^\W\d_])(?:(?:{_FUNCTIONS})(?:[_^]\{{?-?[0-9a-z]{{1,3}}\}}?|[0-9]{{1,2}})?|(?:roots?|cube|square|factorial|negative|minus|"
+    rf"(?<![^\W\d_])(?:(?:{_FUNCTIONS})(?:[_^]\{{?-?[0-9a-z]{{1,3}}\}}?|[0-9]{{1,2}})?|(?:roots?|"
+    r"cube|square|factorial|negative|minus|"
     r"opposite|inverse|reciprocal|logarithm|log|sine|cosine|tangent|absolute value|double|triple)[ ]of(?:[ ]the)?|"
     rf"factorial|(?:{_SHARES_BEFORE}|hundreds?|thousands?|[mbt]r?illions?|dozens?)(?:[ ]and|[ ]of|[ ]past)?|{_TENS}|"
-    r"quarter[ ]to|twice|double|triple|thrice|plus|times|"
+    r"quarter[ ]to|twice|double|triple|thrice|plus(?:[ ]or)?|times|"
     r"(?:divided|multiplied)[ ]by|to[ ]the[ ]power(?:[ ]of)?|mod|modulo|point|komma|comma|virgule|vírgula|virgola|coma|"
     r"moins|menos|meno|negativ|minus|negative|мінус|минус|neg)\s+(?:an?\s+)?[(\[{*_$]*\Z|"
-    r"(?<![^\W\d_])(?:minus|negative)[^\w\n.,;:!?]+\Z|[-+][ ]?[(\[{]+[ ]?[-+]?\Z|(?<!-)-[ \t]*\n\s*\Z|[⁻₋]\s*\Z|"
+    r"(?<![^\W\d_])(?:minus|negative)[^\w\n.,;!?]+\Z|\([-+]\)\s*\Z|[-+][ ]?[(\[{]+[ ]?[-+]?\Z|"
+    r"(?<!-)-[ \t]*\n\s*\Z|[⁻₋]\s*\Z|"
     rf"(?:\A|[^\w)\]}}.,;%*\"'])[-+]?[{re.escape(CURRENCY)}]?[ ]?,\Z",
     re.IGNORECASE,
 )

@@ -81,9 +81,9 @@ _OPENS = rf"[-+(\[{{{re.escape(CURRENCY)} ]*"
 _LINK = re.compile(
     rf"[)\]}}%°'\"{re.escape(CURRENCY)}]*{_SPACE}(?:[-+*/×÷^±~—∶xX]|\.+|…| : | (?:plus|minus|times|divided by|"
     rf"multiplied by|over|to|or|out of|"
-    rf"mod|choose|to the|to the power(?: of)?|raised to) |[eE][ ]?[-+]?){_SPACE}{_OPENS}|"
+    rf"mod|choose|to the|to the power(?: of)?|raised to) |[eECP][ ]?[-+]?){_SPACE}{_OPENS}|"
     rf"[(\[{{][-+]?|[)\]}}][(\[{{][-+]?|[}})][0-9^]*[-+*/^×]\(?|"
-    r"[\u0300-\u036f\u20d0-\u20ff年月日時时分秒点點万萬億亿千百]"
+    r"\.?[\u0300-\u036f\u20d0-\u20ff]|[年月日時时分秒点點万萬億亿千百]"
 )
 _LINK_CHARACTERS = 24
 _PARTS = (
@@ -380,7 +380,8 @@ def _before(plain: str, start: int) -> _Before | None:
         return None
     tail = head.rstrip(" \t")
     if (
-        tail.endswith(("<", "≤", "≥", "≠", "√", "∛", "!=", "<=", ">=", "/", "±")) and not tail.endswith(("<<", "</"))
+        tail.endswith(("<", "≤", "≥", "≠", "√", "∛", "∜", "!=", "<=", ">=", "/", "±"))
+        and not tail.endswith(("<<", "</"))
     ) or (tail.endswith(">") and not _TAG_OR_ARROW.search(tail)):
         return refused
     if tail.endswith("^") or (tail.endswith("_") and not sign):
