@@ -27,7 +27,13 @@ GIVEN = {
         "I would not pick B.", "Option A says x. Option B says y.", "The answer is A vitamin", "Not A",
         "Not A or B", "The answer is between A and B", "B or maybe C", "The answer is B, C", "Answer: ABCD",
         "both A and C are right", "neither", "A is out, B is out, so it's C or D", "B is less likely than A",
-        "There is no correct answer", "the answer is D. ibuprofen",
+        "There is no correct answer", "the answer is D. ibuprofen", "Anything but A.", "All but A",
+        "Everything except A",
+        "The answer is A if you believe X, otherwise B.", "A: B", "A. B.", "The answer is A. B", "Answer: A (or B)",
+        "The answer is A unless B.", "The answer is A. Or is it B?", "The answer is A for adults and B for children.",
+        "A (20%) B (80%)", "I was going to say A until I saw D.", "The answer is A, though D is better.",
+        "The answer would be A if the patient were younger; since not, B.", "No one would pick A.",
+        "Some say the answer is A. I say B.", "(A) False (B) True",
     ],
     "A": [
         "It's definitely not C. My answer is A.", "(A) aspirin", "A. aspirin", "a) aspirin", "[A]", "{A}",
@@ -64,7 +70,10 @@ GIVEN = {
         "The second option, B, is right.",
         "The answer is B, not C, because A is slow.",
         "Answer: B\n\nA is incorrect as it is small. C is incorrect too.", "Answer (B)", "Answer = B", "=> B",
-        "-> B", "The answer is not aspirin but ibuprofen",
+        "-> B", "The answer is not aspirin but ibuprofen", "It is A which I reject; B.", "A or B? B.", "~~A~~ B",
+        "The answer is B. Note that A is a common distractor.", "The answer is B because a car moves.",
+        "The answer is B. Unlike A, it helps.", "The answer is B (A, C and D are wrong).",
+        "The answer is B, although A is plausible.",
     ],
     "C": [
         "A would be the answer if..., but it's C",
@@ -101,7 +110,10 @@ GIVEN = {
         "The final answer is $\\boxed{\\text{D}}$", "D is the correct answer", "D is the answer", "Correct: D",
         "John A. Smith says D", "Considering A... rejecting A... choosing D",
         "Therefore, the correct answer is D", "I was torn between A and D but D wins", "It is D.",
-        "The answer is D: morphine", "the answer is D. morphine", "morphine", "Morphine.",
+        "The answer is D: morphine", "the answer is D. morphine", "morphine", "Morphine.", "A looks right but D is.",
+        "A looks right at first glance, however D.", "A was correct in 2010. Now D.", "The answer is A, er, D.",
+        "A is correct only if fasting; D is always correct.", "My answer was A. My answer is now D.",
+        "The answer is A. Just kidding, D.", "The answer is A. EDIT: D", "A's wrong. D's right.", "ans - d",
     ],
 }  # fmt: skip
 """Letter to texts that give it; texts under the empty letter give none."""

@@ -14,17 +14,20 @@ from peft_arena.tasks.scorers import extract_number, numeric
 
 VALUES = {
     "0.5": [
-        ".5", "0.50", "1/2", "½", " 1 / 2 ", "5e-1", "\\frac{1}{2}", "$\\dfrac{1}{2}$", "\\frac12", "4/8 cup", "０．５",
+        ".5", "0.50", "1/2", "½", " 1 / 2 ", "5e-1", "&frac12;", "\\frac{1}{2}",
+        "$\\dfrac{1}{2}$", "\\frac12", "4/8 cup", "０．５",
     ],
     "5": [
         "5.", "5.0", "+5", "05", "#5", "x = 5", "x=5", "5 clips, altogether.", "5kg", "5 m^2", "5 m²", "5°C", "5!",
         "**5**", "\\boxed{5}", "\\text{5 apples}", "5\\text{ apples}", "\\(5\\)", "$$5$$", "<b>5</b>", "-> 5",
         "no. 5", "5th", "~5", "5,", "answer: 5", "答案是5", "５", "٥", "५", "\u200e5", "a total of five, that is 5",
-        "30/6", "= (5)", "(x = 5)",
+        "30/6", "= (5)", "(x = 5)", "&#53;", "5\ufe0f\u20e3", "5 m", "5 mm", "5 minutes", "5 miles", "5 tons",
+        "5 seconds", "$5 m$", "$5 a dozen", "a score of 5", "a single 5", "cost 5", "cut in half to 5", "5\nHalf of it",
+        "---\n5",
     ],
     "-5": [
         "-5.0", "−5", "- 5", "–5", "－５", "-$5", "$-5", "- $5", "($5)", "-USD 5", "minus 5", "the answer is - 5",
-        "(-5)",
+        "(-5)", "-  5", "&minus;5", "-(5)", "negative 5",
     ],
     "29": [
         "$29.00", "29 €", "€29", "USD 29", "USD29", "29 USD", "US$29", "R$ 29", "Rs. 29", "£29", "\\$29", "29$",
@@ -55,7 +58,9 @@ VALUES = {
         "50%", "50 %", "50\\%", "50 percent", "50٪", "5e1 %",
     ],
     "3000000": [
-        "3 million", "3 Million", "$3M", "$3m", "3,000 thousand", "3*10^6", "3mn", "€3 mio", "3百万",
+        "3 million", "3 Million", "$3M", "$3m", "3,000 thousand", "3*10^6", "3mn", "€3 mio", "3百万", "$3 M",
+        "€3 M", "3 M€",
+        "3 M USD", "3  million", "3Mio",
     ],
     "24": [
         "2 dozen", "2 dozens", "#### 24", "6*4 = 24", "It is 24, not 25.", "<<6*4=24>>24",
@@ -73,6 +78,16 @@ NO_NUMBERS = [
     "2^0.5", "2^n", "(-2)^3", "5x", "2π", "2pi", "3i", "√5", "\\sqrt{5}", "2\\sqrt{3}", "\\frac{x}{5}", "log(5)",
     "f(5)", "x^2", "x_2", "<5", ">= 5", "≥5", "at least 5", "more than 5", "5+", "5-", "--5", "(5)", "(1,234.50)",
     "5M", "5B", "2 thirds", "5 hundredths", "2 hours 30 minutes", "2h 30min", "5'10\"", "5 feet 10 inches",
+    "$5mm", "2 million five hundred thousand", "5 million and one", "5 Milliarden", "5 Tsd", "5 mil", "5mil",
+    "5 millones", "5 Millionen", "5 млн", "5 MEUR", "5 M", "5 B", "½ a dozen", "1 e3", "1e 3", "3 squared", "5 cubed",
+    "square root of 4", "cube of 3", "log 100", "log_2 8", "\\log_{10} 100", "sin 30", "\\sin 30", "5 factorial",
+    "3 to the power of 2", "2 to the 5th", "3 squared plus 2", "5 mod 3", "-\n5", "—5", "(minus) 5", "moins 5",
+    "minus minus 5", "square root of minus 5", "5 USD-", "5€-", "−(−5)", "-(-5)", "|-5|", "5 below zero",
+    "5 °C below zero", "5 negative", ",5", "$,5", "3 quarters", "2 and a half million", "5 and two thirds",
+    "half of 5", "5 Viertel", "0.3 repeating", "3.1\u0305", "0.(3)", "0.\\overline{3}", "1.234,- €", "5.-",
+    "1 one-half", "5 ten-thousandths", "5 centièmes", "(-) 5", "negative: 5", "5 −", "∜16", "5 doz", "5 万", "5만",
+    "5 C 2", "5.\u03053", "42 plus or minus 1", "5 Cr", "**5** million",
+    "5\\text{ thousand}", "$5$ million", "5 (million)", "5 point five", "twenty 5", "two million 500",
     "$5 and 30 cents", "not 5", "Total - 5", "five", "∞", "NaN", "",
 ]  # fmt: skip
 

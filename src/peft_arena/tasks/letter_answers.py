@@ -4,8 +4,10 @@ In the last closed ``\boxed{}`` stands the answer, where there is one. Else ever
 that is said to be the answer (``the answer is``, ``the best choice is``, ``so C``, ``I would pick``, ``B is right``, a
 letter at the beginning), one that is rejected (``not A``, ``rules out C``, ``A is wrong``) and one that is only named.
 What is said to be the answer counts; said of two letters, the later one counts if a word between them turns to it
-(``but``, ``so``, ``wait``, ``finally``), and else none. Where nothing is said to be the answer, the only letter that is
-not rejected counts. What is not understood gives no answer rather than another letter than the one given.
+(``but``, ``so``, ``wait``, ``finally``), and else none. If behind it another letter is named that is neither rejected
+nor conceded nor part of its reason (``the answer is A if young, otherwise B``), there is no answer. Where nothing is
+said to be the answer, the only letter that is not rejected counts. What is not understood gives no answer rather than
+another letter than the one given.
 """
 
 from __future__ import annotations
@@ -41,12 +43,12 @@ _GOES_ON = re.compile(
 _GROUP = re.compile(rf"{MARKS}(?:{_JOINED}(?:(?:option|choice|answer) )?{MARKS})*")
 _FILLER = (
     r"(?:(?:the|a|an|options?|choices?|answers?|letters?|be|is|it|likely|probably|most|simply|clearly|definitely|"
-    r"actually|"
+    r"actually|now|"
     r"really|indeed|therefore|thus|correct|best|right|one|with|for|that|statement|number|obviously|certainly|surely|"
     r"option:|la|le|el|die|der|das|opción|opzione|lettre|letra)(?: |(?=[:(]))|[ :(\[{\n]|[选項项選])*"
 )
 _NOUN = (
-    r"(?:\b(?:answers?|guess|response|verdict|conclusion|solution|r[ée]ponse|antwort|respuesta|risposta|resposta|"
+    r"(?:\b(?:answers?|ans|guess|response|verdict|conclusion|solution|r[ée]ponse|antwort|respuesta|risposta|resposta|"
     r"antwoord|svar(?:et)?|odpowiedź|ответ|відповідь|cevap|jawaban|đáp án|vastaus|svaret)|"
     r"答案|答え|回答|正解|정답|답|उत्तर|الجواب|الإجابة)"
 )
@@ -89,22 +91,28 @@ _SO = re.compile(
 )
 _CORRECTED = re.compile(
     rf"\b(?:actually|wait|no|nope|sorry|correction|oops|i mean|i meant|scratch that|rather|on second thoughts?|hm+|"
-    rf"make that|or rather|instead)\b[ ,.:;!…—–-]+(?:(?:no|wait|actually|i mean|i meant|sorry|it's|it is|make "
-    rf"that)[ ,.:;!…—–-]+)*"
+    rf"make that|or rather|instead|(?:just )?kidding|edit|update|"
+    rf"er+m?|u[hm]+|never ?mind|strike that)\b[ ,.:;!…—–-]+(?:(?:no|wait|actually|i mean|i meant|sorry|it's|it is|"
+    rf"make that)[ ,.:;!…—–-]+)*"
     rf"{_FILLER}\Z",
     re.IGNORECASE,
 )
-_BUT = re.compile(rf"\b(?:but|sondern|mais|sino)\b (?:rather |instead )?{_FILLER}\Z|而是\Z", re.IGNORECASE)
+_BUT = re.compile(
+    rf"\b(?:but|however|now|sondern|mais|sino)\b,? (?:rather |instead )?{_FILLER}\Z|而是\Z", re.IGNORECASE
+)
 _NEGATED = re.compile(
     rf"(?:\b(?:not(?! only| just)|never|cannot be|rul(?:e|es|ed|ing) out|eliminat(?:e|es|ed|ing)|exclud(?:e|es|ed|ing)|"
     rf"reject(?:s|ed|ing)?|discard(?:s|ed|ing)?|dismiss(?:es|ed|ing)?|rather than|instead of|neither|nor|cross(?:es|"
     rf"ed|ing)? out|"
+    rf"(?:anything|everything|all|any|every)(?: \w+)? (?:but|except|besides|other than|apart from)|"
     rf"unlike|opposed to|against|over|than|without|avoid|doubt|excepting|nicht|kein|pas|non)|n't|不是|"
     rf"不选|不選|排除|并非|不|ではなく) "
     rf"?(?:be )?{_FILLER}\Z",
     re.IGNORECASE,
 )
-_UNCHOSEN = re.compile(r"(?:\bnot|n't|\bnever|\bavoid|\bno longer)\b[^.,;\n]{0,16}\Z", re.IGNORECASE)
+_UNCHOSEN = re.compile(
+    r"(?:\bnot|n't|\bnever|\bavoid|\bno longer|\bno one|\bnobody|\brefuse|\bwrong)\b[^.,;\n]{0,16}\Z", re.IGNORECASE
+)
 _CONCEDED = re.compile(r"\b(?:although|though|while|whereas|if|whether|unless)\b[^.,;:\n]{0,30}\Z", re.IGNORECASE)
 _ADVERBS = (
     r"(?:(?:also|both|all|clearly|obviously|definitely|probably|likely|just|simply|certainly|completely|therefore|thus|"
@@ -127,7 +135,8 @@ _NOT_VERB = (
     r"fails?|contradicts?|lacks?|isn't)\b(?! (?:wrong|incorrect|false|a distractor|ruled out|excluded|only|just))"
 )
 _IS_REJECTED = re.compile(
-    rf"[ ,–—]*(?:(?:which|it|that|this|they|both|all) )?(?:{_VERB}{_ADVERBS}{_REJECTED_WORD}|{_NOT_VERB})|\? ?(?:no|"
+    rf"[ ,]*(?:which|that) (?:I|we) (?:reject|rule out|exclude|eliminate|dismiss|discard)|"
+    rf"[ ,)–—]*(?:(?:which|it|that|this|they|both|all) )?(?:{_VERB}{_ADVERBS}{_REJECTED_WORD}|{_NOT_VERB})|\? ?(?:no|"
     rf"nope|wrong)\b|"
     rf"[^.;!?\n{MARKS[1:-1]}]{{0,40}}\b(?:but|however|though|although|yet)[, ]+(?:it|that|this|they|those|these|which)?"
     rf"(?:'s| is| are| was| were)? ?(?:(?:n't|not) (?!only|just)|{_ADVERBS}{_REJECTED_WORD}|{_NOT_VERB})|"
@@ -137,17 +146,18 @@ _IS_REJECTED = re.compile(
 _DOUBLE = re.compile(r" (?:is|are|was|were)(?:n't| not) (?:wrong|incorrect|false)", re.IGNORECASE)
 _IS_RIGHT = re.compile(
     rf"[ ,–—]*(?:{_VERB}(?:(?:the|clearly|definitely|probably|most|likely|therefore|thus|also|indeed|a|only|single|"
-    rf"more|obviously|"
+    rf"more|obviously|always|"
     rf"certainly|much|really|actually|my|final) )*(?:correct|right\b(?! (?:next|after|before))|best|true|better|"
     rf"answer|accurate|"
     rf"choice|(?<=most )(?:plausible|appropriate|likely)|✓|✅|✔|yes\b)|(?:fits?|works?|matches|makes|describes|"
     rf"explains)(?: it| this)? (?:the )?(?:best|most)|wins\b|"
-    rf"must be (?:it|right|the))|\? ?(?:yes|yep|correct|right)\b|正确|是对的|ist richtig|est correcte?",
+    rf"must be (?:it|right|the)|(?:is|does)(?=[.!]|\Z))|"
+    rf"\? ?(?:yes|yep|correct|right)\b|正确|是对的|ist richtig|est correcte?",
     re.IGNORECASE,
 )
 _TURN = re.compile(
     r"\b(?:so|therefore|thus|hence|but|however|final(?:ly)?|actually|wait|no|later|instead|rather|correct(?:ion)?|"
-    r"conclude|conclusion|sorry|oops|then|ultimately|overall|yet|though|still|revis\w+|chang\w+|on second thought|"
+    r"conclude|conclusion|now|sorry|oops|then|ultimately|overall|yet|though|still|revis\w+|chang\w+|on second thought|"
     r"reflection)\b|[所因但]",
     re.IGNORECASE,
 )
@@ -155,6 +165,15 @@ _LEADS = re.compile(r"\Z|\n|[.:,;!)\]}–—-]|[ ](?:because|since|as|–|—|-|
 _LABEL_LINE = re.compile(rf"(?:\A|\n)[(\[]?{MARKS}[.):]")
 _NEXT_QUESTION = re.compile(r"\n\s*(?:question|q|problem|user|human|问题|题目)\s*[:：.]", re.IGNORECASE)
 _ASKED = re.compile(r"[^.;!:\n]{0,80}\?")
+
+
+_ONLY_IF = re.compile(r"[^.;!?\n]{0,40}\b(?:only (?:if|when|for|in)|if|unless)\b", re.IGNORECASE)
+_REPLY = re.compile(r"\?\s*[(\[]?\Z")
+_CONCEDED_LATER = re.compile(r"\b(?:although|though)\b[^.;:!?\n]{0,30}\Z", re.IGNORECASE)
+_REASON = re.compile(r"\b(?:because|since|as)(?: (?:both|all|the|options?|choices?|answers?))* [(\[]?\Z", re.IGNORECASE)
+_HAS_VERB = re.compile(
+    r"[)\]]? (?:is|are|was|were|does|do|did|has|have|would|could|can|only|never|[a-z]{3,}s)\b", re.IGNORECASE
+)
 
 
 class _Said(NamedTuple):
@@ -225,7 +244,18 @@ def _chosen(text: str, said: Sequence[_Said]) -> str | None:
         current = group
     if current is None:
         return None
+    if len(text) - current.end <= SHORT_CHARACTERS and any(_rivals(text, current, group) for group in said):
+        return ""
     return "" if conflict or len(current.letters) > 1 else next(iter(current.letters))
+
+
+def _rivals(text: str, current: _Said, group: _Said) -> bool:
+    """Say whether letters named behind what was chosen may be meant instead of it."""
+    if group.start < current.end or group.rejected or group.letters <= current.letters:
+        return False
+    before = text[max(current.end, group.start - _WINDOW) : group.start]
+    excused = _CONCEDED_LATER.search(before) or _REASON.search(before)
+    return not (excused and _HAS_VERB.match(text, group.end) and not _IS_RIGHT.match(text, group.end))
 
 
 def _parts(found: re.Match[str]) -> list[tuple[int, int]]:
@@ -276,7 +306,10 @@ def _said(text: str, start: int, end: int, *, brief: bool) -> _Said:
         return group._replace(chosen=True, turns=True)
     if _BUT.search(before) and re.match(r"[.,;!)\n]|\Z", behind):
         return group._replace(chosen=True, turns=True)
-    if _IS_RIGHT.match(behind) and not (_ASKED.match(behind) and "?" not in behind[:2]):
+    if _REPLY.search(before) and re.fullmatch(r"[)\]]?[.!]?\s*", text[end:]):
+        return group._replace(chosen=True, turns=True)
+    right = _IS_RIGHT.match(behind)
+    if right and not _ONLY_IF.match(behind, right.end()) and not (_ASKED.match(behind) and "?" not in behind[:2]):
         return group._replace(chosen=True)
     return group
 

@@ -18,6 +18,12 @@ _FIRST = 0xE000
 MARKS = f"[{chr(_FIRST)}-{chr(_FIRST + len(LETTERS) - 1)}]"
 _PRIVATE = re.compile("[\ue000-\uf8ff\u200b-\u200f\u2060\ufeff\u00ad]")
 _SPACES = re.compile(r"[^\S\n]+")
+_STRUCK = re.compile(r"~~[^~\n]{1,200}~~|<(del|s|strike)>[^<\n]{1,200}</\1>")
+_SHORT_IS = re.compile(
+    r"(?<![A-Za-z0-9])([A-J])['\u2019]s (?=(?:not |definitely |clearly |the |also )?"
+    r"(?:wrong|incorrect|false|out|right|correct|"
+    r"true|best|answer|better|worse)\b)"
+)
 _WRAP = re.compile(r"\\(?:text(?:bf|it|rm|sf|tt)?|math(?:rm|bf|it|sf)|bf|rm|displaystyle|left|right)(?![A-Za-z]) ?")
 _DECORATION = re.compile(r"[*`$]|(?<![A-Za-z0-9])_+|_+(?![A-Za-z0-9])|</?[a-z]{1,8}>|[\"\u201c\u201d\u00ab\u00bb]")
 _QUOTED = re.compile(r"['\u2018\u2019\u300c\u300d]([A-Ja-j])['\u2018\u2019\u300c\u300d]")
@@ -28,7 +34,7 @@ _LETTER = re.compile(r"\b[a-j]\b")
 _LABEL = re.compile(r"\A\s*[(\[{]?([a-j])(?:[)\]}:]|\.(?=\s|\Z))(?=\s*\S)")
 _BRACKETED = re.compile(r"[(\[{]([a-j])[)\]}](?![A-Za-z])")
 _NAMED = re.compile(
-    r"\b(?:answers?|options?|choices?|letters?)(?: (?:is|are|was|choice|option|letter|would be|must be))*[ :=]*"
+    r"\b(?:answers?|ans|options?|choices?|letters?)(?: (?:is|are|was|choice|option|letter|would be|must be))*[ :=-]*"
     r"(?:(?:not|either|both|neither|option|choice|the) )*[(\[{]?([a-j])[)\]}]?"
     r"((?:(?: ?[,/&] ?| (?:or|and|nor|but|but not) )[(\[{]?[a-j][)\]}]?(?![A-Za-z0-9']))*)"
     r"(?= ?(?:[.,;:!?\n]|\Z|because\b|since\b|and\b|or\b|but\b|is\b))",
@@ -83,7 +89,7 @@ def letter_of(mark: str) -> str:
 def plain(text: str) -> str:
     """Return a text without decoration around its letters, with single spaces; full-width letters become plain."""
     text = _PRIVATE.sub("", unicodedata.normalize("NFKC", text))
-    text = _DECORATION.sub("", _WRAP.sub("", text))
+    text = _DECORATION.sub("", _WRAP.sub("", _SHORT_IS.sub(r"\1 is ", _STRUCK.sub(" ", text))))
     return _QUOTED.sub(r"\1", _SPACES.sub(" ", text)).strip()
 
 

@@ -15,7 +15,15 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-from peft_arena.tasks.number_text import CURRENCY, plain_text
+from peft_arena.tasks.number_text import (
+    CODES,
+    COUNT_BEHIND,
+    CURRENCY,
+    SHARED_SCALE,
+    UNREAD_BEFORE,
+    UNREAD_BEHIND,
+    plain_text,
+)
 
 LARGEST_EXPONENT = 300
 """A number with a larger power of ten, or more digits, is not understood: nothing of it is computed."""
@@ -72,8 +80,10 @@ _SPACE = r"[ \t]*"
 _OPENS = rf"[-+(\[{{{re.escape(CURRENCY)} ]*"
 _LINK = re.compile(
     rf"[)\]}}%°'\"{re.escape(CURRENCY)}]*{_SPACE}(?:[-+*/×÷^±~—∶xX]|\.+|…| : | (?:plus|minus|times|divided by|"
-    rf"multiplied by|over|to|or|out of) ){_SPACE}{_OPENS}|[(\[{{][-+]?|[)\]}}][(\[{{][-+]?|[}})][0-9^]*[-+*/^×]\(?|"
-    r"[年月日時时分秒点點万萬億亿千百]"
+    rf"multiplied by|over|to|or|out of|"
+    rf"mod|choose|to the|to the power(?: of)?|raised to) |[eECP][ ]?[-+]?){_SPACE}{_OPENS}|"
+    rf"[(\[{{][-+]?|[)\]}}][(\[{{][-+]?|[}})][0-9^]*[-+*/^×]\(?|"
+    r"\.?[\u0300-\u036f\u20d0-\u20ff]|[年月日時时分秒点點万萬億亿千百]"
 )
 _LINK_CHARACTERS = 24
 _PARTS = (
@@ -97,10 +107,9 @@ _SMALL_MONEY = re.compile(r"[ ]?(?:cents?|pence|paise|¢)(?![A-Za-z])", re.IGNOR
 # What stands before a form.
 _BEFORE_CHARACTERS = 40
 _OPENERS = "([{*_\"'`"
-_CODES = "USD|EUR|GBP|JPY|CNY|RMB|INR|CHF|CAD|AUD|NZD|HKD|SGD|SEK|NOK|DKK|PLN|BRL|MXN|ZAR|KRW|TRY|RUB|Rs|RM|Rp|Fr|kr"
 _SIGNED = re.compile(
-    rf"(?:(?P<outer>[-+])(?P<gap>[ ]?))?(?:(?P<currency>(?<![A-Za-z])[A-Z]{{0,3}}[{re.escape(CURRENCY)}]|"
-    rf"(?<![A-Za-z])(?:{_CODES})\.?)[ ]?)?(?:(?P<inner>[-+])(?P<space>[ ]?))?\Z"
+    rf"(?:(?P<outer>[-+])(?P<gap>[ \t]{{0,8}}))?(?:(?P<currency>(?<![A-Za-z])[A-Z]{{0,3}}[{re.escape(CURRENCY)}]|"
+    rf"(?<![A-Za-z])(?:{CODES})\.?)[ ]?)?(?:(?P<inner>[-+])(?P<space>[ \t]{{0,8}}))?\Z"
 )
 _MINUS_WORD = re.compile(r"(?:^|[^A-Za-z])(?:minus|negative)[ ]+\Z", re.IGNORECASE)
 _NEGATED = re.compile(r"(?:\bnot|n't)\s+(?:exactly\s+|equal\s+to\s+)?\Z", re.IGNORECASE)
@@ -122,10 +131,16 @@ _SCALES = {
     "lakh": 10**5, "lac": 10**5, "crore": 10**7, "mn": 10**6, "bn": 10**9, "tn": 10**12, "k": 1000, "mio": 10**6,
     "mrd": 10**9, "mln": 10**6, "bln": 10**9,
 }  # fmt: skip
-_SCALE = re.compile(rf"[ -]?((?i:{'|'.join(name for name in _SCALES if name != 'k')})|k)s?(?![A-Za-z])")
+_SCALE = re.compile(rf"(?:-|[ \t]{{0,4}})((?i:{'|'.join(name for name in _SCALES if name != 'k')})|k)s?(?![A-Za-z])")
 _ATTACHED_SCALES = _SCALES | {"K": 1000}
 _MONEY_SCALES = _ATTACHED_SCALES | {"m": 10**6, "M": 10**6, "b": 10**9, "B": 10**9, "t": 10**12, "T": 10**12}
 _MONEY_SCALES |= {"MM": 10**6}
+_SHORT = re.compile(
+    rf"(?P<gap>[ ]?)(?P<word>[kKmMbBtT]|MM|mm)(?![^\W_]|[/^])"
+    rf"(?P<behind>[ ]?(?:[{re.escape(CURRENCY.replace('$', ''))}]|(?:{CODES}|euros?|dollars?)(?![A-Za-z])))?"
+)
+_CLOSED = re.compile(r"[ ]?[^\s$]{0,16}\$(?![0-9])")
+"""What began with a dollar sign is mathematics, not money."""
 _HAN_SCALES = {"百": 100, "千": 1000, "万": 10**4, "萬": 10**4, "亿": 10**8, "億": 10**8}
 _MAY_SCALE = frozenset("MBGTP")
 _NO_UNITS = frozenset("xyznqijeEXYZπθαβλμρφω") | {"pi", "am", "pm", "AM", "PM"}
@@ -236,6 +251,8 @@ def _form(plain: str, runs: list[tuple[int, int]], shape: str) -> Form | None:
     after = _after(plain, end, money=before.money) if value is not None else None
     if value is None or after is None:
         return Form(None, before.start, end, plain[before.start : end])
+    if before.sign < 0 and plain[before.start - 1 : before.start] == plain[after.end : after.end + 1] == "|":
+        return Form(None, before.start, after.end, plain[before.start : after.end])
     value = before.sign * (value * after.factor + after.more)
     return Form(value, before.start, after.end, plain[before.start : after.end])
 
@@ -353,6 +370,8 @@ def _before(plain: str, start: int) -> _Before | None:
         if not judged:
             return refused
     head = prior if sign or money else window
+    if UNREAD_BEFORE.search(head if sign else _MINUS_WORD.sub(" ", head)) or (not sign and _long_minus(head)):
+        return refused
     if _MINUS_WORD.search(head):
         sign = "-" if not sign else ""
         if not sign:
@@ -361,7 +380,8 @@ def _before(plain: str, start: int) -> _Before | None:
         return None
     tail = head.rstrip(" \t")
     if (
-        tail.endswith(("<", "≤", "≥", "≠", "√", "∛", "!=", "<=", ">=", "/", "±")) and not tail.endswith(("<<", "</"))
+        tail.endswith(("<", "≤", "≥", "≠", "√", "∛", "∜", "!=", "<=", ">=", "/", "±"))
+        and not tail.endswith(("<<", "</"))
     ) or (tail.endswith(">") and not _TAG_OR_ARROW.search(tail)):
         return refused
     if tail.endswith("^") or (tail.endswith("_") and not sign):
@@ -383,6 +403,13 @@ def _sign(prior: str, gap: str) -> bool | None:
     return bool(_SIGN_MAY_FOLLOW.search(prior.rstrip(" \t")))
 
 
+def _long_minus(head: str) -> bool:
+    """Say whether a long dash before a number may be its minus sign, as it is not behind a word."""
+    dash = head.rstrip(" \t")
+    prior = dash[:-1].rstrip(" \t") if dash != head else dash[:-1]
+    return dash.endswith(("—", "―")) and (not prior[-1:].isalnum() or bool(_SIGN_MAY_FOLLOW.search(prior)))
+
+
 def _lettered(sign: str) -> bool:
     """Say whether a character is a letter of a script that puts spaces between words."""
     return sign.isalpha() and sign < "\u0530"
@@ -399,8 +426,17 @@ class _After(NamedTuple):
 def _after(plain: str, end: int, *, money: bool) -> _After | None:
     """Read scale words behind a form; None where something there makes it one that is not understood."""
     factor = 1
+    money = money and not _CLOSED.match(plain, end)
+    if short := _SHORT.match(plain, end):
+        word = short["word"]
+        if money or short["behind"]:
+            if word == "mm" or (not money and word not in "KkMB"):
+                return None
+            factor, end = _MONEY_SCALES[word], short.end("word")
+        elif short["gap"] and word in ("M", "B", "K", "MM"):
+            return None
     letters = _LETTERS.match(plain, end)
-    if letters:
+    if letters and factor == 1:
         word = letters[0]
         hexadecimal = plain[end - 1] == "0" and word[0] in "xX"
         if plain[letters.end() : letters.end() + 1].isdigit() or word in _NO_UNITS or hexadecimal:
@@ -415,18 +451,23 @@ def _after(plain: str, end: int, *, money: bool) -> _After | None:
                 if sign not in _HAN_SCALES:
                     break
                 factor, end = factor * _HAN_SCALES[sign], end + 1
-        if factor == 1:
+        if factor == 1 and not UNREAD_BEHIND.match(plain, end) and not _SCALE.match(plain, end):
             return None if plain[letters.end() : letters.end() + 1] == "_" else _After(1, end)
+    scaled = factor > 1
     for _ in range(3):
         scale = _SCALE.match(plain, end)
         if scale is None:
             break
-        factor, end = factor * _SCALES[scale[1].lower()], scale.end()
+        factor, end, scaled = factor * _SCALES[scale[1].lower()], scale.end(), True
+    if UNREAD_BEHIND.match(plain, end) and not _AND_PART.match(plain, end):
+        return None
+    if (scaled and COUNT_BEHIND.match(plain, end)) or (not money and SHARED_SCALE.match(plain, end)):
+        return None
     if _PART_WORD.match(plain, end):
         return None
     if part := _AND_PART.match(plain, end):
         share = Fraction(1, 2) if part["half"] else Fraction(3 if part["three"] else 1, 4)
-        return _After(factor, part.end(), share * factor)
+        return None if UNREAD_BEHIND.match(plain, part.end()) else _After(factor, part.end(), share * factor)
     if _GOES_ON.match(plain, end) and not _RAISED_UNIT.match(plain, end):
         return None
     return _After(factor, end)
