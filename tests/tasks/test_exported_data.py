@@ -311,3 +311,25 @@ def test_recognised_and_named_columns_are_one_run(tmp_path: Path) -> None:
     named = custom(path, columns={"prompt": "question", "response": "answer"})
     assert custom(path).config == named.config
     assert notes(custom(path)) == notes(named)
+
+
+def test_a_conversation_exported_answer_by_answer_is_in_one_split(tmp_path: Path) -> None:
+    rows = []
+    for n in range(30):
+        turns = [(role, f"{role} {n}.{place}") for place in range(3) for role in ("user", "assistant")]
+        chat = [{"role": role, "content": said} for role, said in turns]
+        rows += [{"messages": chat[:size]} for size in (2, 4, 6)]
+    task = custom(write(tmp_path / "a.jsonl", rows))
+    owner: dict[str, str] = {}
+    for split in ("train", "validation", "test"):
+        for item in task.items(split):
+            assert owner.setdefault(item.data["answer"].split(".")[0], split) == split
+            assert item.group
+    assert len(owner) == 30
+    for name, part in (("train", rows[:60]), ("test", [rows[1], *rows[60:]])):
+        write(tmp_path / f"{name}.jsonl", part)
+    with pytest.raises(UserError, match="splits overlap: 1 prompts are in two"):
+        custom(tmp_path, splits={"train": "train.jsonl", "test": "test.jsonl"})
+    write(tmp_path / "train.jsonl", [*rows[3:60], rows[0]])
+    with pytest.raises(UserError, match="splits overlap: 1 prompts are in two"):
+        custom(tmp_path, splits={"train": "train.jsonl", "test": "test.jsonl"})

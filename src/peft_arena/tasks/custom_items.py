@@ -13,7 +13,7 @@ from peft_arena.tasks.base import Item
 from peft_arena.tasks.custom_config import LIKELIHOOD, Columns, CustomConfig
 from peft_arena.tasks.data_files import RowError, Rows
 from peft_arena.tasks.data_forms import recognise, unused
-from peft_arena.tasks.data_rows import Placed, item_of
+from peft_arena.tasks.data_rows import Placed, item_of, shown_as
 from peft_arena.tasks.own_scorer import is_own
 from peft_arena.tasks.splits import cut_by_share, near_key, normal_key, same_text, with_groups
 
@@ -192,6 +192,8 @@ def _divided(
     """
     kept = {name: _once(rows, found) for name, rows in placed.items()}
     joins = settings.scorer != LIKELIHOOD and not is_own(settings.scorer)
+    if "group" not in found.columns:
+        kept = _with_continuations(kept)
     every = [row for rows in kept.values() for row in rows]
     shares = settings.shares
     if shares is not None:
@@ -245,6 +247,41 @@ def _once(rows: Sequence[Placed], found: CustomItems) -> list[Placed]:
             seen.add(key)
             kept.append(row)
     return kept
+
+
+def _with_continuations(kept: Mapping[str, list[Placed]]) -> dict[str, list[Placed]]:
+    """Give a chat and those that go on from its answer one key: exports hold a conversation once for each answer.
+
+    The words of the shorter one, its gold answer included, stand in the prompt of the longer.
+    """
+    every = [row for rows in kept.values() for row in rows]
+    if not any(turn["role"] == "assistant" for row in every for turn in row.keyed.item.data.get("messages", ())):
+        return dict(kept)
+    ends: dict[str, str] = {}
+    for row in (row for row in every if row.keyed.item.answer):
+        turns = row.keyed.item.data.get("messages") or [{"role": "user", "content": row.keyed.item.question}]
+        ends[_words([*turns, {"role": "assistant", "content": row.keyed.item.answer}])] = row.normal
+    roots: dict[str, str] = {}
+
+    def root(key: str) -> str:
+        while (above := roots.get(key, key)) != key:
+            key = above
+        return key
+
+    for row in every:
+        turns = row.keyed.item.data.get("messages", ())
+        for size in (place + 1 for place, turn in enumerate(turns) if turn["role"] == "assistant"):
+            if (shorter := ends.get(_words(turns[:size]))) is not None:
+                low, high = sorted((root(shorter), root(row.normal)))
+                roots[high] = low
+    return {
+        name: [row._replace(keyed=row.keyed._replace(key=root(row.normal))) for row in rows]
+        for name, rows in kept.items()
+    }
+
+
+def _words(turns: Sequence[Mapping[str, str]]) -> str:
+    return normal_key(shown_as(turns))
 
 
 def _answers(rows: Sequence[Placed], found: CustomItems) -> dict[str, dict[str, str]]:
@@ -319,6 +356,8 @@ def refuse_two_groups(rows: Iterable[Placed]) -> None:
 def refuse_overlap(parts: Mapping[str, Sequence[Placed]]) -> None:
     """Refuse splits that share a prompt in its canonical form (:func:`peft_arena.tasks.splits.normal_key`).
 
+    A chat and one that goes on from its answer share one.
+
     Raises:
         UserError: a prompt is in two splits; the message says where the first stands and how many there are.
     """
@@ -326,7 +365,7 @@ def refuse_overlap(parts: Mapping[str, Sequence[Placed]]) -> None:
     shared: dict[str, str] = {}
     for split, rows in parts.items():
         for row in rows:
-            key = row.normal
+            key = row.normal if row.keyed.item.group else row.keyed.key
             owner, first = seen.setdefault(key, (split, row.place))
             if owner != split:
                 shared.setdefault(key, f"{owner} ({first}) and {split} ({row.place})")
