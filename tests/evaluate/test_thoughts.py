@@ -113,7 +113,7 @@ def test_an_answer_of_a_plain_prompt_needs_no_end_of_a_thought() -> None:
 
 def test_half_a_character_in_an_item_is_an_error_that_names_it() -> None:
     task = make("write", {})
-    with pytest.raises(UserError, match=r"task write, item [0-9a-f]{12}: character 4 of a text is half of a character"):
+    with pytest.raises(UserError, match=r"task write, item [0-9a-f]{12}: a text holds half of a character"):
         prepare(task, Item(question="in \ud83d", answer="42"), byte_tokenizer())
 
 

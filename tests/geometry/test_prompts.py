@@ -172,5 +172,5 @@ def test_a_file_is_pinned_by_its_content(tokenizer, tmp_path):
 
 def test_half_a_character_is_refused_with_its_place(tokenizer, tmp_path):
     cut = written(tmp_path / "cut.jsonl", '"a text"\n"cut \\ud83d"\n')
-    with pytest.raises(UserError, match=r"cut\.jsonl' line 2: character 5 of a text is half of a character"):
+    with pytest.raises(UserError, match=r"cut\.jsonl' line 2: a text holds half of a character"):
         read([cut], tokenizer)
