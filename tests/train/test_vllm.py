@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import RLSpec, TaskSpec
+from peft_arena.core.specs import ModelSpec, RLSpec, TaskSpec
 from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import METHODS
 from peft_arena.testing.trial import Trial
@@ -14,10 +14,11 @@ from tests.methods.settings import SETTINGS
 
 pytestmark = pytest.mark.spread
 MORE_THAN_LINEAR = {"lora_tokens"}
+MICRO = ModelSpec(name="micro")
 ABLE = [
     name
     for name in METHODS.own()
-    if name != "none" and name not in MORE_THAN_LINEAR and not vllm_refusal(METHODS.get(name).card)
+    if name != "none" and name not in MORE_THAN_LINEAR and not vllm_refusal(METHODS.get(name).card, MICRO)
 ]
 
 
@@ -48,13 +49,18 @@ def test_most_methods_can_and_the_others_say_why():
     assert len(ABLE) >= 45
     assert {"lora", "dora", "oft", "vera", "full"} <= set(ABLE)
     for name in ("pissa", "prompt_tuning", "ln_tuning", "lily"):
-        assert "vLLM" in vllm_refusal(METHODS.get(name).card)
+        assert "vLLM" in vllm_refusal(METHODS.get(name).card, MICRO)
+
+
+def test_a_model_with_new_tokens_is_refused():
+    longer = MICRO.model_copy(update={"new_tokens": ("<tool>",)})
+    assert "without model.new_tokens" in vllm_refusal(METHODS.get("lora").card, longer)
 
 
 def test_pissa_is_refused_because_its_base_is_no_longer_the_pretrained_one():
     card = METHODS.get("pissa").card
     assert {Capability.LINEAR_DELTA, Capability.MERGEABLE, Capability.CHANGES_BASE} <= card.capabilities
-    assert "put other weights in their place" in vllm_refusal(card)
+    assert "put other weights in their place" in vllm_refusal(card, MICRO)
 
 
 @pytest.mark.parametrize("kind", ["first", "last"])
