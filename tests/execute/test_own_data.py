@@ -69,6 +69,7 @@ def test_one_run_and_evaluations_by_a_scorer_of_ones_own(folder: Path) -> None:
     assert outcome.complete
     (row,) = scores(made, folder / "runs")
     assert row["task"] == "turned"
+    assert "unscored" not in row
     asked: dict[str, Any] = {"items": None, "split": "test", "dtype": "float32", "batch_size": None}
     (found,) = evaluate_point("micro", [data], folder / "runs", own={"scorer": own}, **asked)
     assert (found["task"], found["metric"], found["n"], found["unscored"]) == ("turned", "score", 6, 0)
@@ -86,6 +87,8 @@ def test_an_answer_that_the_scorer_cannot_judge_is_unscored_with_its_row(folder:
     (folder / "my.py").write_text(judge)
     found = study(folder, config={"scorer": f"{folder / 'my.py'}:judge", "max_new_tokens": 8})
     run_study(found, folder / "runs", quiet=True)
+    (row,) = scores(found, folder / "runs")
+    assert row["unscored"].endswith("%")
     (record,) = (folder / "runs" / found.base.run_id).rglob("records/**/*custom*.json")
     items = json.loads(record.read_text())["items"]
     unscored = [item for item in items if item["value"] is None]

@@ -109,7 +109,7 @@ def scores(study: Study, out: Path) -> list[dict[str, Any]]:
                         "gain": gain.value,
                         "unit": gain.unit,
                         **_at_limit(target, arm.label),
-                        **({"unscored": f"{said['unscored_share']:.0%}"} if said["unscored_share"] else {}),
+                        **({"unscored": f"{gain.unscored:.0%}"} if gain.unscored else {}),
                         **{name: said[name] for name in ("low_corrected", "high_corrected", "verdict", "detectable")},
                         "about": said["about"],
                     }
