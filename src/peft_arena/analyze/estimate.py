@@ -37,7 +37,7 @@ from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
 from peft_arena.analyze.paired import MANY_UNSCORED, Array, Contrast, Part
 from peft_arena.analyze.seed_spread import SeedSpread
-from peft_arena.core.measure import FEWEST_UNITS
+from peft_arena.core.measure import FEWEST_UNITS, too_few_units
 
 LEVEL = 0.95
 """Coverage of an interval that stands beside no word."""
@@ -257,13 +257,8 @@ def _why_none(contrast: Contrast) -> str:
     if contrast.unscored > MANY_UNSCORED and contrast.bounds is None:
         return f"{100 * contrast.unscored:.1f} % of the answers are unscored, and their bounds are not known"
     few = min(contrast.parts, key=lambda part: part.alike)
-    if few.alike > FEWEST_UNITS - 1e-6:
-        return ""
-    what = "item" if few.units == few.items else "group"
-    given = f"{few.units} {what}{'' if few.units == 1 else 's'}"
-    if few.units >= FEWEST_UNITS:
-        given += f" with the weight of {few.alike:.1f} equal ones"
-    return f"{given}: an interval needs {FEWEST_UNITS}"
+    given = too_few_units(few.items, few.units, few.alike)
+    return f"{given}: an interval needs {FEWEST_UNITS}" if given else ""
 
 
 def _limits(parts: Sequence[Part]) -> tuple[float, float]:

@@ -41,3 +41,18 @@ class Measure(BaseModel):
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{self.metric}: {name} must be finite or None, got {number}")
         return self
+
+
+def too_few_units(items: int, units: int, alike: float) -> str:
+    """Say how few independent units some items are; empty if they are enough for an interval.
+
+    Args:
+        items: that were asked.
+        units: groups of items that belong together, or items that stand alone.
+        alike: as many units of equal size weigh as much.
+    """
+    if alike > FEWEST_UNITS - 1e-6:
+        return ""
+    kind = "item" if units == items else "group"
+    text = f"{units} {kind}{'' if units == 1 else 's'}"
+    return text + (f" with the weight of {alike:.1f} equal ones" if units >= FEWEST_UNITS else "")

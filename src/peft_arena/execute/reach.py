@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from peft_arena.core.measure import FEWEST_UNITS, POINTS
+from peft_arena.core.measure import FEWEST_UNITS, POINTS, too_few_units
 from peft_arena.core.specs import EvalSpec
 from peft_arena.execute.known import Planned, planned
 from peft_arena.execute.labels import stated_sizes, task_labels
@@ -115,10 +115,5 @@ def _reach(study: Study, what: str, margin: float, specs: Sequence[EvalSpec], sp
 
 def _no_interval(found: Planned) -> str:
     """Say why some items cannot have an interval, by the rule of :mod:`peft_arena.analyze.estimate`."""
-    if found.alike > FEWEST_UNITS - 1e-6:
-        return ""
-    kind = "item" if found.units == found.items else "group"
-    text = f"{found.units} {kind}{'' if found.units == 1 else 's'}"
-    if found.units >= FEWEST_UNITS:
-        text += f" with the weight of {found.alike:.1f} equal ones"
-    return f"{text}, and an interval needs {FEWEST_UNITS}"
+    few = too_few_units(found.items, found.units, found.alike)
+    return f"{few}, and an interval needs {FEWEST_UNITS}" if few else ""
