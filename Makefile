@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test explore lint readme docs install clean
+.PHONY: demo micro test explore faults conformance lint readme docs install clean
 
 install: .venv/installed
 
@@ -24,9 +24,17 @@ test: install
 
 # Property tests with fresh draws: what fails is written as a patch that adds it to the test as an example.
 explore: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m hypothesis --hypothesis-profile=explore; code=$$?; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 0 -m 'hypothesis and not deep' --hypothesis-profile=explore; code=$$?; \
 	for patch in $$(find .hypothesis/patches -name '*.patch' -newer .venv/installed 2>/dev/null); do \
 		echo "keep the example: git apply $$patch"; done; exit $$code
+
+# Injected faults and malformed inputs: each must end in a clear line and leave a sound, resumable directory.
+faults: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/faults -m deep
+
+# The conformance suite over every shipped method; what it tried and found goes to results/conformance.json.
+conformance: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m scripts.conformance
 
 lint: install
 	$(BIN)/ruff check .
