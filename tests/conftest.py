@@ -1,4 +1,4 @@
-"""No test looks for a hub, whose look-ups would wait for a network, and every test starts from the same random state."""
+"""No test looks for a hub, whose look-ups would wait for a network; every test starts from the same random state."""
 
 import os
 import random
