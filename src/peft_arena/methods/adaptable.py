@@ -142,8 +142,8 @@ def _run_by(tree: ast.AST | None, module: nn.Module, asked: bool = False) -> Ite
         known = _value(tree.test, module)
         yield from _run_by(tree.test, module)
         for branch, closed in ((tree.body, known is False), (tree.orelse, known is True)):
-            for node in () if closed else branch:
-                yield from _run_by(node, module)
+            for statement in () if closed else branch:
+                yield from _run_by(statement, module)
         return
     about = isinstance(tree, ast.Attribute) and tree.attr in _ABOUT
     for node in ast.iter_child_nodes(tree):

@@ -20,12 +20,17 @@ PLAIN = ("_attn_implementation_internal", "_experts_implementation_internal")
 """Entries of a configuration that choose kernels; the plain ones run without values."""
 
 
-class _Imagined(TorchDispatchMode):
+class Imagined(TorchDispatchMode):
     """Answers what hangs on values of tensors on the meta device."""
+
+    answered = 0
+    """Questions so far; whoever asks may set it back."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = args[0] if args else None
         if isinstance(given, torch.Tensor) and given.device.type == "meta":
+            if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+                self.answered += 1
             if func is torch.ops.aten._local_scalar_dense.default:
                 return torch.ones((), dtype=given.dtype).item()
             if func is torch.ops.aten.nonzero.default:
@@ -34,16 +39,17 @@ class _Imagined(TorchDispatchMode):
 
 
 @contextmanager
-def imagined(model: PreTrainedModel) -> Iterator[None]:
+def imagined(model: PreTrainedModel) -> Iterator[Imagined]:
     """Let a model on the meta device run inside the block; for a model with weights nothing is done."""
+    mode = Imagined()
     if next(model.parameters()).device.type != "meta":
-        yield
+        yield mode
         return
     held = {name: model.config.__dict__[name] for name in PLAIN if name in model.config.__dict__}
     try:
         for name in held:
             model.config.__dict__[name] = "eager"
-        with _Imagined():
-            yield
+        with mode:
+            yield mode
     finally:
         model.config.__dict__.update(held)
