@@ -6,7 +6,6 @@ worker start in a fraction of a second instead of ten.
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import multiprocessing.util
 import os
@@ -33,6 +32,8 @@ BUSY_POLL_S = 2.0
 SERVER_LOSSES = 3
 """So many times the process that workers are forked from is started anew; then the work is given up."""
 SERVER = "the process that workers are forked from"
+_LAST = -200
+"""Priority of what is done at the end after multiprocessing has removed its sockets."""
 _SOCKET_PATH = 70
 """Longest directory of a socket, in characters, under the system's limit for the whole path."""
 
@@ -257,7 +258,7 @@ def _own_sockets() -> None:
     """Let multiprocessing keep its sockets in a directory that is removed even where this process is killed."""
     kept = ExitStack()
     folder = kept.enter_context(scratch("workers"))
-    atexit.register(kept.close)
+    multiprocessing.util.Finalize(None, kept.close, exitpriority=_LAST)
     if len(str(folder)) > _SOCKET_PATH:
         return
     before, tempfile.tempdir = tempfile.tempdir, str(folder)
