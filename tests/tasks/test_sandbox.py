@@ -166,7 +166,7 @@ def test_a_program_that_never_ends_is_ended() -> None:
         ("os.chroot('/')", "failed", "PermissionError"),
         ("os.chmod('.', 0o777)", "failed", "PermissionError"),
         ("os.memfd_create('held')", "failed", "PermissionError"),
-        ("import mmap\nmade = open('m', 'w+b')\nmade.truncate(9)\nmmap.mmap(made.fileno(), 1)", "failed", "PermissionError"),
+        ("import mmap\nm = open('m', 'w+b')\nm.truncate(9)\nmmap.mmap(m.fileno(), 1)", "failed", "PermissionError"),
         ("import mmap\nmmap.mmap(os.open('/dev/zero', os.O_RDONLY), 1, mmap.MAP_PRIVATE)", "failed", "PermissionError"),
         ("import numpy", "failed", "ModuleNotFoundError"),
         ("import sys\nopen(os.path.dirname(os.__file__) + '/site-packages/README.txt')", "failed",

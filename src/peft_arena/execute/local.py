@@ -12,6 +12,7 @@ import os
 import signal
 import tempfile
 import time
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -243,6 +244,8 @@ def _fork_server(threads: int) -> Iterator[ForkServerContext]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["peft_arena.execute.forking"])
     _own_sockets()
+    # multiprocessing starts a killed tracker of shared memory anew; there is none here that it could have lost
+    warnings.filterwarnings("ignore", message="resource_tracker: process died unexpectedly")
     try:
         yield context
     finally:
