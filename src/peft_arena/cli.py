@@ -10,12 +10,14 @@ import typer
 
 from peft_arena.cli_cost import cost
 from peft_arena.cli_data import columns_of, data
+from peft_arena.cli_ending import Commands, guarded
 from peft_arena.cli_import import export_hf, import_app
 from peft_arena.cli_weights import export, merge, path_app
 from peft_arena.core.errors import UserError
 
 app = typer.Typer(
     name="peft-arena",
+    cls=Commands,
     help="Which fine-tuning method fits your model, task and budget, and what general capability it costs.",
     no_args_is_help=True,
     add_completion=False,
@@ -458,9 +460,5 @@ def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = Fals
 
 
 def main() -> None:
-    """Run the command line; a wrong request is one line on standard error and exit code 2."""
-    try:
-        app()
-    except UserError as error:
-        typer.echo(f"peft-arena: {error}", err=True)
-        raise SystemExit(2) from None
+    """Run the command line; whatever ends it is one line on standard error: :func:`peft_arena.cli_ending.guarded`."""
+    guarded(app)

@@ -1,25 +1,68 @@
-"""Ending by a signal as by an interrupt, so that what is unfinished is cleared away."""
+"""Ending: by a signal as by an interrupt, so that what is unfinished is cleared away; and with one's parent."""
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_PR_SET_PDEATHSIG = 1
+
+
+class Ended(SystemExit):
+    """The process was told to end; the text says by what, and the code is 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal."""
+        super().__init__(128 + number)
+        self.by = signal.Signals(number).name
+
+    def __str__(self) -> str:
+        return f"ended by {self.by}"
+
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the block by SystemExit, as Ctrl-C does; only the main thread can ask for this."""
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block by :class:`Ended`, as Ctrl-C does; only the main thread can ask for this.
+
+    SIGHUP stays ignored where it is, as under nohup.
+    """
 
     def stop(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
+        raise Ended(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    former = signal.signal(signal.SIGTERM, stop)
+    wanted = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) not in (signal.SIG_IGN, None)]
+    former = {one: signal.signal(one, stop) for one in wanted}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, former)
+        for one, handler in former.items():
+            signal.signal(one, handler)
+
+
+def end_with_parent() -> None:
+    """Let the kernel kill this process when the thread that started it ends; does nothing where it cannot.
+
+    Whoever calls this must still look whether the parent was gone before.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
+def open_standard_streams() -> None:
+    """Open the null device in place of standard streams that are closed.
+
+    Else the next file that is opened would take their number, and what libraries print would go into it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one

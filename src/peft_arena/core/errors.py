@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -45,3 +47,15 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type; the second too where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def refused_by_machine(error: OSError | MemoryError) -> str:
+    """Say in one line what the machine refused, of which file, and where in our code that was met."""
+    where = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        if "peft_arena" in Path(frame.filename).parts:
+            where = f" (at {Path(frame.filename).name}:{frame.lineno})"
+    if isinstance(error, MemoryError):
+        return f"out of memory{where}"
+    what = f": {error.filename}" if error.filename is not None else ""
+    return f"{error.strerror or first_line(error)}{what}{where}"

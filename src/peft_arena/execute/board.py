@@ -50,11 +50,15 @@ class Board:
     def progress(self, run_id: str, stage: str, fraction: float, detail: str) -> None:
         """Update the line of a run; a new stage is printed where there is no live display."""
         if not self._live and self._stages.get(run_id) != stage:
-            self._console.print(f"{run_id}: {stage}", highlight=False, markup=False)
+            self._print(f"{run_id}: {stage}")
         self._stages[run_id] = stage
         line = self._lines.get(run_id)
         if line is not None:
             self._progress.update(line, completed=fraction, stage=f"{stage[:70]} {detail}")
+
+    def note(self, text: str) -> None:
+        """Print a line that concerns all runs."""
+        self._print(text, style="yellow")
 
     def ended(self, run_id: str, problem: str) -> None:
         """Remove the line of a run and count it."""
@@ -66,4 +70,13 @@ class Board:
             self._progress.update(self._all, completed=self._ended, stage=f"{self._ended}/{self._runs}")
         word = "failed" if problem else "done"
         text = f"{word} {self._ended}/{self._runs} {run_id}" + (f": {problem}" if problem else "")
-        self._console.print(text, style="red" if problem else None, highlight=False, markup=False)
+        self._print(text, style="red" if problem else None)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        """Print a line; where the terminal is gone (but no reader of a pipe) the work goes on without."""
+        try:
+            self._console.print(text, style=style, highlight=False, markup=False)
+        except BrokenPipeError:
+            raise  # as of any command whose reader has left
+        except OSError:
+            self._console.quiet = True

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import SUFFIX, abandoned_below
 from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
 from peft_arena.store.files import read_json
@@ -60,7 +61,7 @@ def check_path(path: Path) -> dict[str, Any]:
 
 def _check_tree(path: Path) -> dict[str, Any]:
     records = [file for file in sorted(path.rglob("*.json")) if _is_record(file, path)]
-    checkpoints = sorted(file.parent for file in path.rglob(HASHES))
+    checkpoints = sorted(file.parent for file in path.rglob(HASHES) if not _is_unfinished(file, path))
     if not records and not checkpoints:
         raise UserError(f"cannot check {path}: it holds no records and no checkpoints")
     jobs: list[Callable[[], object]] = [lambda file=file: _check_record(file) for file in records]  # type: ignore[misc]
@@ -70,7 +71,9 @@ def _check_tree(path: Path) -> dict[str, Any]:
     problems = [problem for job in jobs if (problem := _problem(job))]
     if problems:
         raise UserError(f"{len(problems)} of {len(jobs)} damaged: " + "; ".join(problems))
-    return {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    left = [str(part.relative_to(path)) for part in abandoned_below(path)]
+    found = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    return found | ({"left_by_killed_writers": left} if left else {})
 
 
 def _start(file: Path) -> str | None:
@@ -98,9 +101,14 @@ def _promised(path: Path) -> list[Path]:
     return found
 
 
+def _is_unfinished(file: Path, root: Path) -> bool:
+    return any(name.endswith(SUFFIX) for name in file.relative_to(root).parts)
+
+
 def _is_record(file: Path, root: Path) -> bool:
     inside = file.relative_to(root).parts
-    return file.name == "run.json" or "records" in (root.name, *inside[:-1])
+    named = file.name == "run.json" or "records" in (root.name, *inside[:-1])
+    return named and not _is_unfinished(file, root)
 
 
 def _check_record(file: Path) -> str:

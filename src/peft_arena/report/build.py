@@ -11,6 +11,7 @@ from peft_arena.analyze.compare import AXES
 from peft_arena.analyze.study import DRAWS, StudyResult, analyze_study
 from peft_arena.analyze.view import StudyView
 from peft_arena.core.errors import UserError
+from peft_arena.report.whole import written_whole
 from peft_arena.store.store import Store
 
 if TYPE_CHECKING:
@@ -27,8 +28,8 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
     """Analyse a study and write its report; works with whatever part of the study is done.
 
     Writes ``index.html``, ``summary.json``, ``tables/*.csv`` and ``figures/*.{svg,png}``, and, if there is geometry,
-    ``geometry.html``, or reinforcement learning, ``rl.html``, with their ``plotly.min.js``; files of an earlier report
-    of the same names are replaced.
+    ``geometry.html``, or reinforcement learning, ``rl.html``, with their ``plotly.min.js``. All of it is there or
+    nothing changed; files of an earlier report are gone, other files stay (:mod:`peft_arena.report.whole`).
 
     Args:
         store: where the records are.
@@ -49,20 +50,21 @@ def build_report(store: Store, view: StudyView, out: Path, *, seed: int = 0, dra
     result = analyze_study(store, view, seed=seed, draws=draws)
     summary = {**result.summary(), "headline": _headline(result)}
     try:
-        for directory in (out / "tables", out / "figures"):
-            directory.mkdir(parents=True, exist_ok=True)
-        figures = draw_figures(result)
-        images = {
-            label: [(figure, save_figure(figure, out / "figures")) for figure in found]
-            for label, found in figures.items()
-        }
-        for name, frame in report_tables(result).items():
-            frame.write_csv(out / "tables" / f"{name}.csv")
-        _write_geometry(result, out)
-        _write_rl(result, out)
-        (out / "index.html").write_text(render_page(result, images), encoding="utf-8")
-        text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (out / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+        with written_whole(out) as part:
+            for directory in (part / "tables", part / "figures"):
+                directory.mkdir()
+            figures = draw_figures(result)
+            images = {
+                label: [(figure, save_figure(figure, part / "figures")) for figure in found]
+                for label, found in figures.items()
+            }
+            for name, frame in report_tables(result).items():
+                frame.write_csv(part / "tables" / f"{name}.csv")
+            _write_geometry(result, part)
+            _write_rl(result, part)
+            (part / "index.html").write_text(render_page(result, images), encoding="utf-8")
+            text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            (part / "summary.json").write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
     return summary

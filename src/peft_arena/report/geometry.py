@@ -12,6 +12,7 @@ from peft_arena.analyze.geometry import MAIN, NOT_APPLICABLE, ArmGeometry, Targe
 from peft_arena.core.errors import UserError
 from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import MINUS, NONE, p_text, plain, span_of
+from peft_arena.report.whole import written_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -313,11 +314,13 @@ def write_geometry_page(records: Sequence[tuple[str, GeometryRecord, pl.DataFram
     labels = list(grouped)
     named = set(labels if len(labels) <= MANY else labels[: MANY // 2])
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        written = write_interactive({"": geometry}, out, title="Geometry", named={"": named})
-        for drawn in geometry_figures(geometry, named):
-            save_figure(drawn, out / "figures")
-            written += [out / "figures" / f"{drawn.name}.{end}" for end in ("svg", "png")]
+        with written_whole(out, swap=False) as part:
+            (part / "figures").mkdir()
+            written = write_interactive({"": geometry}, part, title="Geometry", named={"": named})
+            for drawn in geometry_figures(geometry, named):
+                save_figure(drawn, part / "figures")
+                written += [part / "figures" / f"{drawn.name}.{end}" for end in ("svg", "png")]
+            written = [out / file.relative_to(part) for file in written]
     except OSError as error:
         raise UserError(f"cannot write the figures to {out}: {error.strerror or error}") from error
     return written

@@ -17,6 +17,7 @@ from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import NONE, digits_of, p_text, plain
 from peft_arena.report.page_tables import estimate_cell, judged_cell
 from peft_arena.report.paths_text import claim_sentence, factors_text, share_text
+from peft_arena.report.whole import written_whole
 
 if TYPE_CHECKING:
     import polars as pl
@@ -353,19 +354,20 @@ def _write(
     told = (tag("p", text) for text in _sentences(found))
     parts.append(tag("div", *told, class_="findings", role="note", aria_label="findings"))
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-        for number, (label, paths) in enumerate(found.items(), start=1):
-            named = set(paths.labels[:MANY])
-            drawn = path_figures(paths, label, named, f"-{number}")
-            images = [(figure, save_figure(figure, out / "figures")) for figure in drawn]
-            parts.append(tag("section", tag("h2", f"Rewinding on {label}"), paths_section(paths, images)))
-        if gaps:
-            parts.append(tag("section", tag("h2", "Missing"), gaps_table(gaps)))
-        for name, frame in path_tables(found).items():
-            frame.write_csv(out / f"{name}.csv")
-        (out / PAGE).write_text(_page(title, parts), encoding="utf-8")
-        text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-        (out / "summary.json").write_text(f"{text}\n", encoding="utf-8")
+        with written_whole(out) as part:
+            (part / "figures").mkdir()
+            for number, (label, paths) in enumerate(found.items(), start=1):
+                named = set(paths.labels[:MANY])
+                drawn = path_figures(paths, label, named, f"-{number}")
+                images = [(figure, save_figure(figure, part / "figures")) for figure in drawn]
+                parts.append(tag("section", tag("h2", f"Rewinding on {label}"), paths_section(paths, images)))
+            if gaps:
+                parts.append(tag("section", tag("h2", "Missing"), gaps_table(gaps)))
+            for name, frame in path_tables(found).items():
+                frame.write_csv(part / f"{name}.csv")
+            (part / PAGE).write_text(_page(title, parts), encoding="utf-8")
+            text = json.dumps(summary, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+            (part / "summary.json").write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write the report to {out}: {error.strerror or error}") from error
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import file_hash
+from peft_arena.core.parts import unfinished
 
 DONE = "DONE"
 HASHES = "SHA256"
@@ -28,26 +28,24 @@ def write_checkpoint(path: Path, save: Callable[[Path], None]) -> None:
     """
     if is_sound(path):
         return
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        part.mkdir(parents=True)
-        save(part)
-        lines = [f"{file_hash(file)}  {file.relative_to(part)}" for file in _files(part)]
-        (part / HASHES).write_text("\n".join(lines) + "\n", encoding="utf-8")
-        (part / DONE).write_text("", encoding="utf-8")
-        for file in _files(part):
-            _sync(file)
-        if path.exists():
-            shutil.rmtree(path)
-        part.rename(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(path, directory=True) as part:
+            save(part)
+            lines = [f"{file_hash(file)}  {file.relative_to(part)}" for file in _files(part)]
+            (part / HASHES).write_text("\n".join(lines) + "\n", encoding="utf-8")
+            (part / DONE).write_text("", encoding="utf-8")
+            for file in _files(part):
+                _sync(file)
+            if path.exists():
+                shutil.rmtree(path)
+            part.rename(path)
     except OSError as error:
         raise UserError(f"cannot write checkpoint {path}: {error.strerror or error}; nothing was written") from error
     except Exception as error:
         if type(error).__name__ != "SafetensorError":  # how safetensors, not imported here, reports a full disk
             raise
         raise UserError(f"cannot write checkpoint {path}: {first_line(error)}; nothing was written") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def verify_checkpoint(path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import unfinished
 
 
 def write_once(path: Path, value: Any) -> None:
@@ -20,21 +20,18 @@ def write_once(path: Path, value: Any) -> None:
         UserError: the disk refused the write; the message names the file and the reason.
     """
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        os.link(part, path)
+        with unfinished(path) as part:
+            with part.open("w", encoding="utf-8") as handle:
+                handle.write(text)
+                handle.flush()
+                os.fsync(handle.fileno())
+            os.link(part, path)
     except FileExistsError:
         raise
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; nothing was written") from error
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

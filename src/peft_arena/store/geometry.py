@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import file_hash
+from peft_arena.core.parts import unfinished
 from peft_arena.store.files import write_once
 from peft_arena.store.records import GeometryRecord
 
@@ -58,14 +58,12 @@ def read_profiles(path: Path, record: GeometryRecord) -> pl.DataFrame | None:
 
 
 def _write_parquet(file: Path, arrays: pl.DataFrame) -> None:
-    part = file.with_name(f".{file.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        arrays.write_parquet(part)
-        with part.open("rb") as handle:
-            os.fsync(handle.fileno())
-        part.replace(file)
+        with unfinished(file) as part:
+            arrays.write_parquet(part)
+            with part.open("rb") as handle:
+                os.fsync(handle.fileno())
+            part.replace(file)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror or error}; nothing was written") from error
-    finally:
-        part.unlink(missing_ok=True)

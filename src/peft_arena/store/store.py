@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import sweep
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point, RunSpec
@@ -64,6 +66,17 @@ class RunDirectory:
         """Return the lock that a process holds while it works on this run; freed by the system if it dies."""
         self._make()
         return FileLock(self.path / ".lock")
+
+    @contextmanager
+    def held(self, wait_s: float) -> Iterator[None]:
+        """Hold the lock inside the block; what killed writers left of the run is removed before.
+
+        Raises:
+            Timeout: another process holds it for so long.
+        """
+        with self.lock().acquire(timeout=wait_s):
+            sweep(self.path)
+            yield
 
     def _make(self) -> None:
         try:

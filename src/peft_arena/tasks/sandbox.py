@@ -11,11 +11,9 @@ from __future__ import annotations
 import json
 import os
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import scratch
 
 State = Literal["passed", "failed", "timeout", "limit", "refused"]
 
@@ -103,15 +102,10 @@ def refusal() -> str | None:
 def _run(program: str, tests: str, entry_point: str, setup: str, limits: Limits) -> Outcome:
     if len(program) > PROGRAM_BYTES:
         return Outcome("limit", f"the program has more than {PROGRAM_BYTES} characters", "")
-    folder = Path(tempfile.mkdtemp(prefix="peft-arena-sandbox-"))
-    try:
-        folder = folder.resolve()
-        with _Pair(folder, limits) as pair:
-            code = {"program": program, "tests": tests, "setup": setup, "entry_point": entry_point}
-            pair.start(code)
-            return pair.finish()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with scratch("sandbox") as folder, _Pair(folder.resolve(), limits) as pair:
+        code = {"program": program, "tests": tests, "setup": setup, "entry_point": entry_point}
+        pair.start(code)
+        return pair.finish()
 
 
 class _Stop(Exception):  # noqa: N818 - ends a wait

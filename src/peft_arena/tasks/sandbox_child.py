@@ -13,14 +13,17 @@ include/uapi/asm-generic/unistd.h.
 """
 
 import _socket
+import contextlib
 import ctypes
 import errno
 import json
+import mmap
 import os
 import random
 import resource
 import struct
 import sys
+import warnings
 from typing import Any
 
 READY = "ready"
@@ -33,6 +36,17 @@ _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 _SECCOMP_FILTER, _SIGKILL = 2, 9
 _O_TRUNC, _ACCESS_MODE = 0o1000, 0o3
+_MAP_ANONYMOUS = 0x20
+_HIDDEN_FILES = 8
+"""Files that a program may delete and keep open; each is at most so great a share of what all files may hold."""
+_OPEN_FILES = 3 + _HIDDEN_FILES
+"""At one time: the standard streams and these; pipes that came with a higher number stay beside them."""
+_PACKAGES = {"site-packages", "dist-packages"}
+_NOT_LOADED = {
+    "_curses", "_curses_panel", "_dbm", "_gdbm", "_tkinter", "nis", "ossaudiodev", "readline", "spwd",
+    "_asyncio", "_elementtree", "_zoneinfo",
+}  # fmt: skip
+"""Compiled modules that no judged program needs, and those that are slow to import and have a twin in Python."""
 _FCNTL = (0, 1, 2, 3, 1030)
 """F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC: not those that have the kernel send signals."""
 _KILL, _ALLOW, _ERRNO = 0x80000000, 0x7FFF0000, 0x00050000
@@ -40,7 +54,7 @@ _LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _X32 = 0x40000000
 
 _X86_64 = {
-    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8, "mmap": 9,
+    "read": 0, "write": 1, "close": 3, "stat": 4, "fstat": 5, "lstat": 6, "poll": 7, "lseek": 8,
     "mprotect": 10, "munmap": 11, "brk": 12, "rt_sigaction": 13, "rt_sigprocmask": 14, "rt_sigreturn": 15,
     "pread64": 17, "pwrite64": 18, "readv": 19, "writev": 20, "access": 21, "pipe": 22, "select": 23,
     "sched_yield": 24, "mremap": 25, "madvise": 28, "dup": 32, "dup2": 33, "nanosleep": 35, "getpid": 39, "exit": 60,
@@ -60,12 +74,12 @@ _AARCH64 = {
     "clock_getres": 114, "clock_nanosleep": 115, "sched_getaffinity": 123, "sched_yield": 124, "restart_syscall": 128,
     "sigaltstack": 132, "rt_sigaction": 134, "rt_sigprocmask": 135, "rt_sigreturn": 139, "times": 153, "uname": 160,
     "getrusage": 165, "gettimeofday": 169, "getpid": 172, "getppid": 173, "getuid": 174, "geteuid": 175, "getgid": 176,
-    "getegid": 177, "gettid": 178, "sysinfo": 179, "brk": 214, "munmap": 215, "mremap": 216, "mmap": 222,
+    "getegid": 177, "gettid": 178, "sysinfo": 179, "brk": 214, "munmap": 215, "mremap": 216,
     "mprotect": 226, "madvise": 233, "renameat2": 276, "getrandom": 278, "statx": 291, "rseq": 293, "faccessat2": 439,
 }  # fmt: skip
 MACHINES: dict[str, dict[str, Any]] = {
-    "x86_64": {"audit": 0xC000003E, "calls": _X86_64, "openat": 257, "fcntl": 72, "ioctl": 16},
-    "aarch64": {"audit": 0xC00000B7, "calls": _AARCH64, "openat": 56, "fcntl": 25, "ioctl": 29},
+    "x86_64": {"audit": 0xC000003E, "calls": _X86_64, "openat": 257, "fcntl": 72, "ioctl": 16, "mmap": 9},
+    "aarch64": {"audit": 0xC00000B7, "calls": _AARCH64, "openat": 56, "fcntl": 25, "ioctl": 29, "mmap": 222},
 }
 """Machines whose system calls are known here."""
 
@@ -88,6 +102,7 @@ def confine(limits: dict[str, int], folder: str) -> None:
     if sys.platform != "linux" or sys.byteorder != "little" or machine is None:
         raise Refused(f"it needs Linux on {' or '.join(MACHINES)}, this is {sys.platform} on {os.uname().machine}")
     libc = ctypes.CDLL(None, use_errno=True)
+    _load_compiled()
     _control(libc, _PR_SET_PDEATHSIG, _SIGKILL)
     _control(libc, _PR_SET_DUMPABLE, 0)
     _control(libc, _PR_SET_NO_NEW_PRIVS, 1)
@@ -107,17 +122,40 @@ def _limit(limits: dict[str, int]) -> None:
     """Set the resource limits; the second second of CPU is for a program that ignores the first signal."""
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits["file_bytes"], limits["file_bytes"]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (_OPEN_FILES, _OPEN_FILES))
+    one = limits["file_bytes"] // _HIDDEN_FILES
+    resource.setrlimit(resource.RLIMIT_FSIZE, (one, one))
     resource.setrlimit(resource.RLIMIT_AS, (limits["memory_bytes"], limits["memory_bytes"]))
 
 
+def _load_compiled() -> None:
+    """Import every compiled module of the standard library: afterwards no file can be mapped, so none can be loaded.
+
+    A file that is mapped keeps its place on the disk when its name is removed, where nobody sees it.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of them are going to leave the library
+        for name in sorted(_compiled()):
+            with contextlib.suppress(ImportError, OSError):  # its shared library is not installed
+                __import__(name)
+
+
+def _compiled() -> list[str]:
+    """Return the compiled modules of the standard library that a program may need."""
+    folders = [path for path in sys.path if path.endswith("lib-dynload")]
+    names = [name.partition(".")[0] for folder in folders for name in os.listdir(folder)]  # noqa: PTH208
+    return [name for name in names if name in sys.stdlib_module_names and name not in _NOT_LOADED]
+
+
 def _readable() -> list[str]:
-    """Return what may be read: Python's own library and the system's shared libraries."""
-    library = [os.path.dirname(os.__file__), f"{sys.base_prefix}/lib"]  # noqa: PTH120 - as above
-    system = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache", "/usr/share/zoneinfo"]
-    devices = ["/dev/null", "/dev/zero", "/dev/urandom"]
-    return [*library, *system, *devices]
+    """Return what may be read: Python's own library but for packages that are installed in it, and time zones."""
+    library = os.path.dirname(os.__file__)  # noqa: PTH120 - pathlib would double the start-up time
+    if os.path.isdir(library):  # noqa: PTH112
+        within = [f"{library}/{name}" for name in os.listdir(library) if name not in _PACKAGES]  # noqa: PTH208
+        within = [path for path in within if not (os.path.islink(path) and os.path.isdir(path))]  # noqa: PTH112, PTH114
+    else:
+        within = [library]  # a zip file
+    return [*within, "/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom"]
 
 
 def _restrict_files(libc: ctypes.CDLL, folder: str) -> None:
@@ -163,6 +201,9 @@ def _filter_calls(libc: ctypes.CDLL, machine: dict[str, Any]) -> None:
     code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _KILL)]
     for number in machine["calls"].values():
         code += [(_EQUAL, 0, 1, number), (_RETURN, 0, 0, _ALLOW)]
+    # mapping a file would keep it on the disk after its name is gone: memory of one's own only
+    code += [(_EQUAL, 0, 5, machine["mmap"]), (_LOAD, 0, 0, 16 + 8 * 3), (_AND, 0, 0, _MAP_ANONYMOUS)]
+    code += [(_EQUAL, 1, 0, 0), (_RETURN, 0, 0, _ALLOW), (_RETURN, 0, 0, _ERRNO | errno.EPERM)]
     code += [(_EQUAL, 0, 1, machine["ioctl"]), (_RETURN, 0, 0, _ERRNO | errno.ENOTTY)]
     # an open file may be emptied only by who may write it: older versions of Landlock do not look at O_TRUNC
     emptying = [(_LOAD, 0, 0, 16 + 8 * 2), (_AND, 0, 0, _O_TRUNC | _ACCESS_MODE)]
@@ -180,6 +221,14 @@ def _filter_calls(libc: ctypes.CDLL, machine: dict[str, Any]) -> None:
     _control(libc, _PR_SET_SECCOMP, _SECCOMP_FILTER, program)
 
 
+def _map_a_file() -> None:
+    place = os.open("/dev/zero", os.O_RDONLY)
+    try:
+        mmap.mmap(place, 1, mmap.MAP_PRIVATE)
+    finally:
+        os.close(place)
+
+
 def _try_out() -> None:
     """Check on this very process that what must fail does."""
     for what, attempt in (
@@ -188,6 +237,7 @@ def _try_out() -> None:
         ("a signal", lambda: os.kill(os.getpid(), 0)),
         ("reading /proc", lambda: os.open("/proc/self/environ", os.O_RDONLY)),
         ("writing outside", lambda: os.open("/dev/null", os.O_WRONLY)),
+        ("mapping a file", _map_a_file),
     ):
         try:
             attempt()

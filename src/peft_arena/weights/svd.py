@@ -7,10 +7,7 @@ parameters and 33 GB for one of 7 billion. Importing this module imports torch.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import tempfile
 from pathlib import Path
 
 import torch
@@ -19,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from peft_arena.core.ids import content_id
+from peft_arena.core.parts import unfinished
 from peft_arena.models.assets import cache_root
 from peft_arena.weights.change import Svd
 from peft_arena.weights.gram import suits, svd_by_gram
@@ -133,15 +131,9 @@ def _read(path: Path, weight: Tensor, dtype: torch.dtype) -> Svd | None:
 def _write(path: Path, made: Svd) -> None:
     """Write a file that a reader sees whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".part")
-    os.close(handle)
-    part = Path(name)
-    try:
+    with unfinished(path) as part:
         save_file(made._asdict(), part, metadata=_sums(made))
         part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _sums(made: Svd) -> dict[str, str]:

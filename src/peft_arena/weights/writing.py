@@ -14,7 +14,6 @@ import math
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,8 +23,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from peft_arena.core.ending import ended_by_sigterm
+from peft_arena.core.ending import ended_by_signals
 from peft_arena.core.errors import UserError
+from peft_arena.core.parts import unfinished
 from peft_arena.weights.files import INDEX, SINGLE
 
 CODES = {
@@ -174,7 +174,7 @@ def write_model(directory: Path, entries: Sequence[Entry], parts: Parts, limit: 
 def new_directory(out: Path, needed: int = 0, source: Path | None = None) -> Iterator[Path]:
     """Give a directory to write into, which becomes another if the block ends well and is gone if it does not.
 
-    So too where the process is told to end (SIGTERM).
+    So too where the process is told to end (SIGTERM, SIGHUP).
 
     Args:
         out: the directory to make; it may exist if it is empty.
@@ -189,9 +189,8 @@ def new_directory(out: Path, needed: int = 0, source: Path | None = None) -> Ite
     """
     out = out.expanduser().absolute()
     refuse_taken(out)
-    part = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.part")
     made = [folder for folder in (out.parent, *out.parent.parents) if not folder.exists()]
-    done = False
+    part, done = out, False
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(out.parent).free
@@ -200,8 +199,7 @@ def new_directory(out: Path, needed: int = 0, source: Path | None = None) -> Ite
                 f"not enough room for {out}: {(needed + SPARE) / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free; "
                 "nothing was written"
             )
-        with ended_by_sigterm():
-            part.mkdir()
+        with ended_by_signals(), unfinished(out, directory=True) as part:
             yield part
             part.rename(out)
             done = True
@@ -218,7 +216,6 @@ def new_directory(out: Path, needed: int = 0, source: Path | None = None) -> Ite
         raise UserError(str(error).replace(str(part), str(source or out))) from error
     finally:
         if not done:
-            shutil.rmtree(part, ignore_errors=True)
             for folder in made:
                 with contextlib.suppress(OSError):
                     folder.rmdir()

@@ -1,0 +1,55 @@
+"""How a command ends when it does not end well: one line on standard error, and a code."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+from peft_arena.core.ending import Ended, ended_by_signals, open_standard_streams
+from peft_arena.core.errors import UserError, first_line, refused_by_machine
+
+
+class Commands(TyperGroup):
+    """Keeps typer from ending a command with no word, or with "Aborted." alone."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command.
+
+        Raises:
+            Ended: it was interrupted.
+            UserError: something that it read ended too early.
+        """
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Ended(signal.SIGINT) from None
+        except EOFError as error:
+            raise UserError(f"something ended before all of it was read: {first_line(error)}") from error
+
+
+def guarded(app: Callable[[], object]) -> None:
+    """Run a command line.
+
+    Exit code 2: a wrong request; 1: the machine refused something; 128 and its number: a signal.
+    """
+    open_standard_streams()
+    try:
+        with ended_by_signals():
+            app()
+    except UserError as error:
+        _end(2, str(error))
+    except Ended as ended:
+        _end(int(ended.code or 0), f"{ended}; what is finished is kept, and the same command goes on from there")
+    except (OSError, MemoryError) as error:
+        _end(1, refused_by_machine(error))
+
+
+def _end(code: int, text: str) -> NoReturn:
+    with suppress(OSError):  # nobody may be left to read it
+        typer.echo(f"peft-arena: {text}", err=True)
+    raise SystemExit(code) from None

@@ -1,0 +1,19 @@
+"""Imported first by the process that workers are forked from: binds it to the command's process, then loads the rest.
+
+It leaves interrupts to the command, and ends with it: before the imports, which take seconds.
+"""
+
+import contextlib
+import os
+import signal
+import sys
+
+from peft_arena.core.ending import end_with_parent
+
+SERVER = os.getpid()
+"""The process that workers are forked from, as they see it."""
+if any("multiprocessing.forkserver" in word for word in sys.orig_argv):  # not where a test imports this
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+    with contextlib.suppress(Exception):  # what cannot be imported is said by each worker, in one line
+        import peft_arena.execute.preload  # noqa: F401
