@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from peft_arena.core.bounded import opened
+
 
 def canonical_json(value: Any) -> str:
     """Render a JSON value with sorted keys and no spaces, so that equal values give equal text.
@@ -26,8 +28,12 @@ def content_id(value: Any, length: int = 12) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's content, 64 hex digits."""
-    with path.open("rb") as handle:
+    """Return the SHA-256 of a file's content, 64 hex digits.
+
+    Raises:
+        UserError: nothing is there, it is no regular file, or it cannot be read.
+    """
+    with opened(path) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

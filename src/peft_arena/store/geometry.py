@@ -7,7 +7,9 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 from peft_arena.core.ids import file_hash
 from peft_arena.store.files import write_once
 from peft_arena.store.records import GeometryRecord
@@ -50,11 +52,12 @@ def read_profiles(path: Path, record: GeometryRecord) -> pl.DataFrame | None:
     if record.arrays is None:
         return None
     file = path.with_name(record.arrays)
-    if not file.exists():
+    if not present(file):
         raise UserError(f"{file} is missing: {path.name} names it; move the record away to have both made anew")
     if file_hash(file) != record.arrays_sha256:
         raise UserError(f"{file} is damaged: it is not what {path.name} says; move both away to have them made anew")
-    return pl.read_parquet(file)
+    with reading(f"{file} is damaged: it cannot be read as Parquet"):
+        return pl.read_parquet(file)
 
 
 def _write_parquet(file: Path, arrays: pl.DataFrame) -> None:
