@@ -12,8 +12,9 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.text import shown
@@ -55,7 +56,7 @@ def present(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[BinaryIO]:
+def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file to read bytes; a link is followed.
 
     Raises:
@@ -147,7 +148,7 @@ def read_json(path: Path, limit: int = SETTINGS_BYTES, deepest: int = DEEPEST) -
         UserError: as :func:`read_text`, it is no JSON, or nested too deep.
     """
     try:
-        found = parse_json(read_text(path, limit))
+        found = parse_json(read_text(path, limit), finite=False)  # models state infinite limits
     except ValueError as error:
         raise UserError(f"{shown(path)} is damaged: it is not JSON: {error}") from None
     if deeper(found, deepest):

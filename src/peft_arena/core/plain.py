@@ -42,7 +42,7 @@ def check_plain(table: Mapping[str, Any], locate: Callable[[KeyPath], str] | Non
             dotted = shown(".".join(str(part) for part in path))
             raise UserError(f"{dotted + ': ' if dotted else ''}{wrong}{place}")
         if isinstance(value, Mapping):
-            waiting += [((*path, str(key)), held) for key, held in reversed(value.items())]
+            waiting += [((*path, str(key)), held) for key, held in reversed(list(value.items()))]
             waiting += [((*path, shown(key)), key) for key in value if not isinstance(key, str) or _wrong(key)]
         elif isinstance(value, list | tuple):
             waiting += [((*path, place), held) for place, held in reversed(list(enumerate(value)))]

@@ -64,9 +64,11 @@ class YamlFile:
         if self._count > MOST:
             raise UserError(f"{self.path} holds more than {MOST:,} values, those that aliases repeat among them")
         if len(path) > DEEPEST:
-            raise UserError(f"{self.path} line {line} is not valid YAML: lists and mappings are nested more than {DEEPEST} deep, or it contains itself")
-        usual = {yaml.MappingNode: _MAPPING, yaml.SequenceNode: _LIST}.get(type(node), node.tag)
-        if node.tag != usual:
+            raise UserError(
+                f"{self.path} line {line} is not valid YAML: it is nested more than {DEEPEST} deep, or contains itself"
+            )
+        usual = _MAPPING if isinstance(node, yaml.MappingNode) else _LIST if isinstance(node, yaml.SequenceNode) else ""
+        if usual and node.tag != usual:
             raise UserError(f"{self.path} line {line}: the tag {shown(node.tag)} is not allowed; leave it out")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, path)

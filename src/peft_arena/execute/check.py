@@ -133,7 +133,9 @@ def _run_of(file: Path) -> RunDirectory | None:
         UserError: the directory is named like another run.
     """
     place = file.absolute()
-    home = place.parent if place.name == RUN else next((up.parent for up in place.parents if up.name == "records"), None)
+    home = (
+        place.parent if place.name == RUN else next((up.parent for up in place.parents if up.name == "records"), None)
+    )
     if home is None or not present(home / RUN):
         return None
     try:

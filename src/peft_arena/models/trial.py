@@ -12,6 +12,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import lru_cache
+from typing import Any
 
 SECONDS = 5
 """Most processor time of one rendering."""
@@ -99,7 +100,7 @@ def _tried(template: str) -> int:
 def _render(template: str, roles: tuple[str, ...], ask: bool) -> int:
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    texts, _ = render_jinja_template(
+    rendered: Any = render_jinja_template(
         conversations=[[{"role": role, "content": "Say it."} for role in roles]],
         chat_template=template,
         add_generation_prompt=ask,
@@ -108,4 +109,4 @@ def _render(template: str, roles: tuple[str, ...], ask: bool) -> int:
         pad_token="<pad>",
         unk_token="<unk>",
     )
-    return _LONG if len(texts[0]) > _LONGEST << 4 else _ENDED
+    return _LONG if len(rendered[0][0]) > _LONGEST << 4 else _ENDED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 
 SINGLE = "model.safetensors"
@@ -112,10 +112,10 @@ def model_files(directory: Path) -> TensorFiles:
             raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
         return TensorFiles((directory / SINGLE,))
     try:
-        table: Any = json.loads(index.read_text(encoding="utf-8"))
+        table = read_table(index)
         shards = {str(name): str(shard) for name, shard in table["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged: {error}") from error
+    except (KeyError, AttributeError):
+        raise UserError(f"{index} is damaged: weight_map must be an object of names and files") from None
     found = TensorFiles(tuple(directory / shard for shard in sorted(set(shards.values()))))
     absent = sorted(set(shards) - set(found.places))
     if absent:
