@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+import traceback
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +14,8 @@ from peft_arena.cli_cost import cost
 from peft_arena.cli_data import columns_of, data
 from peft_arena.cli_import import export_hf, import_app
 from peft_arena.cli_weights import export, merge, path_app
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.text import one_line, shown
 
 app = typer.Typer(
     name="peft-arena",
@@ -458,9 +461,34 @@ def _report(study: Any, runs: Path, out: Path, as_json: bool, quiet: bool = Fals
 
 
 def main() -> None:
-    """Run the command line; a wrong request is one line on standard error and exit code 2."""
+    """Run the command line; a wrong request is one line on standard error and exit code 2.
+
+    What no one foresaw is one line too, with exit code 1: its traceback is kept in a file, to be reported.
+    """
     try:
         app()
     except UserError as error:
-        typer.echo(f"peft-arena: {error}", err=True)
-        raise SystemExit(2) from None
+        said, code = str(error), 2
+    except BrokenPipeError:
+        said, code = "", 1  # who read the output has gone
+    except OSError as error:
+        place = "" if error.filename is None else f" {shown(error.filename)}"
+        said, code = f"cannot use the file{place}: {error.strerror or error}", 2
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last net: libraries written in Rust raise no Exception
+        kind = type(error).__name__
+        said = f"this is a bug: {kind}: {shown(one_line(first_line(error)))}; please report {_kept_traceback()}"
+        code = 1
+    else:
+        return
+    if said:
+        typer.echo(f"peft-arena: {one_line(said)}", err=True)
+    raise SystemExit(code)
+
+
+def _kept_traceback() -> str:
+    """Write the traceback of the exception that is being handled into a file, and return the file's name."""
+    with tempfile.NamedTemporaryFile("w", prefix="peft-arena-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(traceback.format_exc().encode("utf-8", "backslashreplace").decode())
+    return file.name

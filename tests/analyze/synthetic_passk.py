@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from peft_arena.core.passk import metric_name, pass_at_k
 from peft_arena.core.measure import Measure
+from peft_arena.core.passk import metric_name, pass_at_k
 from peft_arena.core.specs import EvalSpec, Sampling
 from peft_arena.store.records import EvaluationRecord, ItemRecord
 from tests.analyze.synthetic import PROVENANCE, Synthetic

@@ -26,6 +26,8 @@ RECORD_BYTES = 128 * MIB
 """Most bytes of a record of ours."""
 DATA_BYTES = 4096 * MIB
 """Most bytes of a file of data."""
+WEIGHTS_BYTES = 256 * 1024 * MIB
+"""Most bytes of a file of weights."""
 DEEPEST = 100
 """Most levels of lists and objects inside each other in a file of settings."""
 _LONGEST_NAME, _LONGEST_PATH = 255, 4000

@@ -71,7 +71,7 @@ def with_hash(spec: PromptSpec) -> PromptSpec:
     """
     if spec.file is None:
         return spec
-    found = file_hash(_path(spec.file))
+    found = file_hash(_path(spec.file), DATA_BYTES)
     if spec.sha256 is not None and spec.sha256 != found:
         raise UserError(f"prompt file '{spec.file}' has changed: its sha256 is {found}, expected {spec.sha256}")
     return spec.model_copy(update={"sha256": found})

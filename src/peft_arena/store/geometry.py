@@ -7,7 +7,7 @@ import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from peft_arena.core.bounded import present
+from peft_arena.core.bounded import DATA_BYTES, present
 from peft_arena.core.errors import UserError
 from peft_arena.core.foreign import reading
 from peft_arena.core.ids import file_hash
@@ -54,7 +54,7 @@ def read_profiles(path: Path, record: GeometryRecord) -> pl.DataFrame | None:
     file = path.with_name(record.arrays)
     if not present(file):
         raise UserError(f"{file} is missing: {path.name} names it; move the record away to have both made anew")
-    if file_hash(file) != record.arrays_sha256:
+    if file_hash(file, DATA_BYTES) != record.arrays_sha256:
         raise UserError(f"{file} is damaged: it is not what {path.name} says; move both away to have them made anew")
     with reading(f"{file} is damaged: it cannot be read as Parquet"):
         return pl.read_parquet(file)

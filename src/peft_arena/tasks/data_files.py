@@ -121,7 +121,7 @@ def find_files(path: Path, named: Mapping[str, str]) -> dict[str, Path]:
 
 def sha256_of(files: Mapping[str, Path]) -> str:
     """Return a hash of the files' contents and of the splits they stand for; a single file's is its plain SHA-256."""
-    hashes = {split: file_hash(path) for split, path in files.items()}
+    hashes = {split: file_hash(path, DATA_BYTES) for split, path in files.items()}
     if list(hashes) == [""]:
         return hashes[""]
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()

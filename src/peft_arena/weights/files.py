@@ -13,6 +13,7 @@ from torch import Tensor
 
 from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,14 +51,11 @@ class TensorFiles:
     def _enter(self, file: Path) -> None:
         if not file.exists():
             raise UserError(f"{file} is missing: no weights can be read from {file.parent}")
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                    if name in self.places:
-                        raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
-                    self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+        with reading(f"{file} is damaged"), safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                if name in self.places:
+                    raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
+                self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
 
     def __contains__(self, name: str) -> bool:
         """Say whether there is a tensor of that name."""
