@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import tempfile
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NoReturn
@@ -12,6 +14,7 @@ from typer.core import TyperGroup
 
 from peft_arena.core.ending import Ended, ended_by_signals, open_standard_streams
 from peft_arena.core.errors import UserError, first_line, refused_by_machine
+from peft_arena.core.text import one_line, shown
 
 
 class Commands(TyperGroup):
@@ -35,7 +38,8 @@ class Commands(TyperGroup):
 def guarded(app: Callable[[], object]) -> None:
     """Run a command line.
 
-    Exit code 2: a wrong request; 1: the machine refused something; 128 and its number: a signal.
+    Exit code 2: a wrong request; 1: the machine refused something, or what no one foresaw, whose traceback is kept in a
+    file to be reported; 128 and its number: a signal.
     """
     open_standard_streams()
     try:
@@ -47,9 +51,21 @@ def guarded(app: Callable[[], object]) -> None:
         _end(int(ended.code or 0), f"{ended}; what is finished is kept, and the same command goes on from there")
     except (OSError, MemoryError) as error:
         _end(1, refused_by_machine(error))
+    except (GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - the last net: libraries written in Rust raise no Exception
+        kind = type(error).__name__
+        _end(1, f"this is a bug: {kind}: {shown(first_line(error))}; please report {_kept_traceback()}")
+
+
+def _kept_traceback() -> str:
+    """Write the traceback of the exception that is being handled into a file, and return the file's name."""
+    with tempfile.NamedTemporaryFile("w", prefix="peft-arena-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        file.write(traceback.format_exc().encode("utf-8", "backslashreplace").decode())
+    return file.name
 
 
 def _end(code: int, text: str) -> NoReturn:
     with suppress(OSError):  # nobody may be left to read it
-        typer.echo(f"peft-arena: {text}", err=True)
+        typer.echo(f"peft-arena: {one_line(text)}", err=True)
     raise SystemExit(code) from None

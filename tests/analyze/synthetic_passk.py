@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from peft_arena.core.measure import Measure
 from peft_arena.core.passk import metric_name, pass_at_k
 from peft_arena.core.specs import EvalSpec, Sampling
 from peft_arena.store.records import EvaluationRecord, ItemRecord
@@ -59,8 +60,13 @@ def _record(run_id: str, step: int, spec: EvalSpec, known: np.ndarray, seed: int
         right = int(rng.binomial(n, chance))
         others = {metric_name(k): (pass_at_k(n, right, k), 1.0) for k in SAMPLING.k}
         items.append(ItemRecord(id=f"item-{number}", value=right / n, others=others, outputs=("x",) * n))
+    scored = [item.value for item in items if item.value is not None]
+    mean = Measure(
+        metric="accuracy", value=float(np.mean(scored)) if scored else None, unit="fraction", better="higher",
+        how="synthetic", n=len(scored), unscored=unscored,
+    )  # fmt: skip
     card = {"name": spec.task.name, "title": spec.task.name, "metrics": [], "chance": None}
     return EvaluationRecord(
-        run_id=run_id, step=step, factor=1.0, spec=spec, card=card, metrics=(), items=tuple(items),
+        run_id=run_id, step=step, factor=1.0, spec=spec, card=card, metrics=(mean,), items=tuple(items),
         engine={"batch_size": 16, "dtype": "float32"}, provenance=PROVENANCE,
     )  # fmt: skip

@@ -24,7 +24,7 @@ EVAL = EvalSpec(task=TaskSpec(name="t"))
 
 
 def evaluation(run_id: str, step: int = 4) -> EvaluationRecord:
-    measure = Measure(metric="accuracy", value=0.5, unit="fraction", better="higher", how="test", n=2, stderr=0.5)
+    measure = Measure(metric="accuracy", value=1.0, unit="fraction", better="higher", how="test", n=1, unscored=1)
     items = (ItemRecord(id="a", value=1.0), ItemRecord(id="b", value=None, reason="no answer"))
     return EvaluationRecord(
         run_id=run_id, step=step, factor=1.0, spec=EVAL, card={}, metrics=(measure,), items=items, engine={},

@@ -82,7 +82,7 @@ def runs(tmp_path):
         LogEntry(step=2, tokens=900, loss=0.01, rollout=ROLLOUT),
     )
     store.run(_rl_spec()).write_training(_training(_rl_spec().run_id, rl_log))
-    measure = Measure(metric="accuracy", value=0.5, unit="fraction", better="higher", how="test", n=2, unscored=1)
+    measure = Measure(metric="accuracy", value=0.5, unit="fraction", better="higher", how="test", n=1, unscored=1)
     items = (
         ItemRecord(id="a", value=1.0, others={"bits": (0.5, 3.0)}),
         ItemRecord(id="b", value=None, reason="no answer"),

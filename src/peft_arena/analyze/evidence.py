@@ -18,7 +18,6 @@ from peft_arena.analyze.paired import Scores
 from peft_arena.analyze.view import Arm, StudyView
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
-from peft_arena.store.reading import read_record
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.registry import display_name
@@ -235,7 +234,8 @@ class _Reader:
         self.wanted = wanted
         self.damaged: dict[tuple[str, int | None], str] = {}
         """Evaluation id and step, or another record's name and None, to what is wrong with it."""
-        self.record = self._try("run", None, self._created)
+        self.record = self._try("run", None, directory.record)
+        self.events = self._try("events", None, directory.event_log) or []
         self.training = self._try("training", None, directory.training)
         costs = {stage: self._try(f"cost of {stage}", None, partial(directory.cost, stage)) for stage in STAGES}
         self.costs = {stage: cost for stage, cost in costs.items() if cost is not None}
@@ -247,10 +247,6 @@ class _Reader:
                 record = self._try(key, step, partial(directory.evaluation, directory.point(step), spec))
                 if record is not None:
                     self.found.setdefault(step, {})[key] = record
-
-    def _created(self) -> RunRecord | None:
-        path = self.directory.path / "run.json"
-        return read_record(RunRecord, path) if path.exists() else None
 
     def _try(self, what: str, step: int | None, read: Callable[[], R | None]) -> R | None:
         try:
@@ -275,7 +271,7 @@ class _Reader:
             reason = f"{self.training.dropped} of {total} training examples were longer than allowed and left out"
             gaps.append(Gap(who, "training", "dropped", reason))
         gaps += [Gap(who, "training", "fewer", reason) for reason in _fewer(self.spec, self.training)]
-        events = self.directory.events()
+        events = self.events
         for key, spec in self.wanted.items():
             for step in self.steps:
                 what = labels[key] if step == self.final else f"{labels[key]} at step {step}"
@@ -312,7 +308,7 @@ class _Reader:
     def _why_untrained(self, who: str) -> Gap:
         if self.record is None and ("run", None) not in self.damaged:
             return Gap(who, "training", "missing", "not started")
-        failure = last_failure(self.directory.events(), lambda stage: stage == TRAINING_STAGE)
+        failure = last_failure(self.events, lambda stage: stage == TRAINING_STAGE)
         if failure:
             return Gap(who, "training", "failed", failure)
         if self.directory.is_locked():

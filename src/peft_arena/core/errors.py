@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
+from peft_arena.core.text import shown
+
 
 class UserError(Exception):
     """A wrong request: shown as one line, without a traceback, and ends the command with exit code 2."""
@@ -57,5 +59,5 @@ def refused_by_machine(error: OSError | MemoryError) -> str:
             where = f" (at {Path(frame.filename).name}:{frame.lineno})"
     if isinstance(error, MemoryError):
         return f"out of memory{where}"
-    what = f": {error.filename}" if error.filename is not None else ""
+    what = f": {shown(error.filename)}" if error.filename is not None else ""
     return f"{error.strerror or first_line(error)}{what}{where}"

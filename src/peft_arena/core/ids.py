@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
+
+from peft_arena.core.bounded import WEIGHTS_BYTES, opened
+from peft_arena.core.errors import UserError
+from peft_arena.core.text import shown
 
 
 def canonical_json(value: Any) -> str:
@@ -25,9 +30,20 @@ def content_id(value: Any, length: int = 12) -> str:
     return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:length]
 
 
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file's content, 64 hex digits."""
-    with path.open("rb") as handle:
+def file_hash(path: Path, limit: int = WEIGHTS_BYTES) -> str:
+    """Return the SHA-256 of a file's content, 64 hex digits.
+
+    Args:
+        path: of the file.
+        limit: most bytes it may have.
+
+    Raises:
+        UserError: nothing is there, it is no regular file, it is longer, or it cannot be read.
+    """
+    with opened(path) as handle:
+        size = os.fstat(handle.fileno()).st_size
+        if size > limit:
+            raise UserError(f"cannot read {shown(path)}: it holds {size} bytes, and at most {limit} are read")
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Better = Literal["higher", "lower", "neither"]
 FEWEST_UNITS = 6
@@ -27,11 +27,11 @@ class Measure(BaseModel):
     better: Better
     how: str
     """How the value was obtained, or why there is none."""
-    n: int
+    n: int = Field(ge=0, le=2**63 - 1)
     """Number of observations behind the value."""
     stderr: float | None = None
     """Standard error; None where one observation gives none."""
-    unscored: int = 0
+    unscored: int = Field(default=0, ge=0, le=2**63 - 1)
     """Observations left out because they could not be scored."""
 
     @model_validator(mode="after")
@@ -40,6 +40,8 @@ class Measure(BaseModel):
             number = getattr(self, name)
             if number is not None and not math.isfinite(number):
                 raise ValueError(f"{self.metric}: {name} must be finite or None, got {number}")
+        if self.stderr is not None and self.stderr < 0:
+            raise ValueError(f"{self.metric}: stderr must be at least 0, got {self.stderr}")
         return self
 
 

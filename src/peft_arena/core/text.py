@@ -21,3 +21,24 @@ def half_character(text: str) -> int | None:
 def half_words(text: str, place: int) -> str:
     """Say which half of a character stands at a place, counted from 1 for readers."""
     return f"U+{ord(text[place]):04X} at character {place + 1}"
+
+
+_LONGEST = 200
+
+
+def shown(value: object, longest: int = _LONGEST) -> str:
+    """Return a name or a value for a message: one line of bounded length that can be printed.
+
+    Args:
+        value: what was given; a path may hold bytes that are no text, and a name any character.
+        longest: most characters; the rest is counted.
+    """
+    text = str(value)
+    if len(text) > longest:
+        text = f"{text[: longest // 2]}... ({len(text)} characters)"
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def one_line(text: str) -> str:
+    """Return a message as one line that can be printed: line feeds are spaces, half characters are written out."""
+    return " ".join(text.split()).encode("utf-8", "backslashreplace").decode()

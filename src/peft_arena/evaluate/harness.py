@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from lm_eval.api.task import Task as HarnessTask
 from lm_eval.tasks import TaskManager
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.measure import Measure
@@ -118,7 +119,7 @@ def find(name: str, settings: ForeignSettings) -> tuple[TaskManager, str]:
     """
     managers: list[tuple[Any, str]] = []
     if settings.include_path is not None:
-        folder = str(Path(settings.include_path).expanduser())
+        folder = str(user_path(settings.include_path))
         managers.append((TaskManager(include_path=folder, include_defaults=False), name))
     found = next(((manager, key) for manager, key in managers if key in manager.task_index), None)
     if found is None and (path := packaged_file(name)) is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import SUFFIX, abandoned_below
+from peft_arena.core.text import shown
 from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
 from peft_arena.store.files import read_json
@@ -22,9 +25,12 @@ from peft_arena.store.records import (
     RunRecord,
     TrainingRecord,
 )
+from peft_arena.store.sound import check_place
 from peft_arena.store.store import RunDirectory
 from peft_arena.weights.start import init_of, name_of, source_of
 
+RUN = "run.json"
+_RUN_ID = re.compile(r"-[0-9a-f]{12}$")
 KINDS: dict[str, type[Record]] = {
     "run": RunRecord,
     "training": TrainingRecord,
@@ -67,10 +73,12 @@ def _check_tree(path: Path) -> dict[str, Any]:
     jobs: list[Callable[[], object]] = [lambda file=file: _check_record(file) for file in records]  # type: ignore[misc]
     checkpoints = sorted({*checkpoints, *_promised(path)})
     jobs += [lambda folder=folder: verify_checkpoint(folder) for folder in checkpoints]  # type: ignore[misc]
-    jobs += [lambda file=file: _start(file) for file in records if file.name == "run.json"]  # type: ignore[misc]
+    jobs += [lambda file=file: _start(file) for file in records if file.name == RUN]  # type: ignore[misc]
+    jobs += [lambda file=file: _check_log(file) for file in records if file.name == RUN]  # type: ignore[misc]
     problems = [problem for job in jobs if (problem := _problem(job))]
     if problems:
-        raise UserError(f"{len(problems)} of {len(jobs)} damaged: " + "; ".join(problems))
+        unique = list(dict.fromkeys(problems))
+        raise UserError(f"{len(unique)} of {len(jobs)} damaged: " + "; ".join(unique))
     left = [str(part.relative_to(path)) for part in abandoned_below(path)]
     found = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
     return found | ({"left_by_killed_writers": left} if left else {})
@@ -107,19 +115,53 @@ def _is_unfinished(file: Path, root: Path) -> bool:
 
 def _is_record(file: Path, root: Path) -> bool:
     inside = file.relative_to(root).parts
-    named = file.name == "run.json" or "records" in (root.name, *inside[:-1])
+    named = file.name == RUN or "records" in (root.name, *inside[:-1])
     return named and not _is_unfinished(file, root)
 
 
 def _check_record(file: Path) -> str:
     data = read_json(file)
     kind = data.get("kind") if isinstance(data, dict) else None
-    if kind not in KINDS:
-        raise UserError(f"{file} is not a record: its kind is {kind!r}. Known: {', '.join(sorted(KINDS))}")
+    if not isinstance(kind, str) or kind not in KINDS:
+        told = shown(repr(kind), 60)
+        raise UserError(f"{shown(file)} is not a record: its kind is {told}. Known: {', '.join(sorted(KINDS))}")
     record = read_record(KINDS[kind], file)
+    run = _run_of(file)
+    if run is not None:
+        check_place(record, file, run)
     if isinstance(record, GeometryRecord):
         read_profiles(file, record)
-    return str(kind)
+    return kind
+
+
+def _run_of(file: Path) -> RunDirectory | None:
+    """Return the run that a record lies in; None for one that lies in none, or in one whose own record is damaged.
+
+    Raises:
+        UserError: the directory is named like another run.
+    """
+    place = file.absolute()
+    home = (
+        place.parent if place.name == RUN else next((up.parent for up in place.parents if up.name == "records"), None)
+    )
+    if home is None or not present(home / RUN):
+        return None
+    try:
+        run = RunDirectory(home, read_record(RunRecord, home / RUN).spec)
+    except UserError:
+        return None  # named as damaged by itself
+    if place.name == RUN and _RUN_ID.search(home.name) and home.name != run.run_id:
+        raise UserError(f"{file} is out of place: it is the record of {run.run_id}; move it away to have it made anew")
+    return run
+
+
+def _check_log(file: Path) -> None:
+    """Check that the log of a run's events can be read.
+
+    Raises:
+        UserError: something else has its name.
+    """
+    RunDirectory(file.parent, read_record(RunRecord, file).spec).event_log()
 
 
 def _problem(job: Callable[[], object]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.execute.export_record import KINDS, SETTINGS, WEIGHTS, Exported
 from peft_arena.execute.export_shards import Shards, refuse_binaries, shards_in
@@ -69,7 +70,7 @@ def export(
         from peft_arena.execute.export_lora import read_rank, to_lora
 
         return to_lora(subject_of(name, base, home)[0], out, read_rank(rank), progress)
-    directory = Path(checkpoint).expanduser()
+    directory = user_path(checkpoint)
     shards = _shards(directory) if directory.is_dir() else None
     if to == "adapter":
         from peft_arena.execute.export_adapter import copy_adapter, gathered_adapter, settings_of

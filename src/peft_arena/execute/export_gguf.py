@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
 from peft_arena.execute.export_record import SETTINGS, Exported, write_record
 from peft_arena.weights.files import model_files
@@ -27,7 +28,7 @@ def converter(environment: Mapping[str, str] | None = None) -> Path:
     """
     named = (os.environ if environment is None else environment).get(VARIABLE)
     if named:
-        file = Path(named).expanduser() / CONVERTER
+        file = user_path(named) / CONVERTER
         if not file.is_file():
             raise UserError(f"{VARIABLE} names {named}, which has no {CONVERTER}")
         return file
@@ -48,7 +49,7 @@ def to_gguf(checkpoint: str, out: Path, dtype: str | None) -> Exported:
     """
     from peft_arena.weights.writing import new_directory
 
-    directory = Path(checkpoint).expanduser()
+    directory = user_path(checkpoint)
     if not (directory / "config.json").is_file() or (directory / SETTINGS).exists():
         raise UserError(f"{checkpoint} is no model directory: write one first with peft-arena merge {checkpoint}")
     if dtype is not None and dtype not in TYPES:

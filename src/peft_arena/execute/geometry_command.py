@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import re
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from peft_arena.core.bounded import present, read_table, user_path
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import ActivationsSpec, DriftSpec, GeometrySpec, SpectraSpec, What
@@ -25,7 +25,7 @@ from peft_arena.execute.geometry_entry import source_of
 from peft_arena.execute.points import find_point, inside_run
 from peft_arena.execute.study import task_spec
 from peft_arena.execute.work import hush
-from peft_arena.models.folder import refuse_both
+from peft_arena.models.folder import check_files, refuse_both
 from peft_arena.models.load import pin
 from peft_arena.store.geometry import read_profiles, write_geometry
 from peft_arena.store.reading import read_record
@@ -185,9 +185,10 @@ def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> T
         record = read_record(RunRecord, home / inside.partition("@")[0] / "run.json")
         if init_of(record.spec) is not None:
             name, runs = inside, home
-    directory = Path(name).expanduser()
-    if any((directory / file).is_file() for file in ("adapter_config.json", "config.json")):
+    directory = user_path(name)
+    if any(present(directory / file) for file in ("adapter_config.json", "config.json")):
         refuse_both(directory)
+        check_files(directory)
         if base is None:
             raise UserError(f"{name} is a directory: --base must name the pretrained model it belongs to")
         spec = pin(build(ModelSpec, {"name": base, "dtype": dtype or "float32"}, where="--base"))
@@ -215,9 +216,9 @@ def _check_base(settings: Path, base: str) -> None:
         UserError: it names another run, at whose weights its training began.
     """
     try:
-        named = json.loads(settings.read_text(encoding="utf-8"))["base_model_name_or_path"] or base
+        named = str(read_table(settings)["base_model_name_or_path"] or base)
         other = Path(named).name.lower() != Path(base).name.lower()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return  # a model directory; or damaged settings, which reading the weights will name
     if re.fullmatch(BEGUN, named):
         raise UserError(

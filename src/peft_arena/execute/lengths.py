@@ -15,6 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena import __version__
+from peft_arena.core.bounded import read_table, user_path
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RLSpec, TrainSpec
@@ -243,8 +244,7 @@ def kept_table(
     name = content_id([*key, model.model_dump(mode="json")])
     file = cache_root() / "lengths" / f"{__version__}-{RENDERING}" / f"{name}.json"
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return found
+        return read_table(file)
     tokenizer = tokenizer_at_hand(model)
     table = measure(tokenizer)
     if tokenizer is not None:
@@ -276,7 +276,7 @@ def _loaded(source: Source, model: ModelSpec) -> PreTrainedTokenizerBase | None:
 def _source_at_hand(model: ModelSpec) -> Source | None:
     """Return where a model's files are, if that is here."""
     if not is_pinned_remote(model):
-        local = model.name in PACKAGED or Path(model.name).expanduser().is_dir()
+        local = model.name in PACKAGED or user_path(model.name).is_dir()
         return resolve(model) if local else None
     if is_commit(model.revision):
         from huggingface_hub import try_to_load_from_cache

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.bounded import read_table
+from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.execute.export_record import SETTINGS, WEIGHTS
 from peft_arena.execute.geometry_command import point_named
@@ -133,18 +134,16 @@ def settings_at(directory: Path) -> PreTrainedConfig:
     """
     from transformers import AutoConfig
 
-    try:
+    with reading(f"{directory / 'config.json'} is damaged"):
         found: PreTrainedConfig = AutoConfig.from_pretrained(str(directory), local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{directory / 'config.json'} is damaged: {first_line(error)}") from error
     return found
 
 
 def _refuse_other_revision(directory: Path, point: Tuned) -> None:
     """Refuse an adapter that says it was trained on another commit of a hub model than it is put on."""
     try:
-        named = json.loads((directory / SETTINGS).read_text(encoding="utf-8")).get("revision")
-    except (OSError, ValueError, AttributeError):
+        named = read_table(directory / SETTINGS).get("revision")
+    except UserError:
         return  # a model directory; or damaged settings, which reading the weights will name
     given = point.base.revision or ""
     if isinstance(named, str) and re.fullmatch(COMMIT, named) and re.fullmatch(COMMIT, given) and named != given:
@@ -155,8 +154,8 @@ def _refuse_other_revision(directory: Path, point: Tuned) -> None:
 def _whole_modules(directory: Path) -> bool:
     """Say whether an adapter's settings name modules that it brings as a whole."""
     try:
-        return bool(json.loads((directory / SETTINGS).read_text(encoding="utf-8")).get("modules_to_save"))
-    except (OSError, ValueError, AttributeError):
+        return bool(read_table(directory / SETTINGS).get("modules_to_save"))
+    except UserError:
         return False  # as above
 
 
@@ -184,11 +183,8 @@ def own_dtype(point: Tuned, source: Path) -> str:
 
     if point.method is not None:
         return point.base.dtype
-    try:
-        table: Any = json.loads((source / "config.json").read_text(encoding="utf-8"))
-        said = str(table.get("dtype") or table.get("torch_dtype") or "float32")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{source / 'config.json'} is damaged: {first_line(error)}") from error
+    table = read_table(source / "config.json")
+    said = str(table.get("dtype") or table.get("torch_dtype") or "float32")
     return said if said in DTYPES else point.base.dtype
 
 

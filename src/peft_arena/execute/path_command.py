@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import Timeout
 
 from peft_arena.analyze.view import Arm, Margin, StudyView
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import DEFAULT_MARGIN, ScanSpec, read_grid
@@ -279,7 +279,7 @@ def rewind(
 def _read_by(tuned: Tuned, files: AdapterFiles) -> Tuned:
     """Return what reads a point's adapter: the method, or peft alone where a rule has given it other ranks."""
     assert tuned.directory is not None, "a run has a checkpoint"
-    own = json.loads((tuned.directory / "adapter_config.json").read_text(encoding="utf-8"))
+    own = read_table(tuned.directory / "adapter_config.json")
     return tuned if own == files.settings else replace(tuned, method=None)
 
 

@@ -106,7 +106,7 @@ def waits_for(run: RunDirectory) -> RunDirectory | None:
 
 def _stages(study: Study, run: RunDirectory, train_only: bool = False) -> tuple[Stage, ...]:
     """Compare what the study wants of a run with what is on disk."""
-    wanted: list[tuple[str, bool, str]] = [(DESCRIBE, *_check(lambda: run.record() is not None))]
+    wanted: list[tuple[str, bool, str]] = [(DESCRIBE, *_check(partial(_described, run)))]
     try:
         trained = run.final_point() is not None
         problem = ""
@@ -152,6 +152,11 @@ def _judged(wanted: Sequence[tuple[str, bool, str]], run: RunDirectory) -> tuple
             problem = f"waits for {source.run_id}"
         stages.append(Stage(what, state, problem))
     return tuple(stages)
+
+
+def _described(run: RunDirectory) -> bool:
+    run.event_log()  # without them nothing is known of what failed
+    return run.record() is not None
 
 
 def _measured(run: RunDirectory, point: Point, spec: GeometrySpec) -> bool:

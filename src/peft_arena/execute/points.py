@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec, RunSpec
@@ -14,7 +15,7 @@ from peft_arena.store.store import RunDirectory, Store
 
 def inside_run(subject: str, runs: Path) -> tuple[str, Path]:
     """Return ``RUN`` or ``RUN@STEP``, and the runs directory, for the directory of a run or of a checkpoint in one."""
-    directory = Path(subject).expanduser().absolute()
+    directory = user_path(subject).absolute()
     if (directory / "run.json").is_file():
         return directory.name, directory.parent
     run = directory.parent.parent

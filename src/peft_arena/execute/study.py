@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from peft_arena.analyze.view import Margin
+from peft_arena.core.bounded import user_path
 from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import ScanSpec
+from peft_arena.core.plain import check_plain
 from peft_arena.core.specs import (
     EvalSpec,
     InitFrom,
@@ -134,9 +136,9 @@ def find_study(name: str) -> Path:
     Raises:
         UserError: neither a file nor a shipped study.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.suffix in {".yaml", ".yml"} or len(path.parts) > 1:
-        if not path.is_file():
+        if not path.exists():
             raise UserError(f"no study file {path}")
         return path
     shipped = shipped_studies()
@@ -186,6 +188,7 @@ def study_from(
     Raises:
         UserError: anything unknown, missing or contradictory.
     """
+    check_plain(data, locate)
     file = build(StudyFile, data, where="study", locate=locate)
     reader = _Reader(file, locate or (lambda keys: "study"), find_run)
     for index, name in enumerate(file.published):

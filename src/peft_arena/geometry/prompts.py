@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peft_arena.core.bounded import DATA_BYTES, parse_json, read_bytes, user_path
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.geometry import PromptSpec
 from peft_arena.core.ids import content_id, file_hash
@@ -70,7 +71,7 @@ def with_hash(spec: PromptSpec) -> PromptSpec:
     """
     if spec.file is None:
         return spec
-    found = file_hash(_path(spec.file))
+    found = file_hash(_path(spec.file), DATA_BYTES)
     if spec.sha256 is not None and spec.sha256 != found:
         raise UserError(f"prompt file '{spec.file}' has changed: its sha256 is {found}, expected {spec.sha256}")
     return spec.model_copy(update={"sha256": found})
@@ -163,7 +164,7 @@ def _of_task(task_spec: TaskSpec, spec: PromptSpec) -> Iterator[Prompt]:
 
 
 def _path(name: str) -> Path:
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.suffix not in SUFFIXES:
         raise UserError(f"prompt file '{name}' must end in {', '.join(SUFFIXES)}, got '{path.suffix}'")
     if not path.is_file():
@@ -173,7 +174,7 @@ def _path(name: str) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path, DATA_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"prompt file '{path}' is not UTF-8 text: byte {error.start} cannot be read") from error
 
@@ -202,9 +203,11 @@ def _json_list(path: Path) -> list[tuple[str, Any]]:
 
 def _parsed(text: str, place: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         raise UserError(f"{place} is not JSON: {error.msg} at line {error.lineno} column {error.colno}") from error
+    except ValueError as error:
+        raise UserError(f"{place} is not JSON: {error}") from None
 
 
 def _rendered(value: Any, place: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:

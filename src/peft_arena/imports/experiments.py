@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
 from peft_arena.imports.shapes import shape_of
 from peft_arena.imports.training import COMMON_NOTES, Training, training_of
@@ -99,9 +100,9 @@ def experiment_directories(directory: Path) -> list[Path]:
 def _read(directory: Path) -> Imported:
     """Read one experiment; what cannot be had here is a refusal, a damaged file an error."""
     label = f"{directory.resolve().parent.name}/{directory.resolve().name}"
-    adapter = _table(directory / ADAPTER) if (directory / ADAPTER).is_file() else None
+    adapter = _table(directory / ADAPTER) if present(directory / ADAPTER) else None
     settings = _defaults(directory)
-    if (directory / TRAINING).is_file():
+    if present(directory / TRAINING):
         settings = {**settings, **_table(directory / TRAINING)}
     strange = [key for key in NOT_LANGUAGE if key in settings]
     if strange:

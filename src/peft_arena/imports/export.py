@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, MethodSpec, RunSpec, TrainSpec
 from peft_arena.imports.experiments import ADAPTER, RETENTION, TARGET
@@ -20,7 +21,7 @@ from peft_arena.imports.training import GENERATION
 from peft_arena.imports.translate import method_named, plain_table
 from peft_arena.imports.translation import Translation
 from peft_arena.methods.registry import BASE, method_of
-from peft_arena.store.files import read_json, write_once
+from peft_arena.store.files import write_once
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.benchmarks.library import QUERY_TEMPLATE
@@ -140,7 +141,7 @@ def _peft_config(run: RunDirectory, training: TrainingRecord, entry: Translation
     path = run.checkpoint(training.steps) / ADAPTER
     if not path.is_file():
         raise UserError(f"{path} is missing: without it a reader would take the run for full fine-tuning")
-    stored: dict[str, Any] = read_json(path)
+    stored = read_table(path)
     method: Any = method_of(run.spec.method)
     trained = plain_table(method.peft_config(list(stored.get("target_modules") or ()), run.spec.seed))
     config = stored if stored.get("peft_type") == trained.get("peft_type") else trained

@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_arena.core import bounded
+from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -63,15 +65,9 @@ def read_table(file: Path, method: str) -> dict[str, Any]:
     Raises:
         UserError: the file is missing or damaged.
     """
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint of method {method} in {file.parent}: {file.name} is missing") from None
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {error}") from None
-    if not isinstance(table, dict):
-        raise UserError(f"{file} is damaged: it holds no JSON object")
-    return table
+    if not present(file):
+        raise UserError(f"no checkpoint of method {method} in {file.parent}: {file.name} is missing")
+    return bounded.read_table(file)
 
 
 def check_settings(

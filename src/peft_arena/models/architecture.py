@@ -6,12 +6,12 @@ in each, one norm at the end. What the families differ in is in :data:`FAMILIES`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 
@@ -158,8 +158,4 @@ def _cached(spec: ModelSpec) -> Mapping[str, Any] | None:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        config: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {file}: {error}") from error
-    return config
+    return read_table(file)

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import file_hash
 from peft_arena.core.parts import unfinished
@@ -75,9 +76,9 @@ def cache_root() -> Path:
     """Return the directory for everything kept between runs; it may not exist yet."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
-        return Path(given).expanduser()
+        return user_path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base).expanduser() if base else Path.home() / ".cache") / "peft-arena"
+    return (user_path(base) if base else Path.home() / ".cache") / "peft-arena"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -96,7 +97,7 @@ def wheel_path(wheel: Wheel) -> Path:
     """
     given = os.environ.get(WHEELS_VARIABLE)
     if given:
-        folder = Path(given).expanduser()
+        folder = user_path(given)
         if not folder.is_dir():
             raise UserError(f"{WHEELS_VARIABLE} names '{folder}', which is not a directory")
         if (folder / wheel.filename).is_file():

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.limits import time_limit
 from peft_arena.core.specs import ChatSpec, ModelSpec
+from peft_arena.models.trial import SECONDS, trial
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -150,7 +152,8 @@ def apply_template(tokenizer: PreTrainedTokenizerBase, turns: Turns, **how: bool
             given["chat_template"] = _clock(date_of(tokenizer), _codes(template)) + template
     given |= {} if chat is None else chat.keywords
     try:
-        return str(tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **given))
+        with time_limit(SECONDS):
+            return str(tokenizer.apply_chat_template([dict(turn) for turn in turns], tokenize=False, **given))
     except Exception as error:  # noqa: BLE001 - a template is the model's own program and raises anything
         stated = "" if chat is None else f" with chat {chat.canonical()}"
         raise UserError(
@@ -225,7 +228,18 @@ def _form(tokenizer: PreTrainedTokenizerBase) -> Form:
 
 
 def _template(tokenizer: PreTrainedTokenizerBase) -> str:
-    return str(tokenizer.get_chat_template())
+    """Return the chat template, once a process of its own has shown that it ends.
+
+    Raises:
+        UserError: it does not, or the tokenizer has several and none to be taken.
+    """
+    try:
+        template = str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise UserError(f"the chat template of {tokenizer.name_or_path} cannot be used: {first_line(error)}") from None
+    if why := trial(template):
+        raise UserError(f"the chat template of {tokenizer.name_or_path} cannot be used: {why}")
+    return template
 
 
 @lru_cache

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.models.assets import cache_root
@@ -62,7 +63,7 @@ def _extend(source: Path, tokens: Sequence[str], out: Path) -> None:
         if file.suffix in COPIED and file.is_file():
             shutil.copyfile(file, out / file.name)
     rows = _write_rows(source, out, before, ids)
-    table: dict[str, Any] = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    table: dict[str, Any] = read_table(source / "config.json")
     for part in (table, table.get("text_config")):
         if isinstance(part, dict) and "vocab_size" in part:
             part["vocab_size"] = rows

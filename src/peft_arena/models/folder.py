@@ -7,12 +7,14 @@ whose configuration says that it is one with the embeddings is said: transformer
 
 from __future__ import annotations
 
-import json
+import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_arena.core.bounded import opened, read_json, read_table
 from peft_arena.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +24,22 @@ if TYPE_CHECKING:
 ADAPTER_SETTINGS = "adapter_config.json"
 ADAPTER_FILE = re.compile(r"adapter_config\.json|adapter_model[.-].*")
 MODEL_FILE = re.compile(r"(model|pytorch_model)([.-].*)?\.(safetensors|bin)(\.index\.json)?")
+SETTINGS = frozenset(
+    [
+        "adapter_config.json",
+        "added_tokens.json",
+        "chat_template.json",
+        "config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vocab.json",
+    ]
+)
+"""Files that hold a JSON object each, where they are there."""
+KINDS = frozenset([".jinja", ".json", ".model", ".safetensors", ".txt"])
+_LONGEST_PATTERN, _TOKENIZER_DEPTH = 10_000, 60
 TOKENIZER_TABLES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 
 
@@ -93,10 +111,52 @@ def refuse_hub_adapter(name: str, revision: str | None, *, look: bool = True) ->
 def _of_base(directory: Path) -> str:
     """Return what an adapter says it belongs to, in words; empty where it does not say."""
     try:
-        named = json.loads((directory / ADAPTER_SETTINGS).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
+        named = read_table(directory / ADAPTER_SETTINGS)["base_model_name_or_path"]
+    except (UserError, KeyError):
         return ""
     return f" of '{named}'" if named else ""
+
+
+def check_files(directory: Path) -> None:
+    """Refuse files of a model or an adapter that no library should be given: it would wait, or not say what is wrong.
+
+    Raises:
+        UserError: one that would be read is a pipe, a device or a directory; one of settings holds no JSON object, is
+            too long or nested too deep; or a tokenizer's regular expression is too long.
+    """
+    files = sorted(file for file in directory.iterdir() if file.suffix in KINDS)
+    _check_files(tuple((file, *_stamp(file)) for file in files))
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    with opened(file) as handle:
+        held = os.fstat(handle.fileno())
+    return held.st_size, held.st_mtime_ns
+
+
+@lru_cache(maxsize=64)
+def _check_files(files: tuple[tuple[Path, int, int], ...]) -> None:
+    for file, _, _ in files:
+        if file.name == "tokenizer.json":
+            pattern = _longest_pattern(read_json(file, deepest=_TOKENIZER_DEPTH))
+            if pattern > _LONGEST_PATTERN:
+                raise UserError(
+                    f"{file} is damaged: a regular expression in it has {pattern} characters, at most "
+                    f"{_LONGEST_PATTERN} are used"
+                )
+        if file.name in SETTINGS or file.name.endswith(".index.json"):
+            read_table(file)
+
+
+def _longest_pattern(value: object) -> int:
+    """Return the length of the longest regular expression in a tokenizer's table."""
+    if isinstance(value, dict):
+        own = value.get("Regex")
+        inner = max((_longest_pattern(held) for key, held in value.items() if key != "vocab"), default=0)
+        return max(len(own) if isinstance(own, str) else 0, inner)
+    if isinstance(value, list) and not (value and isinstance(value[0], str)):
+        return max(map(_longest_pattern, value), default=0)
+    return 0
 
 
 def tokens_in(directory: Path) -> int | None:
@@ -108,11 +168,9 @@ def tokens_in(directory: Path) -> int | None:
     ids: list[int] = []
     for name in TOKENIZER_TABLES:
         try:
-            table = json.loads((directory / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            ids += _ids(name, read_table(directory / name))
+        except UserError:
             continue  # not there, or damaged, which loading it will say
-        if isinstance(table, dict):
-            ids += _ids(name, table)
     return max(ids) + 1 if ids else None
 
 
@@ -139,10 +197,10 @@ def _ids(name: str, table: Mapping[str, Any]) -> Iterator[int]:
 def rows_in(directory: Path) -> int | None:
     """Return how many tokens a model directory has embeddings for, by its configuration; None where it does not say."""
     try:
-        table = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        table = read_table(directory / "config.json")
+    except UserError:
         return None
-    inner = table.get("text_config") if isinstance(table, dict) else None
+    inner = table.get("text_config")
     for part in (table, inner):
         found = part.get("vocab_size") if isinstance(part, dict) else None
         if isinstance(found, int):

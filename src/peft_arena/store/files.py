@@ -8,8 +8,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from peft_arena.core.bounded import RECORD_BYTES, parse_json, present, read_bytes
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import unfinished
+from peft_arena.core.text import shown
 
 
 def write_once(path: Path, value: Any) -> None:
@@ -20,6 +22,8 @@ def write_once(path: Path, value: Any) -> None:
         UserError: the disk refused the write; the message names the file and the reason.
     """
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    if len(text) > RECORD_BYTES // 4 and len(text.encode()) > RECORD_BYTES:
+        raise UserError(f"cannot write {path}: it would hold more than {RECORD_BYTES} bytes; ask for fewer items")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with unfinished(path) as part:
@@ -38,20 +42,28 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: the file is missing, truncated or not JSON; the message says where it breaks.
+        UserError: the file is missing, no regular file, too long, truncated or not JSON (NaN and infinity are not); the
+            message says where it breaks.
     """
+    return parsed_json(path)[1]
+
+
+def parsed_json(path: Path) -> tuple[bytes, Any]:
+    """Read a JSON file; return its bytes and what they hold.
+
+    Raises:
+        UserError: as :func:`read_json`.
+    """
+    content = read_bytes(path, RECORD_BYTES)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"no file {path}") from None
+        return content, parse_json(content.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(
-            f"{path} is damaged: not UTF-8 text at byte {error.start}; move it away to have it made anew"
-        ) from None
+        why = f"not UTF-8 text at byte {error.start}"
     except json.JSONDecodeError as error:
-        raise UserError(
-            f"{path} is damaged: {error.msg} at line {error.lineno}; move it away to have it made anew"
-        ) from None
+        why = f"{error.msg} at line {error.lineno}"
+    except ValueError as error:
+        why = str(error)
+    raise UserError(f"{shown(path)} is damaged: {why}; move it away to have it made anew")
 
 
 def append_line(path: Path, value: Any) -> None:
@@ -79,12 +91,18 @@ def append_line(path: Path, value: Any) -> None:
         )
 
 
-def read_lines(path: Path) -> list[Any]:
-    """Read a JSON-lines log; a line cut short by a crash is left out."""
-    if not path.exists():
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines log; a line cut short by a crash, or that holds no object, is left out.
+
+    Raises:
+        UserError: something else than a file has its name, or it is too long.
+    """
+    if not present(path):
         return []
     values = []
-    for line in path.read_bytes().split(b"\n"):
+    for line in read_bytes(path, RECORD_BYTES).split(b"\n"):
         with contextlib.suppress(ValueError):
-            values.append(json.loads(line))
+            value = parse_json(line.decode("utf-8"))
+            if isinstance(value, dict):
+                values.append(value)
     return values

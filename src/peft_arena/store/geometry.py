@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from peft_arena.core.bounded import DATA_BYTES, present
 from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 from peft_arena.core.ids import file_hash
 from peft_arena.core.parts import unfinished
 from peft_arena.store.files import write_once
@@ -50,11 +52,12 @@ def read_profiles(path: Path, record: GeometryRecord) -> pl.DataFrame | None:
     if record.arrays is None:
         return None
     file = path.with_name(record.arrays)
-    if not file.exists():
+    if not present(file):
         raise UserError(f"{file} is missing: {path.name} names it; move the record away to have both made anew")
-    if file_hash(file) != record.arrays_sha256:
+    if file_hash(file, DATA_BYTES) != record.arrays_sha256:
         raise UserError(f"{file} is damaged: it is not what {path.name} says; move both away to have them made anew")
-    return pl.read_parquet(file)
+    with reading(f"{file} is damaged: it cannot be read as Parquet"):
+        return pl.read_parquet(file)
 
 
 def _write_parquet(file: Path, arrays: pl.DataFrame) -> None:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from datetime import datetime
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from peft_arena.core.measure import Measure
 from peft_arena.core.paths import Expressed, ScanSpec
 from peft_arena.core.specs import OWN, EvalSpec, ModelSpec, PathSpec, RunSpec
 
+Count = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""How many there are of something, or which step: what a column of whole numbers can hold."""
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]
 SCHEMA: Literal[1] = 1
 """Version of every record below; a change of meaning raises it and adds a migration."""
+
+
+FROZEN = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+"""Of every record and its parts: an unknown field, and a number that is not finite, is an error."""
+
+
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        raise ValueError("must be a time of ISO 8601 such as 2026-07-26T10:00:00+00:00") from None
+    return text
+
+
+Moment = Annotated[str, AfterValidator(_moment)]
 
 
 class Record(BaseModel):
     """Base of every record: frozen, strict, versioned."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     schema_version: Literal[1] = SCHEMA
 
@@ -28,7 +48,7 @@ class RunRecord(Record):
 
     kind: Literal["run"] = "run"
     spec: RunSpec
-    created: str
+    created: Moment
     """UTC time, ISO 8601."""
     provenance: dict[str, Any]
 
@@ -36,13 +56,13 @@ class RunRecord(Record):
 class ItemRecord(BaseModel):
     """One item of an evaluation, kept because base and tuned model answer the same items."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     id: str
     value: float | None
     """Headline value, of several samples their mean; None: could not be scored, and ``reason`` says why."""
-    weight: float = 1.0
-    others: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    weight: Positive = 1.0
+    others: dict[str, tuple[float, Positive]] = Field(default_factory=dict)
     """Further metrics: name to (value, weight)."""
     extracted: str = ""
     reason: str = ""
@@ -58,13 +78,13 @@ class ItemRecord(BaseModel):
 class Written(BaseModel):
     """How the answers that a model wrote ended."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
-    answers: int
+    answers: Count
     """Written answers: one for each item that was asked, of sampled answers several."""
-    met_limit: int
+    met_limit: Count
     """Of these, how many went on until the limit of new tokens."""
-    limit: int | None
+    limit: Count | None
     """Most new tokens of an answer; None where the task's own source decides it."""
 
 
@@ -73,7 +93,7 @@ class EvaluationRecord(Record):
 
     kind: Literal["evaluation"] = "evaluation"
     run_id: str
-    step: int
+    step: Count
     factor: float
     path: PathSpec = OWN
     """Along which the factor moves the weights."""
@@ -101,52 +121,52 @@ class RolloutEntry(BaseModel):
     Where ``completions`` is 0 there was no new rollout: what is said of completions is then that of the one trained on.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     reward: float
     """Mean of the weighted sum of all rewards."""
-    reward_std: float
+    reward_std: Positive
     """Standard deviation of the same over completions."""
     rewards: dict[str, float]
     """Mean of each reward by name, not weighted."""
-    unscored: float
+    unscored: Fraction
     """Fraction of completions whose task score had no value; they count as reward 0."""
-    length: float
+    length: Positive
     """Mean tokens of a completion, its end token included."""
-    ended: float
+    ended: Fraction
     """Fraction of completions that ended before the limit of new tokens."""
-    zero_variance: float
+    zero_variance: Fraction
     """Fraction of groups whose completions all had the same reward, and so taught nothing."""
     entropy: float | None
     """Nats per token, of the policy that was updated; None where no token was trained on."""
-    clip_low: float | None
+    clip_low: Fraction | None
     """Fraction of tokens (rloo: completions) whose ratio met the lower bound with a negative advantage."""
-    clip_high: float | None
+    clip_high: Fraction | None
     """The same for the upper bound with a positive advantage."""
     kl: float | None
     """Nats per token from the reference, by the estimate r - log r - 1 (Schulman 2020), r the reference's probability
     over the policy's; None where it was not measured."""
-    completions: int
-    generated_tokens: int
-    rollout_seconds: float
+    completions: Count
+    generated_tokens: Count
+    rollout_seconds: Positive
     """Wall time of generating and scoring."""
-    update_seconds: float
+    update_seconds: Positive
     """Wall time of everything else in the optimizer steps, the reference's passes among it."""
 
 
 class LogEntry(BaseModel):
     """One point of a learning curve."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
-    step: int
-    tokens: int
+    step: Count
+    tokens: Count
     """Real input tokens trained on so far."""
     loss: float | None = None
     """Mean training loss since the last entry, nats per answer token."""
     validation_loss: float | None = None
-    learning_rate: float | None = None
-    grad_norm: float | None = None
+    learning_rate: Positive | None = None
+    grad_norm: Positive | None = None
     rollout: RolloutEntry | None = None
     """Of reinforcement learning; None for supervised fine-tuning."""
     validation_reward: float | None = None
@@ -156,10 +176,10 @@ class LogEntry(BaseModel):
 class SampledCompletion(BaseModel):
     """One completion that was trained on."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     text: str
-    tokens: int
+    tokens: Count
     ended: bool
     """Whether it ended before the limit of new tokens."""
     reward: float
@@ -174,9 +194,9 @@ class SampledCompletion(BaseModel):
 class SampledGroup(BaseModel):
     """One prompt of a rollout and what was made of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
-    step: int
+    step: Count
     """Optimizer steps done before."""
     item: str
     """Id of the task's item."""
@@ -189,21 +209,21 @@ class SampledGroup(BaseModel):
 class Rollouts(BaseModel):
     """All rollouts of a training together."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     engine: dict[str, Any]
     """What generated: name, version, settings."""
-    completions: int
-    groups: int
-    prompt_tokens: int
-    generated_tokens: int
-    unscored: int
+    completions: Count
+    groups: Count
+    prompt_tokens: Count
+    generated_tokens: Count
+    unscored: Count
     """Completions whose task score had no value."""
-    rollout_seconds: float
+    rollout_seconds: Positive
     """Wall time of generating and scoring."""
-    scoring_seconds: float
+    scoring_seconds: Positive
     """Wall time of scoring alone."""
-    update_seconds: float
+    update_seconds: Positive
     """Wall time of everything else in the optimizer steps."""
     samples: tuple[SampledGroup, ...]
     """A few groups from the beginning, the middle and the end."""
@@ -212,10 +232,10 @@ class Rollouts(BaseModel):
 class Start(BaseModel):
     """What training began at, if not at the pretrained model."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     run_id: str
-    step: int
+    step: Count
     how: str
     """In what form and type the other run's weights were put in place."""
     sha256: str
@@ -227,27 +247,27 @@ class TrainingRecord(Record):
 
     kind: Literal["training"] = "training"
     run_id: str
-    steps: int
-    tokens: int
+    steps: Count
+    tokens: Count
     """Real input tokens trained on."""
-    padded_tokens: int
+    padded_tokens: Count
     """Tokens processed, padding included."""
-    examples: int
+    examples: Count
     """Distinct training examples available after dropping."""
-    dropped: int
+    dropped: Count
     """Examples dropped for their length."""
-    validation_items: int | None = Field(default=None, exclude_if=lambda items: items is None)
+    validation_items: Count | None = Field(default=None, exclude_if=lambda items: items is None)
     """Validation items behind the held-out loss or reward, at most as many as the spec says; None, and then not written
     down, in older records."""
-    calibration_examples: int | None = Field(default=None, exclude_if=lambda examples: examples is None)
+    calibration_examples: Count | None = Field(default=None, exclude_if=lambda examples: examples is None)
     """Training examples the method was shown to choose its start, at most as many as its settings say; None, and then
     not written down, in older records and for methods that ask for none."""
     data: str = Field(default="", exclude_if=lambda data: not data)
     """Revision of the task's data as it was loaded; empty, and then not written down, in older records."""
     log: tuple[LogEntry, ...]
-    save_points: tuple[int, ...]
+    save_points: tuple[Count, ...]
     """Steps with a checkpoint."""
-    resumed_at: int | None = None
+    resumed_at: Count | None = None
     """Step the last process resumed from; None if undisturbed."""
     rollouts: Rollouts | None = None
     """Of reinforcement learning; None for supervised fine-tuning."""
@@ -262,7 +282,7 @@ class CostRecord(Record):
     kind: Literal["cost"] = "cost"
     run_id: str
     stage: Literal["training", "inference", "generation"]
-    step: int | None = Field(default=None, exclude_if=lambda step: step is None)
+    step: Count | None = Field(default=None, exclude_if=lambda step: step is None)
     """Of a generation benchmark: the point's step; None, and then not written down, for the others."""
     settings: dict[str, Any] = Field(default_factory=dict, exclude_if=lambda settings: not settings)
     """Of a generation benchmark: a GenerationSpec (:mod:`peft_arena.cost.generation`); empty for the others."""
@@ -273,11 +293,11 @@ class CostRecord(Record):
 class GeometryRow(BaseModel):
     """What was measured at one module, or of one parameter."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     module: str
     """Name in the model; empty for the model's output."""
-    block: int | None = None
+    block: Count | None = None
     """Transformer block it is in."""
     prompts: Literal["", "general", "target", "ratio"] = ""
     """On which set of prompts; ``ratio``: general over target; empty where no prompts play a part."""
@@ -302,7 +322,7 @@ class GeometryRecord(Record):
     kind: Literal["geometry"] = "geometry"
     subject: str
     """Run id, or the path of a checkpoint that is no run of ours."""
-    step: int | None
+    step: Count | None
     """None for a checkpoint that is no run of ours."""
     base: ModelSpec | None = None
     """The pretrained model it was measured against, pinned; None in a record that was made before this was kept."""
@@ -326,7 +346,7 @@ class GeometryRecord(Record):
 class PathRow(BaseModel):
     """What was found at one factor of a scan, on validation items; differences turned so that positive is better."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
     factor: float
     target: float | None
@@ -344,12 +364,12 @@ class PathRow(BaseModel):
 class Strength(BaseModel):
     """How far a transformer block is from the pretrained one."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = FROZEN
 
-    block: int
-    tuned: float
+    block: Count
+    tuned: Positive
     """Root mean square over its linear layers of ||D||_F / ||W0||_F, in the tuned model."""
-    chosen: float
+    chosen: Positive
     """The same at the chosen point."""
 
 
@@ -358,7 +378,7 @@ class PathRecord(Record):
 
     kind: Literal["path"] = "path"
     run_id: str
-    step: int
+    step: Count
     spec: ScanSpec
     chosen: float | None
     """Factor of the chosen point; None where no point but the tuned one may be chosen."""

@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from filelock import FileLock, Timeout
 
+from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import sweep
 from peft_arena.core.paths import ScanSpec
@@ -25,12 +26,16 @@ from peft_arena.store.records import (
     EvaluationRecord,
     GeometryRecord,
     PathRecord,
+    Record,
     RunRecord,
     TrainingRecord,
 )
+from peft_arena.store.sound import check_place
 
 if TYPE_CHECKING:
     import polars as pl
+
+R = TypeVar("R", bound=Record)
 
 
 class RunDirectory:
@@ -59,13 +64,33 @@ class RunDirectory:
 
     def record(self) -> RunRecord | None:
         """Return ``run.json``, None if there is none yet."""
-        path = self.path / "run.json"
-        return read_record(RunRecord, path) if path.exists() else None
+        return self._read(RunRecord, self.path / "run.json")
+
+    def _read(self, kind: type[R], path: Path) -> R | None:
+        """Return a record of this run, None if it is not done.
+
+        Raises:
+            UserError: it is damaged, or of another run or point.
+        """
+        if not present(path):
+            return None
+        record = read_record(kind, path)
+        check_place(record, path, self)
+        return record
+
+    def _found(self, kind: type[R], path: Path) -> R:
+        """Return a record of this run that is there."""
+        record = self._read(kind, path)
+        assert record is not None, "the directory lists it"
+        return record
 
     def lock(self) -> FileLock:
         """Return the lock that a process holds while it works on this run; freed by the system if it dies."""
         self._make()
-        return FileLock(self.path / ".lock")
+        file = self.path / ".lock"
+        if present(file) and not file.is_file():
+            raise UserError(f"{file} is no file: move it away, a lock is kept there")
+        return FileLock(file)
 
     @contextmanager
     def held(self, wait_s: float) -> Iterator[None]:
@@ -86,7 +111,7 @@ class RunDirectory:
 
     def is_locked(self) -> bool:
         """Say whether another process works on this run now."""
-        if not (self.path / ".lock").exists():
+        if not (self.path / ".lock").is_file():
             return False
         lock = self.lock()
         try:
@@ -101,13 +126,24 @@ class RunDirectory:
         append_line(self.path / "events.jsonl", {"event": name, "time": _now(), **fields})
 
     def events(self) -> list[dict[str, Any]]:
-        """Return every whole line of ``events.jsonl``, oldest first."""
+        """Return every whole line of ``events.jsonl``, oldest first; none if it cannot be read."""
+        try:
+            return self.event_log()
+        except UserError:
+            return []
+
+    def event_log(self) -> list[dict[str, Any]]:
+        """Return every whole line of ``events.jsonl``, oldest first.
+
+        Raises:
+            UserError: something else than a file has its name, or it is too long.
+        """
         return read_lines(self.path / "events.jsonl")
 
     def steps(self) -> list[int]:
         """Return the steps that have a whole checkpoint, ascending."""
         found = (self.path / "steps").glob(f"*/{DONE}")
-        return sorted(int(path.parent.name) for path in found if path.parent.name.isdigit())
+        return sorted(int(path.parent.name) for path in found if path.parent.name.isdecimal())
 
     def checkpoint(self, step: int) -> Path:
         """Return the directory of the checkpoint at a step."""
@@ -125,8 +161,7 @@ class RunDirectory:
 
     def training(self) -> TrainingRecord | None:
         """Return the training record, None if training has not finished."""
-        path = self.path / "records" / "training.json"
-        return read_record(TrainingRecord, path) if path.exists() else None
+        return self._read(TrainingRecord, self.path / "records" / "training.json")
 
     def write_training(self, record: TrainingRecord) -> None:
         """Write the training record: from then on the run counts as trained."""
@@ -142,14 +177,9 @@ class RunDirectory:
     def evaluation(self, point: Point, spec: EvalSpec) -> EvaluationRecord | None:
         """Return the evaluation of a point, None if it is not done."""
         path = self.record_path(point, f"eval-{spec.key}")
-        if not path.exists():
-            return None
-        record = read_record(EvaluationRecord, path)
-        found = self.point(record.step, record.factor, record.path)
-        if (record.run_id, found.key, record.spec) != (self.run_id, point.key, spec):
-            raise UserError(
-                f"{path} is out of place: it holds {record.spec.task.name} of {record.run_id} at {found.key}"
-            )
+        record = self._read(EvaluationRecord, path)
+        if record is not None and record.spec != spec:
+            raise UserError(f"{path} is out of place: it holds {record.spec.task.name} with other settings")
         return record
 
     def write_evaluation(self, point: Point, record: EvaluationRecord) -> None:
@@ -158,8 +188,7 @@ class RunDirectory:
 
     def cost(self, stage: str) -> CostRecord | None:
         """Return the cost record of ``training`` or ``inference``, None if it is not done."""
-        path = self.path / "records" / f"cost-{stage}.json"
-        return read_record(CostRecord, path) if path.exists() else None
+        return self._read(CostRecord, self.path / "records" / f"cost-{stage}.json")
 
     def write_cost(self, record: CostRecord) -> None:
         """Write a cost record."""
@@ -167,8 +196,7 @@ class RunDirectory:
 
     def generation_cost(self, point: Point, key: str) -> CostRecord | None:
         """Return the generation benchmark of a point by the key of its settings, None if it is not done."""
-        path = self.record_path(point, f"cost-{key}")
-        return read_record(CostRecord, path) if path.exists() else None
+        return self._read(CostRecord, self.record_path(point, f"cost-{key}"))
 
     def write_generation_cost(self, point: Point, key: str, record: CostRecord) -> None:
         """Write a generation benchmark."""
@@ -176,8 +204,7 @@ class RunDirectory:
 
     def geometry(self, point: Point, key: str) -> GeometryRecord | None:
         """Return the geometry of a point by the key of its spec, None if it is not done."""
-        path = self.record_path(point, f"geometry-{key}")
-        return read_record(GeometryRecord, path) if path.exists() else None
+        return self._read(GeometryRecord, self.record_path(point, f"geometry-{key}"))
 
     def write_geometry(self, point: Point, key: str, record: GeometryRecord, arrays: pl.DataFrame | None) -> None:
         """Write a geometry record, its profiles before it."""
@@ -186,16 +213,14 @@ class RunDirectory:
     def geometries(self) -> Iterator[tuple[GeometryRecord, Path]]:
         """Yield every geometry record of the run and its path, in a fixed order; see :func:`read_profiles`."""
         for path in sorted((self.path / "records").glob("*/geometry-*.json")):
-            yield read_record(GeometryRecord, path), path
+            yield self._found(GeometryRecord, path), path
 
     def scan(self, point: Point, spec: ScanSpec) -> PathRecord | None:
         """Return the scan of a path back from a point, None if it is not done."""
         path = self.record_path(point, spec.key)
-        if not path.exists():
-            return None
-        record = read_record(PathRecord, path)
-        if (record.run_id, record.step, record.spec) != (self.run_id, point.step, spec):
-            raise UserError(f"{path} is out of place: it holds {record.spec.key} of {record.run_id} at {record.step}")
+        record = self._read(PathRecord, path)
+        if record is not None and record.spec != spec:
+            raise UserError(f"{path} is out of place: it holds a scan with other settings")
         return record
 
     def write_scan(self, point: Point, record: PathRecord) -> None:
@@ -206,14 +231,14 @@ class RunDirectory:
         """Yield every scan of the run, or those of one path, in a fixed order."""
         name = "*" if path is None else f"{path.readable}-*"
         for file in sorted((self.path / "records").glob(f"*/path-{name}.json")):
-            record = read_record(PathRecord, file)
+            record = self._found(PathRecord, file)
             if path is None or record.spec.path == path:
                 yield record
 
     def evaluations(self) -> Iterator[EvaluationRecord]:
         """Yield every evaluation of the run, in a fixed order."""
         for path in sorted((self.path / "records").glob("*/eval-*.json")):
-            yield read_record(EvaluationRecord, path)
+            yield self._found(EvaluationRecord, path)
 
 
 class Store:

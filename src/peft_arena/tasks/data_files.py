@@ -11,12 +11,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft_arena.core.bounded import DATA_BYTES, deeper, opened, parse_json, read_bytes
 from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.foreign import reading
+from peft_arena.core.ids import file_hash
 
 SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
 _SEPARATORS = ",;\t"
 """What may stand between the columns of a CSV file; the one that its first line holds most often does."""
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_PARQUET, _SHORTEST_PARQUET = b"PAR1", 12
+_DEEPEST = 200
 _FIELD_CHARACTERS = 1 << 30
 """The csv module's own limit of a field is shorter than some documents."""
 
@@ -116,7 +121,7 @@ def find_files(path: Path, named: Mapping[str, str]) -> dict[str, Path]:
 
 def sha256_of(files: Mapping[str, Path]) -> str:
     """Return a hash of the files' contents and of the splits they stand for; a single file's is its plain SHA-256."""
-    hashes = {split: hashlib.sha256(path.read_bytes()).hexdigest() for split, path in files.items()}
+    hashes = {split: file_hash(path, DATA_BYTES) for split, path in files.items()}
     if list(hashes) == [""]:
         return hashes[""]
     return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
@@ -134,7 +139,7 @@ def read_rows(path: Path) -> Rows:
     if path.suffix == ".parquet":
         return _parquet(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_bytes(path, DATA_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
     if path.suffix == ".json":
@@ -155,12 +160,21 @@ def _line(text: str) -> object:
 
 def _parquet(path: Path) -> Rows:
     import polars
-    from polars.exceptions import PolarsError
 
-    try:
+    _parquet_ends(path)
+    with reading(f"{path} cannot be read as Parquet"):
         return Rows(str(path), polars.read_parquet(path).to_dicts(), first=0)
-    except (PolarsError, OSError) as error:
-        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _parquet_ends(path: Path) -> None:
+    """Refuse what is no Parquet file by its first and last bytes: polars panics over some of them."""
+    with opened(path) as handle:
+        first = handle.read(len(_PARQUET))
+        size = handle.seek(0, 2)
+        handle.seek(max(0, size - len(_PARQUET)))
+        last = handle.read(len(_PARQUET))
+    if size < _SHORTEST_PARQUET or first != _PARQUET or last != _PARQUET:
+        raise UserError(f"{path} cannot be read as Parquet: it does not begin and end as such a file does")
 
 
 def _json(path: Path, text: str) -> Rows:
@@ -218,8 +232,7 @@ def _parsed(text: str) -> object:
     Raises:
         ValueError: it is no JSON, or nested too deep.
     """
-    try:
-        found: object = json.loads(text)
-        return found
-    except RecursionError:
-        raise ValueError("nested too deep") from None
+    found: object = parse_json(text, finite=False)
+    if deeper(found, _DEEPEST):
+        raise ValueError("nested too deep")
+    return found

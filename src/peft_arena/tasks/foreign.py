@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
@@ -97,7 +98,7 @@ def _revision(settings: ForeignSettings, where: str) -> str:
         raise UserError(f"{where} needs lm-eval; pip install 'peft-arena[eval]'") from None
     if settings.include_path is None:
         return version
-    folder = Path(settings.include_path).expanduser()
+    folder = user_path(settings.include_path)
     if not folder.is_dir():
         raise UserError(f"{where}: include_path {folder} is not a folder")
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in {".yaml", ".py"})

@@ -20,6 +20,7 @@ from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, first_line, unknown
 from peft_arena.tasks.base import Score
 from peft_arena.tasks.data_files import short
@@ -77,7 +78,7 @@ def own_scorer(name: str) -> OwnScorer:
     found = _NAME.fullmatch(name)
     if found is None:
         raise UserError(f"a scorer of your own is named FILE.py:FUNCTION, got '{name}'")
-    path = Path(found["path"]).expanduser()
+    path = user_path(found["path"])
     if not path.is_file():
         raise UserError(f"scorer '{name}': no file {path}{'' if path.is_absolute() else f' in {Path.cwd()}'}")
     return _loaded(name, str(path.resolve()), found["function"], path.read_bytes())

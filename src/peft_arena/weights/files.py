@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -50,14 +51,11 @@ class TensorFiles:
     def _enter(self, file: Path) -> None:
         if not file.exists():
             raise UserError(f"{file} is missing: no weights can be read from {file.parent}")
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                    if name in self.places:
-                        raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
-                    self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged: {error}") from error
+        with reading(f"{file} is damaged"), safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                if name in self.places:
+                    raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
+                self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
 
     def __contains__(self, name: str) -> bool:
         """Say whether there is a tensor of that name."""
@@ -112,10 +110,10 @@ def model_files(directory: Path) -> TensorFiles:
             raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
         return TensorFiles((directory / SINGLE,))
     try:
-        table: Any = json.loads(index.read_text(encoding="utf-8"))
+        table = read_table(index)
         shards = {str(name): str(shard) for name, shard in table["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged: {error}") from error
+    except (KeyError, AttributeError):
+        raise UserError(f"{index} is damaged: weight_map must be an object of names and files") from None
     found = TensorFiles(tuple(directory / shard for shard in sorted(set(shards.values()))))
     absent = sorted(set(shards) - set(found.places))
     if absent:

@@ -6,7 +6,6 @@ everything else goes through the method's own merge, or peft's, see :mod:`peft_a
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
 from peft_arena.methods.files import is_on, refuse_unknown_fields
@@ -172,11 +172,8 @@ def open_adapter(base: BaseWeights, directory: Path) -> Adapter:
             setting, or it was made for a model of another vocabulary.
     """
     refuse_both(directory)
-    try:
-        table: Any = json.loads((directory / SETTINGS).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{directory / SETTINGS} is damaged: {error}") from error
-    if not isinstance(table, dict) or "peft_type" not in table:
+    table = read_table(directory / SETTINGS)
+    if not isinstance(table.get("peft_type"), str):
         raise UserError(f"{directory / SETTINGS} is damaged: it is no adapter configuration, it has no peft_type")
     refuse_unknown_fields(table, str(directory / SETTINGS))
     files = TensorFiles((directory / WEIGHTS,))

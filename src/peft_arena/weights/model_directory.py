@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.models.extend import NEW_IDS
 from peft_arena.models.load import Source, load_tokenizer
@@ -165,13 +166,7 @@ def _table(file: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged.
     """
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{file} is damaged: {first_line(error)}") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{file} is damaged: it holds no table")
-    return found
+    return read_table(file)
 
 
 def _write_table(file: Path, table: Mapping[str, Any]) -> None:

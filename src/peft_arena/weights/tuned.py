@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.bounded import read_table
+from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import reading
 from peft_arena.core.specs import MethodSpec, ModelSpec
 
 if TYPE_CHECKING:
@@ -129,11 +130,8 @@ def check_settings(directory: Path, base: PreTrainedConfig) -> None:
     """
     from transformers import AutoConfig
 
-    try:
+    with reading(f"{directory / 'config.json'} is damaged"):
         own = AutoConfig.from_pretrained(str(directory), local_files_only=True).to_dict()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first = first_line(error)
-        raise UserError(f"{directory / 'config.json'} is damaged: {first}") from error
     wanted = base.to_dict()
     for name in sorted(own.keys() & wanted.keys()):  # a name that only one has is read by neither's code
         given, needed = _computes(name, own[name]), _computes(name, wanted[name])
@@ -155,9 +153,9 @@ def _computes(name: str, value: Any) -> Any:
 def _changes_input(directory: Path) -> bool:
     """Say whether an adapter is of a type that no change of weights stands for; peft cannot merge those."""
     try:
-        table: Any = json.loads((directory / "adapter_config.json").read_text(encoding="utf-8"))
+        table = read_table(directory / "adapter_config.json")
         kind: Any = str(table["peft_type"])  # any text may stand there
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, KeyError):
         return False
     from peft.mapping import PEFT_TYPE_TO_TUNER_MAPPING
 

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import model_validator
 
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.tasks.base import FRACTION, Item, Metric, Part, Score, Split, Task, TaskCard, TaskConfig
 from peft_arena.tasks.data import HUB_VERSION, Row, read_hub
@@ -220,7 +221,7 @@ class Benchmark(Task):
         return self.card.model_copy(update={"revision": revision})
 
     def _file(self, where: HubSplit) -> Path:
-        path = Path(self.settings.path or "").expanduser()
+        path = user_path(self.settings.path or "")
         if path.is_file():
             if sum(map(len, self.data.values())) > 1 and path.stem != where.split:
                 names = ", ".join(split.key for splits in self.data.values() for split in splits)
@@ -239,7 +240,7 @@ class Benchmark(Task):
             text = (MINIATURES / f"{type(self).card.name}.json").read_bytes()
             return f"miniature sha256:{hashlib.sha256(text).hexdigest()[:12]}"
         if settings.source == "file":
-            path = Path(settings.path or "").expanduser()
+            path = user_path(settings.path or "")
             files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
             if not files:
                 raise UserError(f"task {type(self).card.name}: '{path}' is no file and holds none")

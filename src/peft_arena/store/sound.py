@@ -1,0 +1,210 @@
+"""What the fields of a record must say together, and where the record of a run has to lie.
+
+The schema (:mod:`peft_arena.store.records`) holds each field to its type and range. A record whose fields are each
+possible can still be of another run, or state a mean that its items do not have; no number may come from such a record.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.geometry import What
+from peft_arena.core.measure import Better, Measure
+from peft_arena.core.text import shown
+from peft_arena.store.records import (
+    CostRecord,
+    EvaluationRecord,
+    GeometryRecord,
+    PathRecord,
+    Record,
+    RunRecord,
+    TrainingRecord,
+)
+
+if TYPE_CHECKING:
+    from peft_arena.store.store import RunDirectory
+
+FRACTION = "fraction"
+_AT_LEAST_NOTHING = frozenset(["bytes", "seconds", "seconds/token", "tokens", "tokens/second", "parameters"])
+"""Units of which less than nothing cannot be measured."""
+_ROUNDING = 1e-9
+
+
+class _Free(BaseModel):
+    """Base of what is checked of a table whose other keys are free."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class _Provenance(_Free):
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    packages: dict[str, str] = {}
+    threads: int | None = None
+
+
+class _Engine(_Free):
+    dtype: str | None = None
+    batch_size: int | None = None
+
+
+class _CardMetric(_Free):
+    name: str
+    unit: str
+    better: Better
+
+
+class _Card(_Free):
+    name: str | None = None
+    title: str | None = None
+    chance: float | None = None
+    metrics: list[_CardMetric] = []
+
+
+class _Measured(_Free):
+    what: What
+
+
+class _Generation(_Free):
+    prompt_lengths: list[int]
+    batch_size: int
+    device: str
+    threads: int | None
+
+
+def doubt(record: Record) -> str:
+    """Say what of a record contradicts itself, with the field's name; empty if nothing does."""
+    return _of_tables(record) or _of_kind(record)
+
+
+def _of_tables(record: Record) -> str:
+    """Say what is wrong inside the fields that hold tables."""
+    tables: list[tuple[str, type[_Free]]] = [("provenance", _Provenance)]
+    if isinstance(record, EvaluationRecord):
+        tables += [("engine", _Engine), ("card", _Card)]
+    if isinstance(record, CostRecord) and record.step is not None:
+        tables.append(("settings", _Generation))
+    if isinstance(record, GeometryRecord):
+        tables.append(("spec", _Measured))
+    try:
+        for field, kind in tables:
+            kind.model_validate(getattr(record, field))
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        return f"{'.'.join([field, *map(str, problem['loc'])])}: {problem['msg']}"
+    return ""
+
+
+def _of_kind(record: Record) -> str:
+    if isinstance(record, EvaluationRecord):
+        return _of_evaluation(record)
+    if isinstance(record, TrainingRecord):
+        return _of_training(record)
+    if isinstance(record, CostRecord):
+        return next((why for place, one in enumerate(record.measures) if (why := _of_cost(place, one))), "")
+    if isinstance(record, GeometryRecord) and (record.arrays is None) != (record.arrays_sha256 is None):
+        return "arrays: must be given with arrays_sha256, or neither"
+    if isinstance(record, GeometryRecord) and record.arrays is not None and Path(record.arrays).name != record.arrays:
+        return f"arrays: must be the name of a file beside the record, got '{shown(record.arrays)}'"
+    return ""
+
+
+def _of_evaluation(record: EvaluationRecord) -> str:
+    if not record.metrics:
+        return "metrics: must hold at least the headline, got none"
+    if not record.items:
+        return "items: must hold at least one item, got none"
+    for place, measure in enumerate(record.metrics):
+        if measure.n + measure.unscored != len(record.items):
+            told = f"n {measure.n} and unscored {measure.unscored}"
+            return f"metrics.{place}: {told} must add up to the {len(record.items)} items"
+        if measure.value is not None and measure.unit == FRACTION and not -_ROUNDING <= measure.value <= 1 + _ROUNDING:
+            return f"metrics.{place}.value: must be a fraction from 0 to 1, got {measure.value}"
+    written = record.written
+    if written is not None and written.met_limit > written.answers:
+        return f"written.met_limit: must be at most the {written.answers} answers, got {written.met_limit}"
+    return _of_headline(record)
+
+
+def _of_headline(record: EvaluationRecord) -> str:
+    """Compare the headline with its items, where it has an error and so is their mean."""
+    measure = record.metrics[0]
+    if measure.stderr is None or measure.value is None:
+        return ""
+    scored = [(item.value, item.weight) for item in record.items if item.value is not None]
+    if len(scored) != measure.n:
+        return f"metrics.0.n: must be the number of items with a value, {len(scored)}, got {measure.n}"
+    total = math.fsum(weight for _, weight in scored)
+    mean = math.fsum(weight * value for value, weight in scored) / total if total > 0 else math.nan
+    largest = max(abs(value) for value, _ in scored)
+    if not abs(mean - measure.value) <= _ROUNDING * max(1.0, largest):
+        return f"metrics.0.value: must be the mean of the items, {mean:.12g}, got {measure.value:.12g}"
+    return ""
+
+
+def _of_training(record: TrainingRecord) -> str:
+    points, steps = record.save_points, record.steps
+    if list(points) != sorted(set(points)) or (points and points[-1] > steps):
+        return f"save_points: must ascend to at most the {steps} steps, got {list(points)[:8]}"
+    logged = [entry.step for entry in record.log]
+    if logged != sorted(logged) or (logged and logged[-1] > steps):
+        return f"log: its steps must ascend to at most the {steps} steps"
+    if record.tokens > record.padded_tokens:
+        return f"tokens: must be at most padded_tokens {record.padded_tokens}, got {record.tokens}"
+    return ""
+
+
+def _of_cost(place: int, measure: Measure) -> str:
+    if measure.value is None:
+        return ""
+    if measure.unit == FRACTION and not 0 <= measure.value <= 1:
+        return f"measures.{place}.value: must be a fraction from 0 to 1, got {measure.value}"
+    if measure.unit in _AT_LEAST_NOTHING and measure.value < 0:
+        return f"measures.{place}.value: must be at least 0 {measure.unit}, got {measure.value}"
+    return ""
+
+
+def check_place(record: Record, path: Path, run: RunDirectory) -> None:
+    """Refuse a record of another run or point than the file it stands in says.
+
+    Args:
+        record: what was read.
+        path: of the file, inside the run's directory.
+        run: whose directory it is.
+
+    Raises:
+        UserError: it is out of place.
+    """
+    owner, place = _of_whom(record, path, run)
+    wrong = f"it holds the {record.kind} record of {shown(owner)}" if owner != run.run_id else ""  # type: ignore[attr-defined]
+    if not wrong and place is not None and path.absolute() != place.absolute():
+        wrong = f"what it holds belongs into {place.relative_to(run.path)}"
+    if wrong:
+        raise UserError(f"{path} is out of place: {wrong}; move it away to have it made anew")
+
+
+def _of_whom(record: Record, path: Path, run: RunDirectory) -> tuple[str, Path | None]:
+    """Return the run that a record says it is of, and where it has to lie; None where its content does not say it."""
+    records = run.path / "records"
+    if isinstance(record, RunRecord):
+        return record.spec.run_id, run.path / "run.json"
+    if isinstance(record, TrainingRecord):
+        return record.run_id, records / "training.json"
+    if isinstance(record, CostRecord):
+        return record.run_id, records / f"cost-{record.stage}.json" if record.step is None else None
+    if isinstance(record, EvaluationRecord):
+        point = run.point(record.step, record.factor, record.path)
+        return record.run_id, run.record_path(point, f"eval-{record.spec.key}")
+    if isinstance(record, PathRecord):
+        return record.run_id, run.record_path(run.point(record.step), record.spec.key)
+    if isinstance(record, GeometryRecord):
+        # its settings are free, and so is the rest of its name
+        point = run.point(0 if record.step is None else record.step, record.factor)
+        rest = path.stem.removeprefix(f"geometry-{record.what}-") if path.name.startswith("geometry-") else ""
+        return record.subject, run.record_path(point, f"geometry-{record.what}-{rest}")
+    raise AssertionError(f"{type(record).__name__} is no record of a run")
