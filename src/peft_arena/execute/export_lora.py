@@ -16,6 +16,7 @@ from peft_arena.execute.export_adapter import copy_adapter, refuse_start
 from peft_arena.execute.export_record import SETTINGS, WEIGHTS, Exported, write_record
 
 if TYPE_CHECKING:
+    from peft_arena.execute.lora_files import Written
     from peft_arena.weights.effective import EffectiveWeights
     from peft_arena.weights.merge import Progress
     from peft_arena.weights.probe import Distance, Probe
@@ -120,7 +121,7 @@ def to_lora(point: Tuned, out: Path, rank: int | float, progress: Progress, *, a
         progress(0.1, "converting")
         written = write_lora(point, weights, part, rank)
         progress(0.6, "measuring the difference")
-        found = _approximation(weights, part, _before(point, weights), written.whole)
+        found = _approximation(weights, part, _before(point, weights), written)
         beyond = _beyond(found, rank, written.enough(LIMIT))
         if beyond and not accept_error:
             raise UserError(f"{point.subject} as a LoRA of {_said(rank)} is another model: {beyond}")
@@ -154,8 +155,8 @@ def _beyond(found: Approximation, rank: int | float, enough: int) -> str:
     said = []
     if found.error is not None and found.error > found.limit:
         said.append(
-            f"{found.error:.3g} of the change of its weights is missing (||D_lora - D|| / ||D||, limit {found.limit:g}; "
-            f"worst {found.worst:.3g} at {found.worst_at})"
+            f"{found.error:.3g} of the change of its weights is missing (||D_lora - D|| / ||D||, limit "
+            f"{found.limit:g}; worst {found.worst:.3g} at {found.worst_at})"
         )
     if not found.logits.within(found.limit_logits):
         said.append(
@@ -201,13 +202,12 @@ def _tokenizer(point: Tuned) -> Any:
     return tokenizer_in(weight_files(point.base))
 
 
-def _approximation(weights: EffectiveWeights, part: Path, held: Before, whole: tuple[str, ...]) -> Approximation:
+def _approximation(weights: EffectiveWeights, part: Path, held: Before, written: Written) -> Approximation:
     """Read what was written, as peft does, and hold it against the tuned model.
 
     Raises:
         UserError: it does not load, or changes other parameters.
     """
-    from peft_arena.weights.change import LowRank
     from peft_arena.weights.effective import effective_weights
     from peft_arena.weights.merging import foreign_adapter, in_float32
     from peft_arena.weights.probe import distance, probe_logits
@@ -219,8 +219,6 @@ def _approximation(weights: EffectiveWeights, part: Path, held: Before, whole: t
     errors = {name: gap.left / gap.wanted for name, gap in gaps.items() if gap.wanted}
     total = sum(gap.wanted**2 for gap in gaps.values()) ** 0.5
     error = sum(gap.left**2 for gap in gaps.values()) ** 0.5 / total if total else None
-    changes = (maker() for maker in lora.changes.makers.values())
-    ranks = [change.a.shape[0] for change in changes if isinstance(change, LowRank)]
     model = pretrained.load()
     in_float32(model)
     after = probe_logits(foreign_adapter(pretrained, model, part), held.probe)
@@ -232,8 +230,8 @@ def _approximation(weights: EffectiveWeights, part: Path, held: Before, whole: t
         mean=sum(errors.values()) / len(errors) if errors else None,
         worst=errors[worst] if worst else None,
         worst_at=worst,
-        ranks=(min(ranks, default=0), max(ranks, default=0)),
-        whole=whole,
+        ranks=written.ranks,
+        whole=written.whole,
         limit=LIMIT,
         limit_logits=LOGITS,
         accepted=False,

@@ -23,6 +23,8 @@ class Written:
     """What was written."""
 
     tensors: int
+    ranks: tuple[int, int]
+    """Smallest and largest rank."""
     whole: tuple[str, ...]
     """Modules that are there as a whole."""
     spectra: Mapping[str, Tensor]
@@ -77,10 +79,13 @@ def write_lora(point: Tuned, weights: EffectiveWeights, part: Path, rank: int | 
         for leaf, _ in modules[module].named_parameters(recurse=False):
             base, change = weights.parameter(f"{module}.{leaf}")
             values = base if change is None else base + change.dense(base)
-            tensors[f"{PREFIX}{module}.{leaf}"] = values.clone().contiguous()
+            first = weights.base_weights.canonical(f"{module}.{leaf}")
+            for name, other in weights.base_weights.aliases.items():
+                if other == first:  # peft looks for a tied weight under each of its names
+                    tensors[f"{PREFIX}{name}"] = values.clone().contiguous()
     _write_settings(point, part, rank, ranks, whole, modules)
     save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-    return Written(len(tensors), whole, spectra)
+    return Written(len(tensors), (min(ranks.values()), max(ranks.values())), whole, spectra)
 
 
 def _whole(point: Tuned, weights: EffectiveWeights, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peft_arena.core.errors import UserError
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from peft_arena.models.stored import INDEX, named_files, weight_paths
 
 
 class Place(NamedTuple):
@@ -104,20 +101,10 @@ def model_files(directory: Path) -> TensorFiles:
     """Return the tensors of a model directory, which may be sharded.
 
     Raises:
-        UserError: there are no safetensors files, a shard is missing or a file is damaged.
+        UserError: there are no safetensors files, a shard is missing or outside of the directory, or a file is damaged.
     """
-    index = directory / INDEX
-    if not index.exists():
-        if not (directory / SINGLE).exists():
-            raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
-        return TensorFiles((directory / SINGLE,))
-    try:
-        table: Any = json.loads(index.read_text(encoding="utf-8"))
-        shards = {str(name): str(shard) for name, shard in table["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{index} is damaged: {error}") from error
-    found = TensorFiles(tuple(directory / shard for shard in sorted(set(shards.values()))))
-    absent = sorted(set(shards) - set(found.places))
+    found = TensorFiles(weight_paths(directory))
+    absent = sorted(set(named_files(directory) or ()) - set(found.places))
     if absent:
         raise UserError(f"{directory} lacks {len(absent)} tensors that {INDEX} lists, the first: {absent[0]}")
     return found
