@@ -165,15 +165,18 @@ def export(
         typer.Argument(help="RUN, RUN@STEP, or a directory of an adapter, a model, a trainer or shards."),
     ],
     out: Annotated[Path, typer.Option(help="Directory to create.")],
-    to: Annotated[str, typer.Option(help="adapter, model, lora (an approximation, with its error) or gguf.")],
+    to: Annotated[str, typer.Option(help="adapter, model, lora (with its error) or gguf.")],
     runs: Runs = RUNS,
     base: Base = None,
-    rank: Annotated[str | None, typer.Option(help="Of the LoRA: a number, or the energy to keep: 0.95.")] = None,
+    rank: Annotated[str | None, typer.Option(help="Of the LoRA: a number, or the energy to keep: 0.99.")] = None,
     settings: Annotated[
         Path | None, typer.Option(help="adapter_config.json of sharded adapter weights that have none beside them.")
     ] = None,
     dtype: DType = None,
     shard_size: ShardSize = "5GB",
+    accept_error: Annotated[
+        bool, typer.Option("--accept-error", help="Write a LoRA that is farther from the tuned model than the limits.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Write a checkpoint in a form that other programs read."""
@@ -191,6 +194,7 @@ def export(
             settings=settings,
             dtype=dtype,
             shard_size=shard_size,
+            accept_error=accept_error,
             progress=progress,
         )
     console.show_value(asdict(exported), as_json)

@@ -27,6 +27,7 @@ def export(
     settings: Path | None = None,
     dtype: str | None = None,
     shard_size: str = "5GB",
+    accept_error: bool = False,
     progress: Progress = lambda done, what: None,
 ) -> Exported:
     """Write a checkpoint in a form that other programs read.
@@ -42,11 +43,12 @@ def export(
         settings: ``adapter_config.json``, or its directory, of shards that have none beside them.
         dtype: type of the weights of a model or a GGUF file; None: as they are.
         shard_size: most bytes in one file of a model.
+        accept_error: write a LoRA whatever its error; else one above the limits is refused.
         progress: called with the fraction that is done and what is being done.
 
     Raises:
-        UserError: no such checkpoint, tensors that are missing or have no place, a conversion that peft cannot make, a
-            tool that is not installed, or a disk that refuses. Nothing is left then.
+        UserError: no such checkpoint, tensors that are missing or have no place, a LoRA whose error is above the
+            limits, a tool that is not installed, or a disk that refuses. Nothing is left then.
     """
     from peft_arena.weights.writing import read_size, refuse_taken
 
@@ -56,6 +58,8 @@ def export(
     for option, (value, kind) in unused.items():
         if value is not None and to != kind:
             raise UserError(f"{option} is for --to {kind}, and this is --to {to}")
+    if accept_error and to != "lora":
+        raise UserError(f"--accept-error is for --to lora, and this is --to {to}")
     if dtype is not None and to not in ("model", "gguf"):
         raise UserError(f"--dtype is for --to model and gguf, and this is --to {to}")
     limit = read_size(shard_size)
@@ -69,7 +73,7 @@ def export(
     if to == "lora":
         from peft_arena.execute.export_lora import read_rank, to_lora
 
-        return to_lora(subject_of(name, base, home)[0], out, read_rank(rank), progress)
+        return to_lora(subject_of(name, base, home)[0], out, read_rank(rank), progress, accept_error=accept_error)
     directory = user_path(checkpoint)
     shards = _shards(directory) if directory.is_dir() else None
     if to == "adapter":

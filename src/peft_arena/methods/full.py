@@ -163,21 +163,24 @@ class Full(Method):
         """Read a model directory over the model, in the base's type; see :meth:`Method.restore`."""
         from safetensors import SafetensorError
 
+        from peft_arena.models.stored import unreported, whole
+
         read_table(directory / "config.json", self.card.name)
         kind: Any = type(model)
         try:
-            loaded, report = kind.from_pretrained(
-                directory, dtype=model.dtype, output_loading_info=True, local_files_only=True
-            )
+            with unreported():
+                made = kind.from_pretrained(
+                    directory,
+                    dtype=model.dtype,
+                    output_loading_info=True,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    ignore_mismatched_sizes=True,
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = first_line(error)
             raise UserError(f"cannot read the model in {directory}: {first}") from error
-        for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if report[problem]:
-                first = sorted(str(key) for key in report[problem])[0]
-                raise UserError(
-                    f"{directory} is no checkpoint of this model: {problem.replace('_', ' ')}, e.g. {first}"
-                )
+        loaded = whole(made, f"{directory} is no checkpoint of this model")
         pretrained = Pretrained(model)
         targets = dict(model.named_parameters())
         dtypes = {name: p.dtype for name, p in targets.items()}

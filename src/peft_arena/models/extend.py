@@ -108,10 +108,11 @@ def _write_rows(source: Path, out: Path, before: int, ids: Sequence[int]) -> int
 
     from peft_arena.core.specs import ModelSpec
     from peft_arena.models.load import skeleton
+    from peft_arena.models.stored import weight_paths
 
     names = _embeddings(skeleton(ModelSpec(name=str(source))))
     found: dict[str, int] = {}
-    for file in sorted(source.glob("model*.safetensors")):
+    for file in weight_paths(source):
         try:
             tensors = load_file(file)
         except SafetensorError as error:

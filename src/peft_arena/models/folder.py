@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.bounded import opened, read_json, read_table
 from peft_arena.core.errors import UserError
+from peft_arena.models.stored import weight_paths
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -295,20 +296,11 @@ def say_untied(model: PreTrainedModel) -> None:
             config.tie_word_embeddings = False
 
 
-def other_shape(model: PreTrainedModel, directory: Path) -> str:
-    """Say which stored weight has another shape than the model's configuration gives it; empty if none has."""
-    for name, parameter in model.named_parameters():
-        held = _stored(directory, name)
-        if held is not None and held.shape != parameter.shape:
-            return f"its files hold {name} as {tuple(held.shape)}, its configuration says {tuple(parameter.shape)}"
-    return ""
-
-
 def _stored(directory: Path, name: str) -> Tensor | None:
     """Return a tensor of a model directory; None where no file has it, or it cannot be read, which loading will say."""
     from safetensors import SafetensorError, safe_open
 
-    for file in sorted(directory.glob("model*.safetensors")):
+    for file in weight_paths(directory):
         try:
             with safe_open(file, framework="pt") as opened:
                 if name in opened.keys():  # noqa: SIM118 - it is no mapping

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.foreign import reading
-from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models.chat import RENDERING, check_keywords, configure
+from peft_arena.models.content import content_of
 from peft_arena.models.folder import (
     check_files,
     count_tokens,
     embedding_rows,
-    other_shape,
     refuse_adapter,
     refuse_hub_adapter,
     refuse_lost_tokens,
@@ -26,6 +25,7 @@ from peft_arena.models.folder import (
     settle_ties,
     tokens_in,
 )
+from peft_arena.models.stored import check_names, check_weight_files, unreported, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -186,28 +186,29 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     """Load a model without its tokenizer, on the CPU, in evaluation mode.
 
     Raises:
-        UserError: the files are damaged, or an adapter is among them.
+        UserError: the files are damaged, an adapter is among them, a tensor is missing, has no place or another shape,
+            or an entry is no finite number.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     if source.kind == "hub":
         refuse_hub_adapter(source.location, source.revision)
     else:
         refuse_adapter(Path(source.location))
-    try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source.location, revision=source.revision, dtype=getattr(torch, spec.dtype), use_safetensors=True
+        check_weight_files(Path(source.location))
+    with reading(_unread(spec, source)), unreported():
+        made: Any = AutoModelForCausalLM.from_pretrained(
+            source.location,
+            revision=source.revision,
+            dtype=getattr(torch, spec.dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _unreadable(spec, source, error) from error
-    except RuntimeError as error:  # how transformers refuses shapes, in a table that it prints
-        known = source.kind != "hub"
-        other = other_shape(skeleton(spec), Path(source.location)) if known else ""
-        raise (UserError(f"model '{spec.name}': {other}") if other else _unreadable(spec, source, error)) from error
-    except Exception as error:
-        raise _unreadable(spec, source, error) from error
+    model = whole(made, f"model '{spec.name}'")
+    if source.kind == "hub":
+        _check_fetched(source)
     model.name_or_path = model.config.name_or_path = spec.name
     say_untied(model)
     return model.eval()
@@ -217,8 +218,13 @@ def _unread(spec: ModelSpec, source: Source) -> str:
     return f"cannot load model '{spec.name}' from {source.kind} {source.location}"
 
 
-def _unreadable(spec: ModelSpec, source: Source, error: Exception) -> UserError:
-    return UserError(f"{_unread(spec, source)}: {first_line(error)}")
+def _check_fetched(source: Source) -> None:
+    """Check the headers of a hub model's weights where the hub's cache has put them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
+    if isinstance(cached, str):
+        check_weight_files(Path(cached).parent)
 
 
 def weight_files(spec: ModelSpec) -> Path:
@@ -276,6 +282,8 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     if source is not None and source.kind != "hub":
+        check_weight_files(Path(source.location))
+        check_names(model, Path(source.location))
         settle_ties(model, Path(source.location), spec.dtype)
     return model
 
@@ -325,14 +333,8 @@ def _revision(source: Source, spec: ModelSpec) -> str:
     if source.kind == "path":
         place = Path(source.location)
         refuse_lost_tokens(tokens_in(place), rows_in(place), spec.name, "the model")
-    return f"sha256:{_fingerprint(Path(source.location))}"
-
-
-def _fingerprint(directory: Path) -> str:
-    """Hash every file of a model directory that loading may read; weights are only read from safetensors."""
-    kinds = {".safetensors", ".json", ".jinja", ".model", ".txt"}
-    wanted = sorted(file for file in directory.iterdir() if file.suffix in kinds and file.is_file())
-    return content_id([[file.name, file_hash(file)] for file in wanted])
+        check_files(place)
+    return f"sha256:{content_of(Path(source.location))}"
 
 
 def _commit(spec: ModelSpec) -> str | None:

@@ -11,12 +11,9 @@ from typing import Any, NamedTuple
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.foreign import reading
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from peft_arena.models.stored import INDEX, named_files, weight_paths
 
 
 class Place(NamedTuple):
@@ -102,20 +99,10 @@ def model_files(directory: Path) -> TensorFiles:
     """Return the tensors of a model directory, which may be sharded.
 
     Raises:
-        UserError: there are no safetensors files, a shard is missing or a file is damaged.
+        UserError: there are no safetensors files, a shard is missing or outside of the directory, or a file is damaged.
     """
-    index = directory / INDEX
-    if not index.exists():
-        if not (directory / SINGLE).exists():
-            raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
-        return TensorFiles((directory / SINGLE,))
-    try:
-        table = read_table(index)
-        shards = {str(name): str(shard) for name, shard in table["weight_map"].items()}
-    except (KeyError, AttributeError):
-        raise UserError(f"{index} is damaged: weight_map must be an object of names and files") from None
-    found = TensorFiles(tuple(directory / shard for shard in sorted(set(shards.values()))))
-    absent = sorted(set(shards) - set(found.places))
+    found = TensorFiles(weight_paths(directory))
+    absent = sorted(set(named_files(directory) or ()) - set(found.places))
     if absent:
         raise UserError(f"{directory} lacks {len(absent)} tensors that {INDEX} lists, the first: {absent[0]}")
     return found

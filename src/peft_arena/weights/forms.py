@@ -21,9 +21,10 @@ from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
 from peft_arena.methods.files import is_on, refuse_unknown_fields
 from peft_arena.models.folder import refuse_both
+from peft_arena.models.stored import INDEX, SINGLE
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
-from peft_arena.weights.files import INDEX, SINGLE, TensorFiles, model_files
+from peft_arena.weights.files import TensorFiles, model_files
 from peft_arena.weights.vocabulary import refuse_other_vocabulary
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.models.stored import unreported, whole
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
 from peft_arena.weights.forms import PREFIX, WEIGHTS, Changes, Maker, added_biases, changed, open_adapter, refuse_tied
@@ -137,15 +138,18 @@ def foreign_model(base: BaseWeights, directory: Path) -> Changes:
     """
     kind: Any = type(base.architecture)
     try:
-        loaded, report = kind.from_pretrained(
-            directory, dtype=base.dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
-        )
+        with unreported():
+            made = kind.from_pretrained(
+                directory,
+                dtype=base.dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+            )
     except FOREIGN as error:
         raise UserError(f"cannot load the model in {directory}: {first_line(error)}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if report[problem]:
-            example = sorted(str(key) for key in report[problem])[0]
-            raise UserError(f"{directory} is no tuned version of this model: {problem.replace('_', ' ')}: {example}")
+    loaded = whole(made, f"{directory} is no tuned version of this model")
     return merged_weights(base, loaded, str(directory))
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 from peft_arena.core.ending import ended_by_signals
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import unfinished
-from peft_arena.weights.files import INDEX, SINGLE
+from peft_arena.models.stored import INDEX, SINGLE
 
 CODES = {
     torch.float64: "F64",

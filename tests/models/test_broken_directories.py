@@ -1,0 +1,293 @@
+"""A model directory that is not all of a model, or more than it, is refused by name; and all that is read is hashed."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import ModelSpec
+from peft_arena.models import content
+from peft_arena.models.content import content_of, kept_hash
+from peft_arena.models.load import PACKAGED, load, pin, skeleton
+from peft_arena.models.stored import INDEX, SINGLE
+from peft_arena.testing.subject import tiny_model
+from peft_arena.weights.base import base_weights
+
+UP = "model.layers.0.mlp.up_proj.weight"
+NORM = "model.norm.weight"
+HEAD = "lm_head.weight"
+
+
+@pytest.fixture
+def model(tmp_path):
+    return shutil.copytree(PACKAGED["micro"], tmp_path / "model")
+
+
+def rewrite(model, change):
+    tensors = {name: tensor.contiguous() for name, tensor in change(load_file(model / SINGLE)).items()}
+    save_file(tensors, model / SINGLE, metadata={"format": "pt"})
+
+
+def sharded(model, places=("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")):
+    """Put the weights into two files, with an index, and return its table."""
+    tensors = load_file(model / SINGLE)
+    (model / SINGLE).unlink()
+    table = {name: places[number % 2] for number, name in enumerate(sorted(tensors))}
+    for place in set(table.values()):
+        (model / place).parent.mkdir(parents=True, exist_ok=True)
+        held = {name: tensor for name, tensor in tensors.items() if table[name] == place}
+        save_file(held, model / place, metadata={"format": "pt"})
+    write_index(model, table)
+    return table
+
+
+def write_index(model, table):
+    (model / INDEX).write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": table}))
+
+
+def said(model, *readers):
+    """Return what readers of a model say of a directory, each in one line."""
+    spec = ModelSpec(name=str(model))
+    found = []
+    for read in readers or (load, skeleton, base_weights):
+        with pytest.raises(UserError) as caught:
+            read(spec)
+        found.append(str(caught.value))
+        assert "\n" not in found[-1]
+    return found
+
+
+def without(*parts):
+    return lambda held: {name: tensor for name, tensor in held.items() if not any(part in name for part in parts)}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        (without(UP), ["lack 1 tensor", UP, "random numbers"]),
+        (without("q_proj", NORM), ["q_proj.weight, ", "lack 5 tensors", ", ..."]),
+        (without("embed_tokens"), ["model.embed_tokens.weight"]),
+        (lambda held: {**held, "score.weight": torch.zeros(3)}, ["hold 1 tensor (score.weight)", "no place"]),
+        (
+            lambda held: {name.replace("up_proj", "up"): tensor for name, tensor in held.items()},
+            ["lack 4 tensors", UP, "hold 4 tensors", "mlp.up.weight"],
+        ),
+        (lambda held: {**held, UP: held[UP][:7]}, [UP, "(7, 128)", "(384, 128)"]),
+        (lambda held: {**held, UP: held[UP].T}, [UP, "(128, 384)"]),
+        (lambda held: {**held, UP: held[UP].to(torch.int32)}, ["1 tensor", UP, "I32"]),
+        (lambda held: {**held, UP: held[UP].to(torch.float8_e4m3fn)}, [UP, "F8_E4M3"]),
+    ],
+    ids=["missing", "several", "embeddings", "stray", "renamed", "shape", "turned", "integers", "packed"],
+)
+def test_what_is_missing_stray_or_other_is_named(change, names, model):
+    held = load_file(model / SINGLE)
+    layers = len({name for name in held if name.endswith("up_proj.weight")})
+    rewrite(model, change)
+    names = [name.replace(" 5 ", f" {layers + 1} ").replace(" 4 ", f" {layers} ") for name in names]
+    rows, columns = held[UP].shape
+    names = [name.replace("384", str(rows)).replace("128", str(columns)) for name in names]
+    for line in said(model):
+        assert str(model) in line
+        for name in names:
+            assert name in line, line
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_that_are_none_are_named(value, model):
+    def change(held):
+        held[NORM][3] = value
+        return held
+
+    rewrite(model, change)
+    (line,) = said(model, load)
+    assert f"1 tensor ({NORM}) with entries that are no finite numbers in float32" in line
+    with pytest.raises(UserError, match=f"holds {NORM} with entries that are not finite"):
+        base_weights(ModelSpec(name=str(model))).tensor(NORM)
+
+
+def test_numbers_beyond_the_type_are_named(model):
+    rewrite(model, lambda held: {**held, NORM: held[NORM].float() + 1e6})
+    load(ModelSpec(name=str(model)))
+    with pytest.raises(UserError, match="no finite numbers in float16"):
+        load(ModelSpec(name=str(model), dtype="float16"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [HEAD, "model.rotary_emb.inv_freq", "model.layers.0.self_attn.rotary_emb.inv_freq"],
+)
+def test_what_is_rightly_there_passes(extra, model):
+    """The head of a tied model, and a buffer of older versions."""
+    before = load(ModelSpec(name=str(PACKAGED["micro"]))).model
+    table = load_file(model / SINGLE)["model.embed_tokens.weight"]
+    value = table.clone() if extra == HEAD else torch.ones(16)
+    rewrite(model, lambda held: {**held, extra: value})
+    spec = ModelSpec(name=str(model))
+    skeleton(spec)
+    assert base_weights(pin(spec)).tensor(UP) is not None
+    for name, parameter in load(spec).model.named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name))
+
+
+def test_a_model_of_its_older_names_passes(tmp_path):
+    """Without the prefix that transformers adds; the weights are then those it loads."""
+    tiny_model("untied").save_pretrained(tmp_path / "model")
+    shutil.copyfile(PACKAGED["micro"] / "tokenizer_config.json", tmp_path / "model" / "tokenizer_config.json")
+    rewrite(tmp_path / "model", lambda held: {name.removeprefix("model."): value for name, value in held.items()})
+    skeleton(ModelSpec(name=str(tmp_path / "model")))
+    found = base_weights(ModelSpec(name=str(tmp_path / "model"))).tensor(UP)
+    assert torch.equal(found, tiny_model("untied").get_parameter(UP))
+
+
+def test_shards_pass_and_each_that_is_broken_does_not(model):
+    table = sharded(model)
+    spec = ModelSpec(name=str(model))
+    assert torch.equal(load(spec).model.get_parameter(UP), load_file(PACKAGED["micro"] / SINGLE)[UP].float())
+    write_index(model, {name: place for name, place in table.items() if name != UP})
+    load(spec)  # the file has it, whatever the index forgets
+    held = load_file(model / table[UP])
+    save_file(without(UP)(held), model / table[UP], metadata={"format": "pt"})
+    write_index(model, table)
+    for line in said(model, load, skeleton, pin):
+        assert f"lacks 1 tensor ({UP}) where {INDEX} says" in line
+    (model / table[UP]).write_bytes(b"")
+    for line in said(model):
+        assert f"{model / table[UP]} is damaged" in line
+    save_file(held, model / table[UP], metadata={"format": "pt"})
+    whole = (model / table[UP]).read_bytes()
+    (model / table[UP]).write_bytes(whole[:-100])
+    for line in said(model, load, skeleton, pin, base_weights):
+        assert f"{model / table[UP]} is damaged" in line
+    (model / table[UP]).unlink()
+    for line in said(model, load, skeleton, pin, base_weights):
+        assert f"{model / table[UP]} is missing" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged: "),
+        ("[]", "has no table weight_map"),
+        ('{"weight_map": [1]}', "has no table weight_map"),
+        ('{"weight_map": {}}', "its weight_map is empty"),
+        ('{"weight_map": {"a": 3}}', "the file of a is 3"),
+        ('{"weight_map": {"a": ""}}', "the file of a is ''"),
+        ("[" * 100_000, "is damaged"),
+    ],
+)
+def test_an_index_that_is_none_is_refused(text, message, model):
+    (model / SINGLE).unlink()
+    (model / INDEX).write_text(text)
+    for line in said(model, load, skeleton, pin, base_weights):
+        assert str(model / INDEX) in line
+        assert message in line
+
+
+@pytest.mark.parametrize("way", ["above", "hidden", "absolute", "link", "folder"])
+def test_an_index_names_no_file_outside(way, model, tmp_path):
+    table = sharded(model)
+    other = tmp_path / "other.safetensors"
+    shutil.move(model / table[UP], other)
+    names = {"above": "../other.safetensors", "hidden": "sub/../../other.safetensors", "absolute": str(other)}
+    if way == "link":
+        (model / table[UP]).symlink_to(other)
+    elif way == "folder":
+        (model / "sub").symlink_to(tmp_path)
+        names["folder"] = "sub/other.safetensors"
+    name = names.get(way, table[UP])
+    write_index(model, {key: name if place == table[UP] else place for key, place in table.items()})
+    for line in said(model, load, skeleton, pin, base_weights):
+        assert f"{model / INDEX} names {name}, which is outside of {model}" in line
+
+
+def test_links_of_the_hub_s_cache_pass(model, tmp_path):
+    table = sharded(model)
+    home = tmp_path / "models--owner--name"
+    (home / "blobs").mkdir(parents=True)
+    snapshot = home / "snapshots" / ("a" * 40)
+    snapshot.parent.mkdir()
+    shutil.move(model, snapshot)
+    for place in set(table.values()):
+        shutil.move(snapshot / place, home / "blobs" / place)
+        (snapshot / place).symlink_to(f"../../blobs/{place}")
+    load(ModelSpec(name=str(snapshot)))
+    (snapshot / table[UP]).unlink()
+    shutil.move(home / "blobs" / table[UP], home / "elsewhere")
+    (snapshot / table[UP]).symlink_to("../../elsewhere")
+    assert "outside of" in said(snapshot, load)[0]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "consolidated.00.pth"])
+def test_pickles_are_refused(name, model):
+    (model / SINGLE).unlink()
+    torch.save({}, model / name)
+    for line in said(model, load, skeleton, pin, base_weights):
+        assert f"as {name}, a pickle" in line
+
+
+def test_one_file_goes_before_an_index_for_every_reader(model):
+    """As in transformers: what geometry reads is what was evaluated."""
+    tensors = load_file(model / SINGLE)
+    sharded(model)
+    tensors[UP] = tensors[UP] * 2
+    save_file(tensors, model / SINGLE, metadata={"format": "pt"})
+    spec = ModelSpec(name=str(model))
+    assert torch.equal(load(spec).model.get_parameter(UP), base_weights(spec).tensor(UP))
+
+
+@pytest.mark.parametrize("what", ["tensor", "nested", "template"])
+def test_all_that_is_read_is_in_the_revision(what, model, tmp_path):
+    if what == "nested":
+        table = sharded(model, ("deep/one.safetensors", "deep/two.safetensors"))
+    (model / "additional_chat_templates").mkdir()
+    template = model / "additional_chat_templates" / "tools.jinja"
+    template.write_text("{{ 1 }}")
+    before = pin(ModelSpec(name=str(model))).revision
+    assert pin(ModelSpec(name=str(model))).revision == before
+    if what == "template":
+        template.write_text("{{ 2 }}")
+    else:
+        file = model / (table[UP] if what == "nested" else SINGLE)
+        tensors = load_file(file)
+        tensors[UP][0, 0] += 1
+        save_file(tensors, file, metadata={"format": "pt"})
+    assert pin(ModelSpec(name=str(model))).revision != before
+
+
+def test_the_revision_of_a_plain_directory_stays(model):
+    """Ids of runs hang on it."""
+    assert content_of(model) == content_of(PACKAGED["micro"])
+    (model / "README.md").write_text("not read")
+    assert content_of(model) == content_of(PACKAGED["micro"])
+    assert pin(ModelSpec(name="micro")).revision == "sha256:a778c0a2f1fd"
+
+
+def test_a_large_file_is_hashed_once_until_it_changes(model, tmp_path, monkeypatch):
+    made = []
+
+    def counted(path, plain=content.file_hash):
+        made.append(path.name)
+        return plain(path)
+
+    monkeypatch.setattr(content, "LARGE", 1000)
+    monkeypatch.setattr(content, "cache_root", lambda: tmp_path / "cache")
+    monkeypatch.setattr(content, "file_hash", counted)
+    file = tmp_path / "model" / SINGLE
+    first = kept_hash(file)
+    assert kept_hash(file) == first
+    assert len(made) == 2, "a file that has just been written is not trusted"
+    monkeypatch.setattr(content, "SETTLED_S", -1.0)
+    assert [kept_hash(file) for _ in range(3)] == [first] * 3
+    assert len(made) == 3
+    stamp = file.stat()
+    rewrite(model, lambda held: {**held, UP: held[UP] * 2})
+    os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert file.stat().st_size == stamp.st_size
+    assert kept_hash(file) != first, "size and time of change are the same, and the content is not"
+    (entry,) = (tmp_path / "cache" / "hashes").iterdir()
+    entry.write_text("[")
+    assert kept_hash(file) != first
