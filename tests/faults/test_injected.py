@@ -60,7 +60,8 @@ def small_files(runs: Path) -> None:
 
 
 def few_files(runs: Path) -> None:
-    soft = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 2
+    taken = {int(path.name) for path in Path("/proc/self/fd").iterdir()}
+    soft = [number for number in range(1000) if number not in taken][2]  # two more
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
 
@@ -111,11 +112,15 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "killed before an evaluation's record": (call("os", "link", 1, killed, "eval-micro-reverse"), KILLED),
     "killed after an evaluation's record": (call("os", "link", 2, killed_after, "eval-"), KILLED),
     "killed before the cost's record": (call("os", "link", 1, killed, "cost-inference"), KILLED),
-    "killed while a checkpoint is written": (call("peft_arena.store.checkpoint", "file_hash", 1, killed, "/steps/"), KILLED),
+    "killed while a checkpoint is written": (
+        call("peft_arena.store.checkpoint", "file_hash", 1, killed, "/steps/"), KILLED
+    ),
     "killed before a checkpoint is moved": (call("os", "rename", 1, killed, "/steps/"), KILLED),
     "killed after a checkpoint is moved": (call("os", "rename", 2, killed_after, "/steps/"), KILLED),
     "killed while a resume state is written": (call("os", "rename", 3, killed, "/resume/"), KILLED),
-    "killed while an old resume state goes": (call("peft_arena.train.state:shutil", "rmtree", 2, killed, "/resume/"), KILLED),
+    "killed while an old resume state goes": (
+        call("peft_arena.train.state:shutil", "rmtree", 2, killed, "/resume/"), KILLED
+    ),
     "killed in a step": (call("torch.optim:AdamW", "step", 3, killed), KILLED),
     "killed while the model is loaded": (call("peft_arena.models.load", "load", 1, killed), KILLED),
     "killed while it scores": (call(MICRO, "score", 3, killed), KILLED),
@@ -123,11 +128,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "no space when a record is synced": (call("os", "fsync", 1, refused(errno.ENOSPC)), "No space left on device"),
     "no space for any record": (call("os", "fsync", 2, refused(errno.ENOSPC), ever=True), "No space left on device"),
     "an input or output error in a checkpoint": (
-        call("peft_arena.store.checkpoint", "_sync", 2, refused(errno.EIO)), "cannot write checkpoint .*Input/output error"
+        call("peft_arena.store.checkpoint", "_sync", 2, refused(errno.EIO)),
+        "cannot write checkpoint .*Input/output error"
     ),
     "a quota is full": (call("os", "link", 2, refused(errno.EDQUOT)), "Disk quota exceeded"),
     "a checkpoint cannot be moved": (call("os", "rename", 1, refused(errno.EIO), "/steps/"), "Input/output error"),
-    "the file system turns read-only": (call("os", "open", 4, refused(errno.EROFS), "events.jsonl", ever=True), "Read-only"),
+    "the file system turns read-only": (
+        call("os", "open", 4, refused(errno.EROFS), "events.jsonl", ever=True), "Read-only"
+    ),
     "no permission for a record's directory": (
         call("os", "mkdir", 1, refused(errno.EACCES), "records"), "Permission denied"
     ),
@@ -141,16 +149,18 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         call(MICRO, "score", 2, raised(MemoryError("no more"))), "no more"
     ),
     "the device is lost": (
-        call("torch.optim:AdamW", "step", 2, raised(RuntimeError("device lost\nand more"))), "train: RuntimeError: device lost$"
+        call("torch.optim:AdamW", "step", 2, raised(RuntimeError("device lost\nand more"))),
+        "train: RuntimeError: device lost$"
     ),
     "the loss is not a number": (call("peft_arena.train.loss:TokenLoss", "__call__", 2, not_a_number), "loss"),
-    "a method fails": (call("peft_arena.methods.lora:Lora", "attach", 1, raised(ValueError("no rank"))), "train: ValueError: no rank"),
+    "a method fails": (
+        call("peft_arena.methods.lora:Lora", "attach", 1, raised(ValueError("no rank"))), "train: ValueError: no rank"
+    ),
     "a task has no items": (
         call(MICRO, "items", 1, raised(KeyError("split"))), "KeyError: 'split'"
     ),
-    "a scorer fails": (
-        call(MICRO, "score", 2, raised(ZeroDivisionError("by zero"))), "by zero"
-    ),
+    "too many open files in a scorer": (call(MICRO, "score", 2, refused(errno.EMFILE)), "Too many open files"),
+    "no space in a prompt": (call(MICRO, "prompt", 5, refused(errno.ENOSPC)), "No space left on device"),
 }  # fmt: skip
 HARMLESS: dict[str, Fault] = {
     "the clock jumps back": clock_jumps_back,
