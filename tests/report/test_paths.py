@@ -75,7 +75,7 @@ def test_every_file_of_a_run_is_written_and_the_summary_is_returned(written):
     out, summary = written
     found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
     figures = {f"figures/paths-{name}-1.{end}" for name in ("plane", "strength") for end in ("svg", "png")}
-    assert found == {"paths.html", "paths.csv", "rewinds.csv", "summary.json", *figures}
+    assert found == {".written.json", "paths.html", "paths.csv", "rewinds.csv", "summary.json", *figures}
     assert json.loads((out / "summary.json").read_text()) == json.loads(json.dumps(summary))
     assert [gap["reason"] for gap in summary["gaps"]] == ["not scanned yet"]
 

@@ -12,7 +12,7 @@ from lm_eval.api.task import Task as HarnessTask
 from lm_eval.config.task import TaskConfig as HarnessConfig
 from lm_eval.filters import build_filter_ensemble
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, is_of_machine
 from peft_arena.core.ids import seed_for
 from peft_arena.evaluate.metrics import weighted_mean
 from peft_arena.evaluate.samples import Samples
@@ -57,7 +57,9 @@ def prepare(
             refuse_halves(text)
     except UserError as error:
         raise UserError(f"task {task.card.name}, item {task.place_of(item)}: {error}") from None
-    except Exception as error:  # noqa: BLE001 - the one boundary to a plug-in's own code: its bug must not lose the other items
+    except Exception as error:
+        if is_of_machine(error):  # no property of the item: another day it has a score
+            raise
         return Score(None, reason=_failed("preparing", error))
     if not requests:
         return Score(None, reason="the item has no choices")
@@ -204,7 +206,9 @@ def _mean(found: Sequence[Score | Samples]) -> float | None:
 def _guarded(score: Callable[[], Score]) -> Score:
     try:
         return score()
-    except Exception as error:  # noqa: BLE001 - the one boundary to a plug-in's own code: its bug must not lose the other items
+    except Exception as error:
+        if is_of_machine(error):  # no property of the item: another day it has a score
+            raise
         return Score(None, reason=_failed("scoring", error))
 
 

@@ -148,7 +148,7 @@ class _Pool:
         if self.losses < SERVER_LOSSES:
             self.watcher.note(f"{SERVER} {how}; its workers were ended, and are started again")
             return
-        reason = f"{SERVER} {how}, the {self.losses}th time; the same command goes on where this run stopped"
+        reason = f"{SERVER} was lost {self.losses} times and {how} last; the same command goes on from here"
         for order in [*self.waiting, *(order for _, order in self.later)]:
             self.outcome.failed[order.run.run_id] = reason
             self.watcher.ended(order.run.run_id, reason)

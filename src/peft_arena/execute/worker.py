@@ -76,7 +76,7 @@ class Worker:
             self._process.start()
         except (EOFError, OSError) as error:
             self._from.close()
-            raise ServerLostError(f"ended before it had forked a worker ({type(error).__name__})") from error
+            raise ServerLostError("was ended before it had forked a worker") from error
         finally:
             to.close()
         try:
