@@ -11,7 +11,7 @@ from peft_arena.imports.export import export_hf
 from peft_arena.imports.results import import_results
 from peft_arena.imports.results_schema import ALONG, AT_END, SECTIONS, TRAIN_CONFIG
 from peft_arena.methods.registry import make_method
-from peft_arena.store.records import CostRecord, EvaluationRecord, LogEntry, TrainingRecord
+from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, LogEntry, TrainingRecord
 from peft_arena.store.store import Store
 from tests.imports.library import COMPARISON
 
@@ -41,7 +41,7 @@ def evaluated(run, spec, point, metric, value, unit):
         spec=spec,
         card={},
         metrics=(measure(metric, value, unit, "higher" if unit == "fraction" else "lower"),),
-        items=(),
+        items=tuple(ItemRecord(id=str(number), value=value) for number in range(4)),
         engine={"batch_size": 8},
         provenance={},
     )

@@ -173,7 +173,7 @@ def read_table(path: Path, limit: int = SETTINGS_BYTES) -> dict[str, Any]:
 def deeper(value: Any, limit: int) -> bool:
     """Say whether lists and objects are nested more than so many deep."""
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for held in level

@@ -16,7 +16,7 @@ from peft_arena.core.text import shown
 LONGEST = MIB
 """Most bytes of a YAML file."""
 _MAPPING, _LIST = "tag:yaml.org,2002:map", "tag:yaml.org,2002:seq"
-_OTHER_BASE = re.compile(r"[+-]?(0[0-7_]*[0-9][0-9_]*|[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?)")
+_OTHER_BASE = re.compile(r"[+-]?(0[0-7_]*[0-7]|[1-9][0-9_]*(:[0-5]?[0-9])+|[0-9][0-9_]*(:[0-5]?[0-9])+\.[0-9_]*)")
 """Whole numbers that begin with 0 and numbers with colons, which YAML 1.1 reads to the bases 8 and 60."""
 
 

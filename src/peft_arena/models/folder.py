@@ -39,7 +39,6 @@ SETTINGS = frozenset(
     ]
 )
 """Files that hold a JSON object each, where they are there."""
-KINDS = frozenset([".jinja", ".json", ".model", ".safetensors", ".txt"])
 _LONGEST_PATTERN, _TOKENIZER_DEPTH = 10_000, 60
 TOKENIZER_TABLES = ("tokenizer.json", "added_tokens.json", "tokenizer_config.json")
 
@@ -125,8 +124,13 @@ def check_files(directory: Path) -> None:
         UserError: one that would be read is a pipe, a device or a directory; one of settings holds no JSON object, is
             too long or nested too deep; or a tokenizer's regular expression is too long.
     """
-    files = sorted(file for file in directory.iterdir() if file.suffix in KINDS)
+    files = sorted(file for file in directory.iterdir() if _is_read(file.name))
     _check_files(tuple((file, *_stamp(file)) for file in files))
+
+
+def _is_read(name: str) -> bool:
+    own = MODEL_FILE.fullmatch(name) or ADAPTER_FILE.fullmatch(name)
+    return name in SETTINGS or name.endswith((".index.json", ".jinja")) or own is not None
 
 
 def _stamp(file: Path) -> tuple[int, int]:
