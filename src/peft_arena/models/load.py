@@ -22,7 +22,7 @@ from peft_arena.models.folder import (
     settle_ties,
     tokens_in,
 )
-from peft_arena.models.stored import check_files, check_names, unreported, whole
+from peft_arena.models.stored import check_files, check_names, lost_among_many, unreported, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -208,8 +208,9 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
                 ignore_mismatched_sizes=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise _unreadable(spec, source, error) from error
-    model = whole(made, f"model '{spec.name}'")
+        lost = "" if source.kind == "hub" else lost_among_many(Path(source.location))
+        raise (UserError(f"model '{spec.name}': {lost}") if lost else _unreadable(spec, source, error)) from error
+    model = whole(made, f"model '{spec.name}'", None if source.kind == "hub" else Path(source.location))
     if source.kind == "hub":
         _check_fetched(source)
     model.name_or_path = model.config.name_or_path = spec.name
