@@ -112,16 +112,22 @@ def test_a_plain_lora_is_copied(tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text())["to"] == "lora"
 
 
-@pytest.mark.parametrize(("rank", "ranks"), [("4", [4, 4]), ("2", [2, 2]), ("100", [64, 100])])
-def test_a_plain_lora_at_a_rank_it_fits_into_is_the_same(rank, ranks, tmp_path):
+def error_of(done):
+    """Return the error of an export; a LoRA that was copied has none."""
+    return 0.0 if done.approximation is None else done.approximation["error"]
+
+
+@pytest.mark.parametrize("rank", ["2", "4", "100"])
+def test_a_plain_lora_at_a_rank_it_fits_into_is_the_same(rank, tmp_path):
     adapter = micro_adapter(tmp_path / "adapter")
     done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank=rank)
-    if rank == "2":
-        assert done.approximation is None, "it is copied"
-    else:
-        assert done.approximation["error"] < 1e-6
-        assert done.approximation["ranks"] == ranks, "a layer has no more than its smaller side"
+    assert error_of(done) < 1e-6
+    assert (done.approximation is None) == (rank == "2"), "that one is copied"
     first, second = merged(adapter), merged(tmp_path / "out")
+    base = dict(micro().named_parameters())
+    sides = [min(first[name].shape) for name in base if not torch.equal(first[name], base[name])]
+    if rank != "2":
+        assert done.approximation["ranks"] == [min(int(rank), side) for side in (min(sides), max(sides))]
     for name in first:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
 
@@ -157,8 +163,7 @@ def test_what_peft_makes_of_it_is_the_tuned_model(name, tmp_path):
     config, rank = EXACT.get(name, ({}, None))
     run = made_run(tmp_path / "runs", name, config)
     done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank=str(rank or 128))
-    assert done.approximation["error"] < 1e-5
-    assert not done.approximation["accepted"]
+    assert error_of(done) < 1e-5
     tuned = make_method(name, run.spec.method.config).restore(micro(), run.checkpoint(2)).model
     lora = peft.PeftModel.from_pretrained(micro(), str(tmp_path / "out"))
     change = difference(plain_logits(micro()), plain_logits(tuned))
@@ -178,7 +183,7 @@ def test_above_the_limit_it_is_refused_with_the_rank_that_is_enough(name, tmp_pa
     assert not (tmp_path / "out").exists()
     enough = int(re.search(r"--rank (\d+) brings", said)[1])
     done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank=str(enough))
-    assert done.approximation["error"] <= LIMIT
+    assert error_of(done) <= LIMIT
     with pytest.raises(UserError, match="is missing"):
         export(f"{run.run_id}@2", tmp_path / "less", "lora", runs=tmp_path / "runs", rank=str(enough - 1))
     forced = export(f"{run.run_id}@2", tmp_path / "one", "lora", runs=tmp_path / "runs", rank="1", accept_error=True)
