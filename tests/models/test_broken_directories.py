@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ from peft_arena.models.load import PACKAGED, load, load_model, pin, resolve, ske
 from peft_arena.models.stored import INDEX, SINGLE
 from peft_arena.testing.subject import tiny_model
 from peft_arena.weights.base import base_weights
+from peft_arena.weights.effective import effective_weights
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -308,3 +310,33 @@ def test_an_expert_that_lacks_a_part_is_named(part, tmp_path):
     rewrite(tmp_path / "model", without(name))
     for line in said(tmp_path / "model", skeleton, lambda given: load_model(resolve(given), given)):
         assert name in line
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        (peft.LoraConfig(target_modules=["q_proj"], r=2), "lora_A"),
+        (peft.LoHaConfig(target_modules=["q_proj"], r=2), "hada_w1_a"),
+    ],
+)
+def test_adapters_that_are_broken_are_refused(config, changed, tmp_path):
+    """Of a kind that is read from its files, and of one that peft merges."""
+    base = load(ModelSpec(name="micro")).model
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    weights = base_weights(ModelSpec(name="micro"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    first = next(name for name in held if changed in name)
+    broken = {
+        "lacks": without(first)(held),
+        "no place|no adapter": {**held, "base_model.model.model.layers.0.nothing.lora_A.weight": torch.ones(2, 2)},
+        "does not fit|cannot load": {**held, first: held[first][:1].contiguous()},
+        "not finite": {**held, first: held[first] * float("nan")},
+    }
+    for message, tensors in broken.items():
+        save_file(tensors, file)
+        with pytest.raises(UserError, match=message) as caught:
+            point = effective_weights(weights, tmp_path / "adapter")
+            for name in point.changes.makers:
+                point.parameter(name)
+        assert "\n" not in str(caught.value)
