@@ -1,7 +1,8 @@
-"""Adapters converted to plain LoRA by peft, with the error that is left; and GGUF by a converter that is not ours."""
+"""Tuned models as plain LoRA, with the error that is left; and GGUF by a converter that is not ours."""
 
 import json
 import math
+import re
 import shutil
 import sys
 
@@ -9,12 +10,14 @@ import peft
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.export_command import export
 from peft_arena.execute.export_gguf import CONVERTER, converter
-from peft_arena.execute.export_lora import read_rank
+from peft_arena.execute.export_lora import LIMIT, LOGITS, read_rank
+from peft_arena.methods.registry import make_method
 from peft_arena.models.load import PACKAGED, Source, load_model
 from peft_arena.testing.subject import difference, logits, tokens
 from tests.execute.made_runs import made_run
@@ -51,7 +54,7 @@ def merged(directory):
 def test_the_error_of_a_conversion_is_that_of_the_best_rank(tmp_path):
     """By Eckart and Young, the error of a layer is that of its singular values beyond the rank."""
     adapter = foreign(tmp_path / "adapter", loha())
-    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="4")
+    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="4", accept_error=True)
     base = dict(micro().named_parameters())
     tuned, lora = merged(adapter), merged(tmp_path / "out")
     record = json.loads((tmp_path / "out" / "export.json").read_text())
@@ -67,6 +70,10 @@ def test_the_error_of_a_conversion_is_that_of_the_best_rank(tmp_path):
     found = done.approximation
     assert found["mean"] == pytest.approx(sum(record["errors"].values()) / len(changed))
     assert found["worst"] == max(record["errors"].values()) == record["errors"][found["worst_at"]]
+    total = {name: float((tuned[name] - base[name]).detach().double().square().sum()) for name in changed}
+    left = sum(record["errors"][name] ** 2 * total[name] for name in changed)
+    assert found["error"] == pytest.approx(math.sqrt(left / sum(total.values())), rel=1e-3)
+    assert (found["accepted"], found["limit"], found["limit_logits"]) == (True, LIMIT, LOGITS)
     assert found["ranks"] == [4, 4]
     assert 0 < found["logits"]["ratio"] < 1
     assert record["approximation"] == found
@@ -76,7 +83,8 @@ def test_the_error_of_a_conversion_is_that_of_the_best_rank(tmp_path):
 def test_the_logits_are_those_of_the_two_adapters(tmp_path):
     adapter = foreign(tmp_path / "adapter", loha())
     coarse, fine = (
-        export(str(adapter), tmp_path / rank, "lora", base="micro", rank=rank).approximation for rank in ("1", "9")
+        export(str(adapter), tmp_path / rank, "lora", base="micro", rank=rank, accept_error=True).approximation
+        for rank in ("1", "9")
     )
     assert coarse["logits"]["rms_difference"] > 10 * fine["logits"]["rms_difference"]
     assert fine["worst"] < 1e-3  # a LoHa of rank 3 has rank 9
@@ -88,7 +96,7 @@ def test_the_logits_are_those_of_the_two_adapters(tmp_path):
 
 def test_a_share_of_energy_gives_each_layer_its_rank(tmp_path):
     adapter = foreign(tmp_path / "adapter", loha())
-    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="0.8")
+    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank="0.8", accept_error=True)
     low, high = done.approximation["ranks"]
     assert 1 <= low < high <= 9
     assert done.approximation["worst"] <= math.sqrt(0.2) + 1e-6
@@ -104,43 +112,143 @@ def test_a_plain_lora_is_copied(tmp_path):
     assert json.loads((tmp_path / "out" / "export.json").read_text())["to"] == "lora"
 
 
-@pytest.mark.parametrize("rank", ["1", "4", "0.5"])
-def test_a_plain_lora_of_another_rank_is_refused(rank, tmp_path):
+def error_of(done):
+    """Return the error of an export; a LoRA that was copied has none."""
+    return 0.0 if done.approximation is None else done.approximation["error"]
+
+
+@pytest.mark.parametrize("rank", ["2", "4", "100"])
+def test_a_plain_lora_at_a_rank_it_fits_into_is_the_same(rank, tmp_path):
     adapter = micro_adapter(tmp_path / "adapter")
-    with pytest.raises(UserError, match=f"--rank {rank}: it is a LoRA of rank 2 already; export --to adapter copies"):
-        export(str(adapter), tmp_path / "out", "lora", base="micro", rank=rank)
-    assert not (tmp_path / "out").exists()
+    done = export(str(adapter), tmp_path / "out", "lora", base="micro", rank=rank)
+    assert error_of(done) < 1e-6
+    assert (done.approximation is None) == (rank == "2"), "that one is copied"
+    first, second = merged(adapter), merged(tmp_path / "out")
+    base = dict(micro().named_parameters())
+    sides = [min(first[name].shape) for name in base if not torch.equal(first[name], base[name])]
+    if rank != "2":
+        assert done.approximation["ranks"] == [min(int(rank), side) for side in (min(sides), max(sides))]
+    for name in first:
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=1e-6)
 
 
 def test_a_run_of_ours_is_converted(tmp_path):
     run = made_run(tmp_path / "runs", "loha", dtype="bfloat16")
-    done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank="2")
+    done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank="2", accept_error=True)
     assert 0 < done.approximation["mean"] < 1
     settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert settings["peft_type"] == "LORA"
     assert all("lora_" in key for key in load_file(tmp_path / "out" / "adapter_model.safetensors"))
 
 
+EXACT = {
+    "pissa": ({"rank": 3}, 6),
+    "olora": ({"rank": 3}, 6),
+    "milora": ({"rank": 3}, 6),
+    "adalora": ({}, None),
+    "rslora": ({"rank": 3}, 3),
+    "vera": ({"rank": 5}, 5),
+}
+"""Methods whose change has low rank: settings, and the rank, or None for the largest a layer has."""
+FULL_RANK = ("dora", "oft", "full", "ia3", "miss_bat")
+
+
+def plain_logits(model):
+    return logits(model, tokens())
+
+
+@pytest.mark.parametrize("name", [*EXACT, *FULL_RANK])
+def test_what_peft_makes_of_it_is_the_tuned_model(name, tmp_path):
+    """Exact at the rank of the change, or at the full one: by plain peft on the plain base, against the method's."""
+    config, rank = EXACT.get(name, ({}, None))
+    run = made_run(tmp_path / "runs", name, config)
+    done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank=str(rank or 128))
+    assert error_of(done) < 1e-5
+    tuned = make_method(name, run.spec.method.config).restore(micro(), run.checkpoint(2)).model
+    lora = peft.PeftModel.from_pretrained(micro(), str(tmp_path / "out"))
+    change = difference(plain_logits(micro()), plain_logits(tuned))
+    assert change > 0.05
+    assert difference(plain_logits(tuned), plain_logits(lora)) < 1e-4 * max(1.0, change)
+
+
+@pytest.mark.parametrize("name", ["pissa", "olora", "dora", "oft", "full"])
+def test_above_the_limit_it_is_refused_with_the_rank_that_is_enough(name, tmp_path):
+    config = {"rank": 8} if name in ("pissa", "olora", "dora") else {}
+    run = made_run(tmp_path / "runs", name, config)
+    with pytest.raises(UserError, match=r"of the change of its weights is missing .*limit 0.1") as caught:
+        export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank="1")
+    said = str(caught.value)
+    assert "\n" not in said
+    assert "--accept-error" in said
+    assert not (tmp_path / "out").exists()
+    enough = int(re.search(r"--rank (\d+) brings", said)[1])
+    done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank=str(enough))
+    assert error_of(done) <= LIMIT
+    with pytest.raises(UserError, match="is missing"):
+        export(f"{run.run_id}@2", tmp_path / "less", "lora", runs=tmp_path / "runs", rank=str(enough - 1))
+    forced = export(f"{run.run_id}@2", tmp_path / "one", "lora", runs=tmp_path / "runs", rank="1", accept_error=True)
+    assert forced.approximation["error"] == pytest.approx(float(re.search(r": ([\d.]+) of", said)[1]), abs=1e-2)
+    record = json.loads((tmp_path / "one" / "export.json").read_text())["approximation"]
+    assert (record["accepted"], record["error"]) == (True, forced.approximation["error"])
+
+
+def test_norms_and_tied_embeddings_are_there_as_a_whole(tmp_path):
+    run = made_run(tmp_path / "runs", "full")
+    done = export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank="128")
+    assert "model.embed_tokens" in done.approximation["whole"]
+    tuned = make_method("full", {}).restore(micro(), run.checkpoint(2)).model
+    lora = merged(tmp_path / "out")
+    for name, parameter in tuned.named_parameters():
+        torch.testing.assert_close(lora[name], parameter, rtol=0, atol=1e-5)
+
+
+def test_a_model_directory_becomes_a_lora(tmp_path):
+    """Of a layer whose weight lies the other way, too."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 200, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    base = GPT2LMHeadModel(GPT2Config(**sizes)).eval()
+    base.save_pretrained(tmp_path / "base")
+    before = plain_logits(base)
+    with torch.no_grad():
+        for name, parameter in base.named_parameters():
+            if name.endswith(("c_attn.weight", "ln_1.weight", "c_fc.weight")):
+                change = torch.randn(len(parameter), 2) @ torch.randn(2, parameter.shape[-1])
+                parameter.add_(0.1 * (change if parameter.dim() == 2 else change[0, :32]))
+    base.save_pretrained(tmp_path / "tuned")
+    done = export(str(tmp_path / "tuned"), tmp_path / "out", "lora", base=str(tmp_path / "base"), rank="2")
+    assert done.approximation["error"] < 1e-5
+    assert done.approximation["whole"] == ["transformer.h.0.ln_1"]
+    again = GPT2LMHeadModel.from_pretrained(tmp_path / "base").eval()
+    lora = peft.PeftModel.from_pretrained(again, str(tmp_path / "out"))
+    assert difference(before, plain_logits(base)) > 0.05
+    assert difference(plain_logits(base), plain_logits(lora)) < 1e-4
+
+
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "rank", "message"),
     [
-        (peft.IA3Config(target_modules=["k_proj"], feedforward_modules=[]), "do not support LoRA conversion"),
-        (peft.LNTuningConfig(target_modules=["input_layernorm"]), "peft cannot convert"),
-        (loha(), "rank 5000 is larger than the weight shape"),
+        (peft.LNTuningConfig(target_modules=["input_layernorm"]), "4", "no linear layer: there is nothing for a LoRA"),
+        (loha(), "5000", "--rank 5000 is more than any layer of .* can have: at most 128"),
+        (peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2), "4", "no weights to look at"),
     ],
 )
-def test_what_peft_cannot_convert_is_one_line(config, message, tmp_path):
+def test_what_no_lora_can_be_is_one_line(config, rank, message, tmp_path):
     adapter = foreign(tmp_path / "adapter", config)
     with pytest.raises(UserError, match=message) as caught:
-        export(str(adapter), tmp_path / "out", "lora", base="micro", rank="5000")
+        export(str(adapter), tmp_path / "out", "lora", base="micro", rank=rank)
     assert "\n" not in str(caught.value)
     assert [found.name for found in tmp_path.iterdir()] == ["adapter"]
 
 
-def test_a_model_is_no_lora(tmp_path):
+def test_biases_and_models_that_are_the_base_are_refused(tmp_path):
+    run = made_run(tmp_path / "runs", "bitfit")
+    with pytest.raises(UserError, match=r"proj.bias and \d+ more such parameters, which a LoRA cannot"):
+        export(f"{run.run_id}@2", tmp_path / "out", "lora", runs=tmp_path / "runs", rank="4")
     shutil.copytree(PACKAGED["micro"], tmp_path / "model")
-    with pytest.raises(UserError, match="is no adapter of peft's"):
+    with pytest.raises(UserError, match="changes no weight of its pretrained model"):
         export(str(tmp_path / "model"), tmp_path / "out", "lora", base="micro", rank="4")
+    with pytest.raises(UserError, match="--accept-error is for --to lora, and this is --to adapter"):
+        export(f"{run.run_id}@2", tmp_path / "out", "adapter", runs=tmp_path / "runs", accept_error=True)
 
 
 def test_ranks():

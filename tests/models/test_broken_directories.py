@@ -4,18 +4,21 @@ import json
 import os
 import shutil
 
+import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models import content
 from peft_arena.models.content import content_of, kept_hash
-from peft_arena.models.load import PACKAGED, load, pin, skeleton
+from peft_arena.models.load import PACKAGED, load, load_model, pin, resolve, skeleton
 from peft_arena.models.stored import INDEX, SINGLE
 from peft_arena.testing.subject import tiny_model
 from peft_arena.weights.base import base_weights
+from peft_arena.weights.effective import effective_weights
 
 UP = "model.layers.0.mlp.up_proj.weight"
 NORM = "model.norm.weight"
@@ -110,10 +113,10 @@ def test_numbers_that_are_none_are_named(value, model):
 
 
 def test_numbers_beyond_the_type_are_named(model):
-    rewrite(model, lambda held: {**held, NORM: held[NORM].float() + 1e6})
+    rewrite(model, lambda held: {**held, NORM: torch.full_like(held[NORM].float(), 3.4e38)})
     load(ModelSpec(name=str(model)))
-    with pytest.raises(UserError, match="no finite numbers in float16"):
-        load(ModelSpec(name=str(model), dtype="float16"))
+    with pytest.raises(UserError, match="no finite numbers in bfloat16"):
+        load(ModelSpec(name=str(model), dtype="bfloat16"))
 
 
 @pytest.mark.parametrize(
@@ -291,3 +294,49 @@ def test_a_large_file_is_hashed_once_until_it_changes(model, tmp_path, monkeypat
     (entry,) = (tmp_path / "cache" / "hashes").iterdir()
     entry.write_text("[")
     assert kept_hash(file) != first
+
+
+@pytest.mark.parametrize("part", ["w1", "w2"])
+def test_an_expert_that_lacks_a_part_is_named(part, tmp_path):
+    """transformers puts experts together, and cannot say which of them is not there."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config = MixtralConfig(**sizes, vocab_size=50, num_hidden_layers=2, num_local_experts=3)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    spec = ModelSpec(name=str(tmp_path / "model"))
+    skeleton(spec)
+    load_model(resolve(spec), spec)
+    held = load_file(tmp_path / "model" / SINGLE)
+    (name,) = [name for name in held if f"1.block_sparse_moe.experts.2.{part}" in name]
+    rewrite(tmp_path / "model", without(name))
+    for line in said(tmp_path / "model", skeleton, lambda given: load_model(resolve(given), given)):
+        assert name in line
+
+
+@pytest.mark.parametrize(
+    ("config", "changed"),
+    [
+        (peft.LoraConfig(target_modules=["q_proj"], r=2), "lora_A"),
+        (peft.LoHaConfig(target_modules=["q_proj"], r=2), "hada_w1_a"),
+    ],
+)
+def test_adapters_that_are_broken_are_refused(config, changed, tmp_path):
+    """Of a kind that is read from its files, and of one that peft merges."""
+    base = load(ModelSpec(name="micro")).model
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    weights = base_weights(ModelSpec(name="micro"))
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    held = load_file(file)
+    first = next(name for name in held if changed in name)
+    broken = {
+        "lacks": without(first)(held),
+        "no place|no adapter": {**held, "base_model.model.model.layers.0.nothing.lora_A.weight": torch.ones(2, 2)},
+        "does not fit|cannot load": {**held, first: held[first][:1].contiguous()},
+        "not finite": {**held, first: held[first] * float("nan")},
+    }
+    for message, tensors in broken.items():
+        save_file(tensors, file)
+        with pytest.raises(UserError, match=message) as caught:
+            point = effective_weights(weights, tmp_path / "adapter")
+            for name in point.changes.makers:
+                point.parameter(name)
+        assert "\n" not in str(caught.value)

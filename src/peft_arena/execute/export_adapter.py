@@ -88,8 +88,6 @@ def prove_adapter(point: Tuned, directory: Path) -> int:
 
     base = base_weights(point.base)
     files = open_adapter(base, directory).files
-    for name in files.places:
-        files.read(name)
     foreign_adapter(base, base.load(), directory)
     return len(files.places)
 

@@ -29,12 +29,14 @@ class Written:
     """Modules that are there as a whole."""
     spectra: Mapping[str, Tensor]
     """All singular values of each change that a LoRA stands for, by parameter."""
+    exact: float
+    """Sum ||D||_F^2 of the changes of the modules that are there as a whole."""
 
     def enough(self, limit: float) -> int:
         """Return the smallest rank whose error over all layers together is within a limit."""
         from peft_arena.weights.low_rank import rank_within
 
-        return rank_within(list(self.spectra.values()), limit)
+        return rank_within(list(self.spectra.values()), self.exact, limit)
 
 
 def write_lora(point: Tuned, weights: EffectiveWeights, part: Path, rank: int | float) -> Written:
@@ -75,17 +77,19 @@ def write_lora(point: Tuned, weights: EffectiveWeights, part: Path, rank: int | 
     widest = max(min(weights.base_weights.shapes[name]) for name in spectra)
     if rank > widest:
         raise UserError(f"--rank {rank} is more than any layer of {point.subject} can have: at most {widest}")
+    exact = 0.0
     for module in whole:
         for leaf, _ in modules[module].named_parameters(recurse=False):
             base, change = weights.parameter(f"{module}.{leaf}")
             values = base if change is None else base + change.dense(base)
+            exact += 0.0 if change is None else change.norms(base).l2 ** 2
             first = weights.base_weights.canonical(f"{module}.{leaf}")
             for name, other in weights.base_weights.aliases.items():
                 if other == first:  # peft looks for a tied weight under each of its names
                     tensors[f"{PREFIX}{name}"] = values.clone().contiguous()
     _write_settings(point, part, rank, ranks, whole, modules)
     save_file(tensors, part / WEIGHTS, metadata={"format": "pt"})
-    return Written(len(tensors), (min(ranks.values()), max(ranks.values())), whole, spectra)
+    return Written(len(tensors), (min(ranks.values()), max(ranks.values())), whole, spectra, exact)
 
 
 def _whole(point: Tuned, weights: EffectiveWeights, modules: Mapping[str, nn.Module]) -> tuple[str, ...]:

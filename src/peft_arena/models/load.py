@@ -25,7 +25,7 @@ from peft_arena.models.folder import (
     settle_ties,
     tokens_in,
 )
-from peft_arena.models.stored import check_names, check_weight_files, unreported, whole
+from peft_arena.models.stored import check_names, check_weight_files, lost_among_many, unreported, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -197,16 +197,21 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     else:
         refuse_adapter(Path(source.location))
         check_weight_files(Path(source.location))
-    with reading(_unread(spec, source)), unreported():
-        made: Any = AutoModelForCausalLM.from_pretrained(
-            source.location,
-            revision=source.revision,
-            dtype=getattr(torch, spec.dtype),
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
-    model = whole(made, f"model '{spec.name}'")
+    files = None if source.kind == "hub" else Path(source.location)
+    try:
+        with reading(_unread(spec, source)), unreported():
+            made: Any = AutoModelForCausalLM.from_pretrained(
+                source.location,
+                revision=source.revision,
+                dtype=getattr(torch, spec.dtype),
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+    except UserError as error:
+        lost = "" if files is None else lost_among_many(files)
+        raise (UserError(f"model '{spec.name}': {lost}") if lost else error) from error
+    model = whole(made, f"model '{spec.name}'", files)
     if source.kind == "hub":
         _check_fetched(source)
     model.name_or_path = model.config.name_or_path = spec.name

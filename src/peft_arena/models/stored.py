@@ -7,6 +7,7 @@ Here each of these is refused by name. Only safetensors files are read; a pickle
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -132,6 +133,24 @@ def check_weight_files(directory: Path) -> None:
         )
 
 
+def lost_among_many(directory: Path) -> str:
+    """Say which tensors of a numbered kind, such as experts, lack what others of the kind have; empty if none does.
+
+    transformers puts such tensors together, and what it then says of one that is missing does not name it.
+    """
+    every = stored_shapes(directory)
+    kinds: dict[str, dict[str, set[str]]] = {}
+    for name in every:
+        numbered = re.fullmatch(r"(.*\.\d+\..+)\.(\d+)\.(.+)", name)
+        if numbered:
+            kinds.setdefault(numbered[1], {}).setdefault(numbered[2], set()).add(numbered[3])
+    lost = []
+    for kind, members in kinds.items():
+        parts = set().union(*members.values())
+        lost += [f"{kind}.{number}.{part}" for number, held in members.items() for part in sorted(parts - held)]
+    return f"its files lack {_names(sorted(lost))}, which others of the kind have" if lost else ""
+
+
 def _packed(directory: Path) -> bool:
     """Say whether a model's configuration says that its weights are quantised; one that is damaged says nothing."""
     try:
@@ -141,7 +160,9 @@ def _packed(directory: Path) -> bool:
     return bool(table.get("quantization_config") or table.get("compression_config"))
 
 
-def whole(made: tuple[PreTrainedModel, Mapping[str, Any]], where: str) -> PreTrainedModel:
+def whole(
+    made: tuple[PreTrainedModel, Mapping[str, Any]], where: str, directory: Path | None = None
+) -> PreTrainedModel:
     """Return a model that transformers has loaded with ``output_loading_info``, if all of it is from its files.
 
     What transformers itself counts as harmless (tied weights, buffers of older versions) is.
@@ -149,6 +170,7 @@ def whole(made: tuple[PreTrainedModel, Mapping[str, Any]], where: str) -> PreTra
     Args:
         made: what ``from_pretrained`` returned, with ``ignore_mismatched_sizes``: shapes are in the report then.
         where: names the files in messages.
+        directory: of the files, to say which of many tensors that are put together is missing; None: not at hand.
 
     Raises:
         UserError: a tensor is missing, has no place or another shape, or holds an entry that is no finite number.
@@ -156,6 +178,9 @@ def whole(made: tuple[PreTrainedModel, Mapping[str, Any]], where: str) -> PreTra
     model, report = made
     mismatched = sorted(report.get("mismatched_keys") or ())
     if mismatched:
+        lost = "" if directory is None else lost_among_many(directory)
+        if lost:
+            raise UserError(f"{where}: {lost}")
         name, given, wanted = mismatched[0]
         more = f", and {len(mismatched) - 1} more tensors have another shape" if len(mismatched) > 1 else ""
         raise UserError(
@@ -188,13 +213,10 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
     Raises:
         UserError: a tensor is missing, has no place or another shape.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_paths(directory):
-        with safe_open(file, framework="pt") as opened:
-            shapes |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    shapes = stored_shapes(directory)
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     if all(name in shapes or tied.get(name) in shapes for name in state) and shapes.items() <= state.items():
@@ -210,8 +232,20 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
                 local_files_only=True,
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"cannot load the model in {directory}: {first_line(error)}") from error
-    whole(made, str(directory))
+        lost = lost_among_many(directory)
+        raise UserError(f"{directory}: {lost}" if lost else f"cannot load {directory}: {first_line(error)}") from error
+    whole(made, str(directory), directory)
+
+
+def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in a model directory's files, which must be sound, by name; reads none."""
+    from safetensors import safe_open
+
+    found: dict[str, tuple[int, ...]] = {}
+    for file in weight_paths(directory):
+        with safe_open(file, framework="pt") as opened:
+            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+    return found
 
 
 def refuse_not_finite(model: PreTrainedModel, where: str) -> None:

@@ -60,11 +60,12 @@ def _directions(values: Tensor, share: float) -> int:
     return min(len(values), int((sums < share * sums[-1]).sum()) + 1) if len(values) else 1
 
 
-def rank_within(spectra: Sequence[Tensor], limit: float) -> int:
+def rank_within(spectra: Sequence[Tensor], exact: float, limit: float) -> int:
     """Return the smallest rank, the same for all changes, whose error over all of them together is within a limit.
 
     Args:
         spectra: all singular values of each change, descending.
+        exact: sum ||D||_F^2 of further changes, of which nothing is left out.
         limit: of sqrt(sum ||D_r - D||_F^2 / sum ||D||_F^2), the sums over the changes.
     """
     longest = max((len(values) for values in spectra), default=0)
@@ -72,4 +73,4 @@ def rank_within(spectra: Sequence[Tensor], limit: float) -> int:
     for values in spectra:
         squares[: len(values)] += values.square()
     left = squares.flip(0).cumsum(0).flip(0)  # left out by a rank of 0, 1, ...
-    return int((left > limit**2 * squares.sum()).sum())
+    return int((left > limit**2 * (squares.sum() + exact)).sum())

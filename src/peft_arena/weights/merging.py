@@ -102,13 +102,16 @@ def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) 
     """Put a PEFT adapter that is no checkpoint of ours on a model, in evaluation mode.
 
     Raises:
-        UserError: peft cannot load it, or a tensor of the file has no place, or of the model none in the file.
+        UserError: peft cannot load it, a tensor of the file has no place, or of the model none in the file, or an entry
+            is no finite number.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
     from peft_arena.methods.adapter import tuner_layers
 
     adapter = open_adapter(base, directory)
+    for name in adapter.files.places:
+        adapter.files.read(name)  # shows that its entries are numbers
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
