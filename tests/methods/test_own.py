@@ -270,10 +270,15 @@ def test_lily_saves_a_peft_adapter_only_where_peft_would_compute_the_same(tmp_pa
             assert difference(logits(loaded, tokens()), logits(attached.model, tokens())) < EXACT
 
 
+def _called(mlp: Any, given: Any) -> None:
+    mlp.gate_up_proj(given[0])
+
+
 def test_lily_refuses_names_that_peft_confuses() -> None:
     model: Any = tiny_model()
     for layer in model.model.layers:
         layer.mlp.gate_up_proj = nn.Linear(64, 128)
+        layer.mlp.register_forward_pre_hook(_called)
     with pytest.raises(UserError, match="gate_up_proj ends in up_proj"):
         make_method("lily").count(model)
 

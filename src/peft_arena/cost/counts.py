@@ -72,6 +72,14 @@ def shipped_size(config: Mapping[str, Any], method: MethodSpec, wanted: int) -> 
     return None if found is None else (found[0], int(found[1]))
 
 
+def is_shipped(config: Mapping[str, Any], method: MethodSpec) -> bool:
+    """Say whether an arm is one of a shipped study's, all of which are tested; False for shapes not understood."""
+    try:
+        return count_key(config, method) in _packaged()
+    except UserError:
+        return False
+
+
 def trained_parameters(model: ModelSpec, config: Mapping[str, Any], method: MethodSpec) -> Count:
     """Return how many parameters a method trains on a model, looked up or counted.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -108,6 +111,29 @@ class PeakMemory:
             Measure(metric=metric, value=value, unit="bytes", better="lower", how=how, n=1)
             for metric, (value, how) in found.items()
         )
+
+
+@contextmanager
+def unmeasured() -> Iterator[None]:
+    """Leave the block out of every measurement around it, as far as marks can be reset: it is none of the work."""
+    for outer in _OPEN:
+        outer._note()
+    try:
+        yield
+    finally:
+        if _OPEN:
+            gc.collect()
+            _forget_peak(_OPEN[-1]._cuda)
+
+
+def _forget_peak(cuda: bool) -> None:
+    if cuda:
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        _reset_peak()
 
 
 class _Sampler(threading.Thread):

@@ -23,6 +23,7 @@ from peft_arena.core.specs import (
 )
 from peft_arena.core.yamlfile import YamlFile
 from peft_arena.evaluate.metrics import sampling_refusal
+from peft_arena.execute.attachable import Attachable
 from peft_arena.execute.budget import Sizer, Spent
 from peft_arena.execute.geometry_entry import GeometryPlan
 from peft_arena.execute.labels import shown_labels
@@ -281,6 +282,7 @@ class _Reader:
         self.locate = locate
         self.find_run = find_run
         self.sizer = Sizer(file.model)
+        self._attachable: Attachable | None = None
         self.made: dict[tuple[int, int], Arm] = {}
         """Arms by target and place."""
         self.making: list[int] = []
@@ -350,11 +352,18 @@ class _Reader:
             except UserError as error:
                 refused = str(error)
         spec = _method_spec(entry.method, method)
+        refused = refused or self.attachable(model).refusal(method, spec)
         runs = []
         for seed, start in zip(self.seeds(index), starts, strict=True):
             train = train_spec(settings, evaluation.task, method, self.file.model, start)
             runs.append(RunSpec(model=model, method=spec, train=train, seed=seed))
         return Arm(self.label(index), entry.method, evaluation, tuple(runs), refused, spent)
+
+    def attachable(self, model: ModelSpec) -> Attachable:
+        """Return what tries methods on the study's model, the same each time."""
+        if self._attachable is None:
+            self._attachable = Attachable(model)
+        return self._attachable
 
     def seeds(self, index: int) -> tuple[int, ...]:
         return self.file.arms[index].seeds or self.file.seeds

@@ -213,12 +213,11 @@ class _Worker:
         try:
             work()
         except UserError as error:
-            self._failed(name, str(error))
+            self._failed(name, str(error), **_trace_of(error.__cause__))
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            trace = "".join(traceback.format_exception(error))[-TRACE_LENGTH:]
-            self._failed(name, reason, traceback=trace)
+            self._failed(name, reason, **_trace_of(error))
             raise UserError(f"{name}: {reason}") from error
         self.run.event("finished", stage=name)
         self.report(name, 1.0, "")
@@ -230,9 +229,11 @@ class _Worker:
     def _train(self) -> None:
         from peft_arena.cost.memory import PeakMemory
         from peft_arena.cost.record import training_cost
+        from peft_arena.methods.adaptable import notice
         from peft_arena.methods.registry import method_of
         from peft_arena.tasks.registry import task_of
         from peft_arena.train.calibration import calibration_for
+        from peft_arena.train.proof import Proof
         from peft_arena.train.recompute import recomputes
         from peft_arena.train.run import finish, train_run
         from peft_arena.weights.start import load_start, note_start
@@ -244,10 +245,14 @@ class _Worker:
             note_start(self.run, start)
             task = task_of(spec.train.task)
             method = method_of(spec.method)
+            proof = Proof(spec, loaded, task, method, lambda: load_start(self.run)[0].model)
+            if left := notice(loaded.model):
+                self.run.event("layers_left_out", reason=left)
             began = time.perf_counter()
             calibration = calibration_for(spec, method, loaded, task)
             attached = method.attach(loaded.model, seed=spec.seed, calibration=calibration)
             attach_seconds = time.perf_counter() - began
+            proof.start(attached)
             recompute = self.order.recompute and recomputes(method.card)
             outcome = train_run(
                 self.run,
@@ -259,6 +264,7 @@ class _Worker:
                 on_step=self._watch(),
                 start=start,
                 recompute=recompute,
+                proof=proof,
             )
         record = outcome.record
         if calibration is not None:
@@ -352,6 +358,13 @@ class _Worker:
             attached, run_id=self.run.run_id, base=base, repeats=self.order.latency_repeats, memory=memory
         )
         self.run.write_cost(cost)
+
+
+def _trace_of(error: BaseException | None) -> dict[str, str]:
+    """Return where an error was raised, for the event log; nothing where there is none but the user's own."""
+    if error is None or isinstance(error, UserError):
+        return {}
+    return {"traceback": "".join(traceback.format_exception(error))[-TRACE_LENGTH:]}
 
 
 def _of_steps(measure: Measure, record: TrainingRecord, recomputed: bool) -> Measure:

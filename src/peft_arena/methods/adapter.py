@@ -23,6 +23,7 @@ from peft_arena.methods.files import (
 from peft_arena.methods.state import check_fits, local_random
 from peft_arena.methods.targets import check_rank, linear_targets, patterns_for
 from peft_arena.methods.whole import prepare_whole, settle_whole, whole_delta, whole_modules, whole_tensors, wrappers
+from peft_arena.methods.wrapping import wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -273,14 +274,12 @@ class PeftMethod(Method):
         return names
 
     def _wrap(self, model: PreTrainedModel, config: PeftConfig, seed: int, wanted: set[str]) -> PeftModel:
-        from peft import get_peft_model
-
         training = model.training
         whole = self._name_whole(model, config, wanted)
         with local_random(seed), warnings.catch_warnings():
             for message in EXPECTED_WARNINGS:
                 warnings.filterwarnings("ignore", message=message)
-            wrapped: PeftModel = get_peft_model(model, config)
+            wrapped = wrap(model, config)
         adapted = set(tuner_layers(wrapped))
         if adapted != wanted:
             wrong = ", ".join(sorted(adapted ^ wanted)[:3])

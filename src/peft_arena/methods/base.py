@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_arena.methods.boundary import guard
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
@@ -141,6 +143,11 @@ class Attached(ABC):
     model: nn.Module
     """The callable model: a PreTrainedModel or a PeftModel around one."""
 
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let what a library refuses reach the user as one line."""
+        super().__init_subclass__(**settings)
+        guard(cls, {"save": "saved on", "merged": "merged into"}, _what_is_attached)
+
     def parameter_groups(self, learning_rate: float, weight_decay: float) -> list[dict[str, Any]]:
         """Return optimizer groups over exactly the trained parameters.
 
@@ -240,6 +247,15 @@ class Attached(ABC):
         return UserError(f"{type(self).__name__} cannot {what}: its card does not declare it")
 
 
+def _what_is_attached(attached: Attached, given: tuple[Any, ...]) -> tuple[str, object]:
+    method: Method | None = getattr(attached, "method", None)
+    return (type(attached).__name__ if method is None else method.card.name), attached.model
+
+
+def _what_is_put(method: Method, given: tuple[Any, ...]) -> tuple[str, object]:
+    return method.card.name, given[0] if given else None
+
+
 class Method(ABC):
     """One fine-tuning method with its settings."""
 
@@ -247,6 +263,11 @@ class Method(ABC):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     size: ClassVar[str | None] = None
     """The setting that sets the number of trained parameters, which a budget may choose; None if there is none."""
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        """Let what a library refuses reach the user as one line."""
+        super().__init_subclass__(**settings)
+        guard(cls, {"attach": "attached to", "restore": "restored on"}, _what_is_put)
 
     def __init__(self, config: MethodConfig | None = None) -> None:
         """Create the method with its settings; the defaults where none are given."""

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 from pydantic import Field, model_validator
 
 from peft_arena.core.errors import UserError, unknown
+from peft_arena.methods.adaptable import linear_layers
 from peft_arena.methods.adapter import WEIGHT_ADAPTER
 from peft_arena.methods.base import MethodCard, MethodConfig
 from peft_arena.methods.lora import Lora, RankConfig
-from peft_arena.methods.targets import linear_layers
 
 if TYPE_CHECKING:
     from peft import PeftConfig

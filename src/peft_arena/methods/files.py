@@ -162,4 +162,7 @@ def _plain(value: object) -> object:
 
 
 def _comparable(value: object) -> object:
+    """Return what two settings are compared by: lists without their order, and nothing as nothing."""
+    if isinstance(value, list | tuple | Mapping) and not value:
+        return None
     return sorted(value, key=str) if isinstance(value, list | tuple) else value

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
-from peft_arena.methods.targets import TargetConfig, linear_layers, linear_targets
+from peft_arena.methods.adaptable import linear_layers
+from peft_arena.methods.targets import TargetConfig, linear_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, Field
 
 from peft_arena.core.errors import UserError, unknown
+from peft_arena.methods.adaptable import left_out, linear_layers, notice
 from peft_arena.methods.base import MethodConfig
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ M = TypeVar("M")
 Suffix = Annotated[str, Field(min_length=1, pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$")]
 Suffixes = Annotated[tuple[Suffix, ...], Field(min_length=1)]
 LinearTargets = Literal["all-linear"] | Suffixes
-"""``all-linear`` (every linear layer but the output layer) or module names, each a whole name or its last parts."""
+"""``all-linear`` (every linear layer but the output layer and those no adapter can act on) or module names, each a
+whole name or its last parts."""
 Blocks = Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
 """Indices of transformer blocks, from 0."""
 
@@ -53,16 +55,6 @@ class AdaptedConfig(TargetConfig):
     alternatives: ClassVar[Mapping[str, Any]] = {**TargetConfig.alternatives, "modules_to_save": ("norm",)}
 
 
-def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
-    """Return every linear layer by name, except the output layer over the vocabulary."""
-    from torch import nn
-
-    output = model.get_output_embeddings()
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not output
-    }
-
-
 def norm_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
     """Return every normalisation layer with a weight, by name, in order."""
     return {
@@ -75,16 +67,29 @@ def norm_layers(model: PreTrainedModel) -> dict[str, nn.Module]:
 def linear_targets(
     model: PreTrainedModel, targets: LinearTargets, blocks: Sequence[int] | None = None
 ) -> dict[str, nn.Linear]:
-    """Return the linear layers that the settings name.
+    """Return the linear layers that the settings name; ``all-linear`` leaves out those that no adapter can act on.
 
     Raises:
-        UserError: a pattern matches no linear layer, or only the output layer; a block that is not there.
+        UserError: a pattern matches no linear layer, or only the output layer, or one that no adapter can act on; a
+            block that is not there.
     """
     layers = linear_layers(model)
     if not layers:
         raise UserError(f"targets: {type(model).__name__} has no torch linear layers to adapt")
-    chosen = layers if targets == "all-linear" else select(layers, targets, "linear layer")
-    return chosen if blocks is None else in_blocks(chosen, blocks)
+    barred = left_out(model)
+    if targets == "all-linear":
+        chosen = {name: layer for name, layer in layers.items() if name not in barred}
+        if not chosen:
+            raise UserError(f"targets: {type(model).__name__} has no linear layers to adapt: {notice(model)}")
+    else:
+        chosen = select(layers, targets, "linear layer")
+    chosen = chosen if blocks is None else in_blocks(chosen, blocks)
+    for name in chosen:
+        if name in barred:
+            raise UserError(
+                f"targets: {name} cannot be adapted: {barred[name]}; name other layers, or leave targets at all-linear"
+            )
+    return chosen
 
 
 def in_blocks(layers: Mapping[str, M], blocks: Sequence[int]) -> dict[str, M]:

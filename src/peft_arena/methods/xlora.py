@@ -26,6 +26,7 @@ from peft_arena.methods.files import WEIGHTS, check_settings, read_settings, rea
 from peft_arena.methods.lora import BareRankConfig
 from peft_arena.methods.state import copy_into, local_random
 from peft_arena.methods.targets import patterns_for
+from peft_arena.methods.wrapping import wrap
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -191,7 +192,7 @@ class XLora(PeftMethod):
             adapters = {str(number): str(Path(folder) / str(number)) for number in range(settings.experts)}
             for path in adapters.values():
                 write_adapter(Path(path), self.peft_config(patterns_for(model, layers), seed), "", self._expert(layers))
-            wrapped: Any = peft.get_peft_model(
+            wrapped: Any = wrap(
                 model,
                 peft.XLoraConfig(
                     task_type=TASK,

@@ -8,8 +8,8 @@ output layers. Terms that a model or method adds to its own loss are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -78,6 +78,15 @@ class TokenLoss:
             del self._base._loss_function
         else:
             self._base._loss_function = self._previous
+
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Leave the model as it is outside, inside the block."""
+        self.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            self.__enter__()
 
     def __call__(self, batch: Batch) -> LossParts:
         """Run one forward pass.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
+from peft_arena.train.gradients import few, unsound
+from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.recompute import checkpointing
 
 T = TypeVar("T")
@@ -46,8 +49,20 @@ class QuietTrainer:
         return prepared
 
     def _clip_grad_norm(self, model: nn.Module) -> Tensor:
-        norm = nn.utils.clip_grad_norm_(self.trained_parameters, self.args.max_grad_norm)
+        """Scale the gradients down to the largest norm.
+
+        Raises:
+            TrainingFailed: a gradient is not finite; names the parameters.
+        """
+        norm = nn.utils.get_total_norm([p.grad for p in self.trained_parameters if p.grad is not None])
         self.grad_norm = float(norm)
+        if not math.isfinite(self.grad_norm):
+            wrong = unsound({name: p for name, p in model.named_parameters() if p.requires_grad})
+            raise TrainingFailed(
+                f"training failed: the gradient is {self.grad_norm} in {few(wrong) or 'sum'}; nothing after the last "
+                "save point is kept. A lower learning_rate may help"
+            )
+        nn.utils.clip_grads_with_norm_(self.trained_parameters, self.args.max_grad_norm, norm)
         return norm
 
     def _send_telemetry(self) -> None:

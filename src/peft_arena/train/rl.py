@@ -25,6 +25,7 @@ from peft_arena.train.vllm import vllm_refusal
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from peft_arena.train.proof import Proof
     from peft_arena.train.rl_session import RLSession
 
 
@@ -53,6 +54,7 @@ def train_rl(
     progress: bool = True,
     on_step: OnStep | None = None,
     start: Start | None = None,
+    proof: Proof | None = None,
 ) -> TrainOutcome:
     """Train an attached method by the rewards of a task and write its checkpoints.
 
@@ -105,7 +107,7 @@ def train_rl(
             start=start,
         )
 
-    return follow(lambda: RLSession(run, loaded, attached, data), record, resume_every, progress, on_step)
+    return follow(lambda: RLSession(run, loaded, attached, data), record, resume_every, progress, on_step, proof)
 
 
 def _read(spec: RLSpec, run: RunDirectory, loaded: Loaded, attached: Attached, task: Task) -> RLData:

@@ -24,6 +24,7 @@ from peft_arena.train.outcome import OnStep, TrainOutcome
 from peft_arena.train.state import drop_states
 
 if TYPE_CHECKING:
+    from peft_arena.train.proof import Proof
     from peft_arena.train.session import Session
 
 T = TypeVar("T", bound=TrainBase)
@@ -41,6 +42,7 @@ def train_run(
     on_step: OnStep | None = None,
     start: Start | None = None,
     recompute: bool = False,
+    proof: Proof | None = None,
 ) -> TrainOutcome:
     """Train an attached method on a task by the run's objective, and write its checkpoints.
 
@@ -58,11 +60,12 @@ def train_run(
         on_step: called after each step, when everything the step writes is written.
         start: what ``loaded`` is, if not the pretrained model.
         recompute: compute activations again in the backward pass instead of keeping them.
+        proof: made before the method was attached; reads the first checkpoint back.
 
     Raises:
         UserError: the objects are not those of the spec, an example is too long or none is left, the method has nothing
             to train, or the disk refused a write.
-        TrainingFailed: the loss became infinite or not a number.
+        TrainingFailed: the loss or a gradient became infinite or not a number.
     """
     from peft_arena.train.recompute import activations_recomputed
     from peft_arena.train.rl import train_rl
@@ -71,9 +74,19 @@ def train_run(
     spec = run.spec.train
     with activations_recomputed(attached.model) if recompute else contextlib.nullcontext():
         if spec is None or spec.objective == "sft":
-            return train_sft(run, loaded, attached, task, resume_every=resume_every, progress=progress, on_step=on_step)
+            return train_sft(
+                run, loaded, attached, task, resume_every=resume_every, progress=progress, on_step=on_step, proof=proof
+            )
         return train_rl(
-            run, loaded, attached, task, resume_every=resume_every, progress=progress, on_step=on_step, start=start
+            run,
+            loaded,
+            attached,
+            task,
+            resume_every=resume_every,
+            progress=progress,
+            on_step=on_step,
+            start=start,
+            proof=proof,
         )
 
 
@@ -83,6 +96,7 @@ def follow(
     resume_every: int | None,
     progress: bool,
     on_step: OnStep | None,
+    proof: Proof | None = None,
 ) -> TrainOutcome:
     """Do all steps of a training that are left.
 
@@ -92,11 +106,13 @@ def follow(
         resume_every: see :func:`train_run`.
         progress: see :func:`train_run`.
         on_step: see :func:`train_run`.
+        proof: see :func:`train_run`.
     """
     from peft_arena.train.quiet import random_kept
 
     with random_kept(), contextlib.ExitStack() as stack:
         session = begin()
+        session.proof = proof
         counters, run = session.counters, session.run
         if counters.step:
             run.event("training_resumed", step=counters.step)

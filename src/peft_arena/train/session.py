@@ -18,8 +18,10 @@ from peft_arena.models.load import Loaded
 from peft_arena.store.checkpoint import write_checkpoint
 from peft_arena.store.records import LogEntry
 from peft_arena.store.store import RunDirectory
+from peft_arena.train.gradients import GradientWatch, few
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import OnStep, StepInfo
+from peft_arena.train.proof import Proof
 from peft_arena.train.quiet import model_kept, seed_step, surface_kept
 from peft_arena.train.schedule import rate_factor, save_steps, validation_steps
 from peft_arena.train.state import Counters, read_state, write_state
@@ -67,6 +69,9 @@ class Session(ABC, Generic[C]):
         """Tensors of the resume state beyond weights and optimizer."""
         found = read_state(run, counters, attached, self.optimizer)
         self.counters, self.buffer = found if found is not None else (counters, {})
+        self.gradients = GradientWatch(attached, total - self.counters.step)
+        self.proof: Proof | None = None
+        """What the run proves of itself; None: nothing."""
         attached.begin(total)
         self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16", added=attached.extra_loss)
 
@@ -78,10 +83,12 @@ class Session(ABC, Generic[C]):
             resume_every: write a resume state every so many steps; None for only at the save points.
 
         Raises:
-            TrainingFailed: the loss became infinite or not a number.
-            UserError: the disk refused a write.
+            TrainingFailed: the loss or a gradient became infinite or not a number.
+            UserError: the disk refused a write, a parameter has no gradient, or the first checkpoint cannot be read.
         """
         model = self.attached.model
+        if self.proof is not None and self.counters.step == 0:
+            self.proof.before_training(self.run, self.attached, min(self.save_at))
         with self.loss, surface_kept(model):
             self.check()
             if self.counters.step == 0 and 0 in self.validate_at:
@@ -91,7 +98,13 @@ class Session(ABC, Generic[C]):
                 model.train()
                 follower = Follower(self, watchers, resume_every)
                 follower.trainer = self.trainer(follower)
-                follower.trainer.train()
+                try:
+                    follower.trainer.train()
+                finally:
+                    self.gradients.close()
+        if self.gradients.missing:
+            left = self.gradients.missing
+            self.run.event("parameters_without_gradient", level="warning", count=len(left), first=few(left))
         model.zero_grad(set_to_none=True)
         model.eval()
 
@@ -111,6 +124,9 @@ class Session(ABC, Generic[C]):
         if step in self.save_at:
             with model_kept(self.attached.model):
                 write_checkpoint(self.run.checkpoint(step), self.attached.save)
+            if self.proof is not None and step == min(self.save_at):
+                with self.loss.left():
+                    self.proof.read_back(self.run.checkpoint(step), self.attached, f"of step {step}")
         if step in self.save_at or (resume_every is not None and step % resume_every == 0):
             with model_kept(self.attached.model):
                 write_state(self.run, counters, self.attached, self.optimizer, self.kept(trainer))
@@ -183,6 +199,10 @@ class Follower(TrainerCallback):
     def on_step_begin(self, *_: object, **__: object) -> None:
         """Seed the step's random numbers."""
         seed_step(self.session.run.spec.seed, self.session.counters.step)
+
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
+        """Look at the gradients of the whole step."""
+        self.session.gradients.look()
 
     def on_optimizer_step(self, *_: object, **__: object) -> None:
         """Let the method do what it needs, while the gradients are still there."""

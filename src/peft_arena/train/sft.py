@@ -19,6 +19,7 @@ from peft_arena.train.plan import Plan, make_plan
 from peft_arena.train.run import checked, follow, training_record
 
 if TYPE_CHECKING:
+    from peft_arena.train.proof import Proof
     from peft_arena.train.sft_session import SftSession
 
 
@@ -31,6 +32,7 @@ def train_sft(
     resume_every: int | None = None,
     progress: bool = True,
     on_step: OnStep | None = None,
+    proof: Proof | None = None,
 ) -> TrainOutcome:
     """Train an attached method on a task and write its checkpoints.
 
@@ -51,7 +53,7 @@ def train_sft(
             session, resumed_at, task=task, examples=len(data.train.kept), dropped=data.train.dropped
         )
 
-    return follow(lambda: SftSession(run, loaded, attached, data), record, resume_every, progress, on_step)
+    return follow(lambda: SftSession(run, loaded, attached, data), record, resume_every, progress, on_step, proof)
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class BaseWeights:
             load: returns the pretrained model, freshly loaded each time, to be changed at will.
             content: what identifies the weights; None if only the weights themselves do.
         """
-        from peft_arena.methods.targets import linear_layers
+        from peft_arena.methods.adaptable import linear_layers
 
         self.architecture = architecture
         self.dtype = dtype

@@ -1,0 +1,185 @@
+"""Whether a method can be put on a study's model, found before any work: on the architecture, without weights.
+
+What training would refuse is refused by a plan in the same words. A method is attached to the model on the meta device
+and one forward pass is run. Where that asks for values that are not there, nothing is known from it; a model that is
+small is then made with random weights and tried. What was found is kept on disk.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from peft_arena import __version__
+from peft_arena.core.errors import UserError
+from peft_arena.core.ids import content_id
+from peft_arena.core.specs import MethodSpec, ModelSpec
+from peft_arena.cost.counts import is_shipped
+from peft_arena.methods.base import Attached, Calibration, Capability, Method
+from peft_arena.models.architecture import config_at_hand
+from peft_arena.models.assets import cache_root, write_atomically
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+SMALL = 4_000_000
+"""Parameters of a model that is made with random weights where shapes alone do not tell."""
+DATA = "calibration_examples"
+"""The setting that a method names where the calibration data does not do."""
+LIBRARIES = ("torch", "transformers", "peft")
+ROWS, TOKENS = 2, 8
+"""Of the forward pass; calibration gets rows of the same length."""
+
+
+class Attachable:
+    """Tries methods on one model, whose architecture is built when it is first needed."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        """Refer to a model, pinned."""
+        self.spec = model
+        self._found: dict[str, str] = {}
+
+    def refusal(self, method: Method, spec: MethodSpec) -> str:
+        """Return why a method cannot be attached to the model; empty if it can, or if that cannot be known here.
+
+        Args:
+            method: with all its settings.
+            spec: the same as it is written down.
+        """
+        if self.spec.new_tokens or self._config is None or is_shipped(self._config, spec):
+            return ""
+        key = content_id([self._config, self.spec.dtype, spec.model_dump(mode="json"), *map(version, LIBRARIES)])
+        if key not in self._found:
+            file = cache_root() / "attachable" / __version__ / f"{key}.json"
+            if file.is_file():
+                self._found[key] = str(json.loads(file.read_text(encoding="utf-8"))["refused"])
+            else:
+                self._found[key] = self._tried(method)
+                write_atomically(file, json.dumps({"refused": self._found[key]}).encode())
+        return self._found[key]
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any] | None:
+        """The model's configuration, if it is on this disk."""
+        try:
+            return config_at_hand(self.spec)
+        except UserError:
+            return None
+
+    @cached_property
+    def _architecture(self) -> PreTrainedModel | None:
+        import torch
+
+        from peft_arena.models.load import skeleton
+
+        try:
+            model: Any = skeleton(self.spec)
+        except UserError:
+            return None  # which loading it says in its own words
+        return model.to(getattr(torch, self.spec.dtype)).eval()
+
+    def _tried(self, method: Method) -> str:
+        if self._architecture is None or Capability.TRAINS not in method.card.capabilities:
+            return ""
+        refused = on_shapes(method, copy.deepcopy(self._architecture))
+        if refused is not None:
+            return refused
+        if sum(p.numel() for p in self._architecture.parameters()) > SMALL:
+            return ""
+        return on_stand_in(method, self._architecture)
+
+
+def on_shapes(method: Method, model: PreTrainedModel) -> str | None:
+    """Return why a method cannot be attached to a model on the meta device; empty if it can, None: not known.
+
+    What a library refuses counts only if a plain Llama takes the method without weights: else it is their lack.
+
+    Args:
+        method: with its settings.
+        model: to be used up.
+    """
+    refused = _without_weights(method, model)
+    if refused is None or refused.__cause__ is None:
+        return "" if refused is None else str(refused)
+    if isinstance(refused.__cause__, _ValuelessError) or _without_weights(method, _plain_llama()) is not None:
+        return None
+    return str(refused)
+
+
+class _ValuelessError(Exception):
+    """Something hung on values, and there are none."""
+
+
+def _without_weights(method: Method, model: PreTrainedModel) -> UserError | None:
+    import torch
+
+    from peft_arena.methods.imagined import imagined
+
+    with imagined(model) as mode, torch.device("meta"):
+        try:
+            attached = _attach(method, model)
+            mode.answered = 0  # what a forward pass asks is which tokens count, and no choice of a method's
+            _run(method, attached)
+        except UserError as error:
+            cause = error.__cause__
+            if mode.answered or isinstance(cause, NotImplementedError) or "meta" in str(cause or "").lower():
+                error.__cause__ = _ValuelessError()
+            return error
+    return None
+
+
+def _plain_llama() -> PreTrainedModel:
+    """Return a Llama of usual widths and two blocks on the meta device."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2)).eval()
+
+
+def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
+    """Return why a method cannot be attached to a model of an architecture with random weights; empty if it can.
+
+    A refusal for the sake of :data:`DATA` says nothing: the data is made up too.
+    """
+    import torch
+
+    from peft_arena.methods.state import local_random
+
+    kind: Any = type(architecture)
+    try:
+        with local_random(0), torch.device("cpu"):
+            model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
+            _run(method, _attach(method, model))
+    except UserError as error:
+        return "" if str(error).startswith(DATA) else str(error)
+    return ""
+
+
+def _attach(method: Method, model: PreTrainedModel) -> Attached:
+    ids = _ids(model)
+    shown = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "labels": ids}
+    wanted = -(-method.calibration_examples // ROWS)
+    return method.attach(model, seed=0, calibration=Calibration([shown] * wanted) if wanted else None)
+
+
+def _run(method: Method, attached: Attached) -> None:
+    import torch
+
+    from peft_arena.methods.boundary import one_line
+
+    model = attached.model.eval()
+    ids = _ids(model)
+    with one_line(method.card.name, "attached to", model), torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+
+def _ids(model: nn.Module) -> Tensor:
+    import torch
+
+    return torch.arange(1, TOKENS + 1, device=next(model.parameters()).device).repeat(ROWS, 1)

@@ -1,0 +1,67 @@
+"""The boundary to the libraries: what they refuse in their own words becomes one line to the user."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+from peft_arena.core.errors import UserError, first_line
+
+LIBRARY = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
+"""How peft, transformers and torch refuse."""
+_BARE = (LookupError, AttributeError)
+"""Errors whose text is a name and says little without their type."""
+
+
+@contextmanager
+def one_line(method: str, doing: str, model: object) -> Iterator[None]:
+    """Turn a library's refusal inside the block into a user's error; its cause is kept.
+
+    Running out of memory is no refusal and passes.
+
+    Args:
+        method: the method's name.
+        doing: what is done to the model, after "cannot be", for example ``attached to``.
+        model: the model; its type is named.
+
+    Raises:
+        UserError: METHOD cannot be DOING MODEL TYPE: what the library says.
+    """
+    try:
+        yield
+    except LIBRARY as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        said = f"{type(error).__name__}: {first_line(error)}" if isinstance(error, _BARE) else first_line(error)
+        raise UserError(f"{method} cannot be {doing} {type_of(model)}: {said}") from error
+
+
+def type_of(model: object) -> str:
+    """Return a model's type by its configuration, or the name of its class."""
+    config: Any = getattr(model, "config", None)
+    return str(getattr(config, "model_type", None) or type(model).__name__)
+
+
+def guard(kind: type, names: dict[str, str], of: Callable[[Any, tuple[Any, ...]], tuple[str, object]]) -> None:
+    """Put :func:`one_line` around methods that a class defines.
+
+    Args:
+        kind: the class.
+        names: methods, and what each does.
+        of: gives the fine-tuning method's name and the model from the object and the arguments of a call.
+    """
+    for name, doing in names.items():
+        if name in kind.__dict__:
+            setattr(kind, name, _guarded(kind.__dict__[name], doing, of))
+
+
+def _guarded(function: Any, doing: str, of: Callable[[Any, tuple[Any, ...]], tuple[str, object]]) -> Any:
+    @wraps(function)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        method, model = of(self, args or tuple(kwargs.values()))
+        with one_line(method, doing, model):
+            return function(self, *args, **kwargs)
+
+    return call
