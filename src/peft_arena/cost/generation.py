@@ -21,7 +21,7 @@ from peft_arena.cost.flops import sample_ids
 from peft_arena.cost.latency import Timing, median_measure, said_slow, time_generation
 from peft_arena.cost.memory import PeakMemory
 from peft_arena.models.modes import context_length, evaluation_mode
-from peft_arena.models.proof import decoding_way
+from peft_arena.models.ways import decoding_way
 
 if TYPE_CHECKING:
     from torch import nn

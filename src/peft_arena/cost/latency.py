@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.measure import Measure
 from peft_arena.cost.flops import sample_ids
 from peft_arena.models.modes import evaluation_mode
-from peft_arena.models.proof import decoding_way
+from peft_arena.models.ways import decoding_way
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -31,7 +31,7 @@ class Timing(NamedTuple):
     tokens: tuple[tuple[int, ...], ...] = ()
     """New tokens of each row."""
     slow: str = ""
-    """How it was generated where not with a cache; see :attr:`peft_arena.models.proof.Way.notice`."""
+    """How it was generated where not with a cache; see :attr:`peft_arena.models.ways.Way.notice`."""
 
 
 def latency_measures(

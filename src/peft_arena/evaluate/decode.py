@@ -16,8 +16,8 @@ from peft_arena.evaluate.draw import Sampler, draw, streams
 from peft_arena.evaluate.thoughts import DECODE, Thoughts
 from peft_arena.models.chat import turn_end
 from peft_arena.models.modes import base_of, device_of
-from peft_arena.models.proof import Way, decoding_way, seen_wrong, without_cache
 from peft_arena.models.steps import CachedRows, FullRows, Rows
+from peft_arena.models.ways import Way, decoding_way, seen_wrong, without_cache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -130,7 +130,7 @@ def decode(
     on its batch, up to the rounding of the logits; a model that takes no positions, or has virtual tokens before its
     input, gets only batches of prompts of the same length. A prompt that several rows of a batch share is read once.
     All this is used where it is proved that the logits are those of full forward passes
-    (:mod:`peft_arena.models.proof`); else every step is a full forward pass.
+    (:mod:`peft_arena.models.ways`); else every step is a full forward pass.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -143,7 +143,7 @@ def decode(
         used: called with the way in which the prompts were continued.
 
     Raises:
-        UserError: the model cannot be decoded; see :func:`peft_arena.models.proof.decoding_way`.
+        UserError: the model cannot be decoded; see :func:`peft_arena.models.ways.decoding_way`.
         ValueError: a sampler and settings are both given, or a job to sample has no seed.
     """
     if sampler is not None and (settings is not None or any(job.seed is None for job in jobs)):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from peft_arena.models.proof import reading_way
 from peft_arena.models.steps import LOGITS_AT_ONCE, full_logits, vocabulary_of
+from peft_arena.models.ways import reading_way
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,7 +61,7 @@ def log_likelihoods(
 
     Rows are padded on the right: in a causal model nothing before a token depends on what follows it, so a row's
     result does not depend on its batch. A model of which this is not so reads one row at a time
-    (:func:`peft_arena.models.proof.reading_way`). Pairs that differ only in their last token share a row.
+    (:func:`peft_arena.models.ways.reading_way`). Pairs that differ only in their last token share a row.
 
     Args:
         model: a causal language model, in evaluation mode.

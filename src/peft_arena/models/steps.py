@@ -1,6 +1,6 @@
 """A batch of rows that a model continues token by token: with its cache, or with a full forward pass at every step.
 
-Both give the same logits where the model's cache is right; :mod:`peft_arena.models.proof` says whether it is.
+Both give the same logits where the model's cache is right; :mod:`peft_arena.models.ways` says whether it is.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from peft_arena.core.specs import RLSpec
 from peft_arena.evaluate.decode import Continuation, Job, Sampler, Stopper, decode, end_tokens
 from peft_arena.evaluate.engine import default_batch_size
 from peft_arena.models.modes import device_of, evaluation_mode
-from peft_arena.models.proof import Way
+from peft_arena.models.ways import Way
 from peft_arena.store.records import DECODING
 from peft_arena.train.outcome import TrainingFailed
 
