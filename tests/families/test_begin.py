@@ -1,0 +1,161 @@
+"""How a run begins on models of many families: what can be adapted, what a plan refuses, what is proved first."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from peft_arena.core.errors import UserError
+from peft_arena.core.specs import ModelSpec
+from peft_arena.execute.attachable import Attachable, on_shapes, on_stand_in
+from peft_arena.execute.study import _method_spec
+from peft_arena.methods.adaptable import left_out, notice
+from peft_arena.methods.registry import make_method
+
+from .zoo import _USUAL, FAMILIES, tiny, write
+
+
+def meta(family: str) -> PreTrainedModel:
+    """Return a tiny model without weights."""
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(family, **{**_USUAL, **FAMILIES[family]})
+        )
+    return model.eval()
+
+
+def leaves(found: Mapping[str, str]) -> set[str]:
+    return {name.rsplit(".", 1)[-1] for name in found}
+
+
+@pytest.mark.parametrize(
+    ("family", "wanted"),
+    [
+        ("llama", set()),
+        ("bloom", set()),
+        ("mixtral", set()),
+        ("deepseek_v3", set()),
+        ("jamba", {"dt_proj"}),
+        ("mamba", {"x_proj", "dt_proj", "out_proj"}),
+        ("mamba2", {"out_proj"}),
+        ("falcon_h1", {"out_proj"}),
+        ("llama4_text", {"router"}),
+    ],
+)
+def test_layers_no_adapter_can_act_on_are_known_with_and_without_weights(family: str, wanted: set[str]) -> None:
+    model = tiny(family)
+    assert leaves(left_out(model)) == wanted
+    assert left_out(meta(family)) == left_out(model)
+    assert bool(notice(model)) == bool(wanted)
+
+
+def test_a_weight_that_stands_at_two_places_is_left_out() -> None:
+    model: Any = tiny("llama")
+    first, second = model.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    assert set(left_out(model)) == {"model.layers.0.mlp.up_proj", "model.layers.1.mlp.up_proj"}
+    model = tiny("llama")
+    model.model.layers[1].mlp.up_proj = model.model.layers[0].mlp.up_proj
+    assert leaves(left_out(model)) == {"up_proj"}
+
+
+class ReadsWeight(nn.Module):
+    """Two layers, one of which is never called and one read by a helper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.called, self.idle = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.experts = nn.ModuleList([nn.Linear(32, 32), nn.Linear(32, 32)])
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.called.forward(_product(hidden, self.read))
+        return self.experts[0](hidden)
+
+
+def _product(hidden: torch.Tensor, layer: nn.Linear) -> torch.Tensor:
+    return functional.linear(hidden, layer.weight)
+
+
+def test_a_layer_that_is_never_called_is_left_out_and_an_expert_without_tokens_is_not() -> None:
+    model: Any = tiny("llama")
+    model.model.layers[0].mlp = ReadsWeight()
+    assert leaves(left_out(model)) == {"read", "idle"}
+    with pytest.raises(UserError, match=r"targets: model.layers.0.mlp.read cannot be adapted: the model never calls"):
+        make_method("lora", {"targets": ["read", "q_proj"]}).attach(model, seed=0)
+    attached = make_method("lora", {"rank": 2}).attach(model, seed=0)
+    assert not any(".read." in name or ".idle." in name for name in attached.trained())
+    assert any("experts.1" in name for name in attached.trained())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "zamba2"])
+@pytest.mark.parametrize("name", ["lora", "pissa"])
+def test_what_was_trained_is_read_back_although_peft_rewrites_its_settings(
+    family: str, name: str, tmp_path: Path
+) -> None:
+    model = tiny(family)
+    fresh = copy.deepcopy(model)
+    ids = torch.arange(6, 18)[None]
+    method = make_method(name, {"rank": 2})
+    attached = method.attach(model, seed=0)
+    before = dict(attached.trained())
+    with torch.no_grad():
+        for parameter in before.values():
+            parameter.add_(0.05)
+    attached.save(tmp_path / "saved")
+    restored = method.restore(fresh, tmp_path / "saved")
+    with torch.no_grad():
+        one, other = (found.model.eval()(input_ids=ids).logits for found in (attached, restored))
+    assert torch.allclose(one, other, atol=1e-4)
+
+
+def test_many_names_of_layers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    config = AutoConfig.for_model("llama", **{**_USUAL, "num_hidden_layers": 12})
+    model, fresh = (AutoModelForCausalLM.from_config(config) for _ in range(2))
+    method = make_method("lora", {"rank": 2, "targets": ["q_proj", "v_proj"], "layers": list(range(11))})
+    method.attach(model, seed=0).save(tmp_path / "saved")
+    method.restore(fresh, tmp_path / "saved")
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "family", "said"),
+    [
+        (
+            "dora",
+            {"targets": ["dt_proj"], "rank": 2},
+            "jamba",
+            "targets: model.layers.0.mamba.dt_proj cannot be adapted",
+        ),
+        ("oft", {"block_size": 8}, "deepseek_v3", "oft cannot be attached to deepseek_v3: "),
+        ("prefix_tuning", {"num_virtual_tokens": 4}, "falcon", "prefix_tuning cannot be attached to falcon: "),
+        ("lora", {"rank": 64}, "llama", "rank: 64 is above"),
+        ("lora", {"rank": 2}, "deepseek_v3", ""),
+        ("boft", {}, "llama", ""),
+        ("lora_ga", {"rank": 2}, "llama", ""),
+    ],
+)
+def test_a_plan_refuses_what_training_would(name: str, config: dict[str, Any], family: str, said: str) -> None:
+    method = make_method(name, config)
+    found = on_shapes(method, meta(family))
+    if found is None:
+        found = on_stand_in(method, meta(family))
+    assert found.startswith(said) and "\n" not in found
+    assert bool(found) == bool(said)
+
+
+def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PEFT_ARENA_CACHE", str(tmp_path / "cache"))
+    spec = ModelSpec(name=str(write("jamba", tmp_path / "jamba")))
+    method = make_method("lora", {"targets": ["dt_proj"], "rank": 2})
+    first = Attachable(spec).refusal(method, _method_spec("lora", method))
+    assert "dt_proj cannot be adapted" in first
+    again = Attachable(spec)
+    monkeypatch.setattr(Attachable, "_tried", lambda *_: pytest.fail("tried again"))
+    assert again.refusal(method, _method_spec("lora", method)) == first
