@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test explore faults conformance lint readme docs install clean
+.PHONY: demo micro test deep explore faults conformance lint readme docs install clean
 
 install: .venv/installed
 
@@ -21,6 +21,10 @@ micro: install
 
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# Every family of models with every method of the matrix; the test command has a share of it.
+deep: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/families -m deep
 
 # Property tests with fresh draws: what fails is written as a patch that adds it to the test as an example.
 explore: install

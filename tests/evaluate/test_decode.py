@@ -203,7 +203,8 @@ def test_prompts_of_a_group_are_read_once(loaded: Loaded) -> None:
     )
     ids = encode_text(TOKENIZER, "an ant ran")
     answer(loaded.model, [Job(ids, 2, (), seed=seed) for seed in range(8)], Sampler())
-    assert seen[0] == (1, len(ids)) and seen[1] == (8, 1)
+    begin = seen.index((1, len(ids)))  # the trial before has prompts of other lengths
+    assert seen.count((1, len(ids))) == 1 and seen[begin + 1] == (8, 1)
 
 
 def test_sampling_without_seeds_or_with_other_settings_is_refused(loaded: Loaded) -> None:

@@ -208,7 +208,7 @@ def test_too_long_is_unscored_and_never_cut(loaded: Loaded) -> None:
     assert [i.value is None for i in record.items] == [False, False, False, True]
     assert "do not fit the model's context of 128" in record.items[3].reason
     assert (record.metrics[0].n, record.metrics[0].unscored) == (3, 1)
-    assert max(seen) == 116
+    assert max(seen) == 116 + 11  # what was read in the end is looked at once more as a whole
 
 
 @pytest.mark.parametrize("name", ["write", "long", "broken"])
@@ -337,5 +337,6 @@ def test_a_row_that_has_ended_leaves_the_batch(loaded: Loaded) -> None:
     listen(loaded.model, lambda ids: rows.append(len(ids)))
     record = run(loaded, "write", batch_size=20)
     assert len({item.output for item in record.items}) > 1
-    assert rows[0] == 20
+    rows = rows[rows.index(20) :]  # the trial before has fewer
+    assert rows[-1] == 1, "the check of what was read"
     assert rows == sorted(rows, reverse=True)

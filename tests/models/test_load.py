@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
@@ -156,3 +157,25 @@ def test_a_conversation_needs_a_template(micro):
     tokenizer.chat_template = None
     with pytest.raises(UserError, match="has no chat template"):
         render(tokenizer, CHAT)
+
+
+def test_a_tokenizer_is_what_its_file_says_whatever_the_type_of_the_model(tmp_path):
+    from tests.families.zoo import write
+
+    for family in ("qwen2", "llama"):
+        tokenizer = load(ModelSpec(name=str(write(family, tmp_path / family)))).tokenizer
+        ids = tokenizer("Hi 2+2\n", add_special_tokens=False).input_ids
+        assert tokenizer.decode(ids) == "Hi 2+2\n" and len(ids) == 7
+        assert tokenizer.chat_template and tokenizer.pad_token_id == 0 and tokenizer.eos_token_id == 2
+
+
+def test_a_tokenizer_that_loses_what_its_file_keeps_is_refused(tmp_path, monkeypatch):
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.families.zoo import write
+
+    directory = write("qwen2", tmp_path / "model")
+    broken = AutoTokenizer.from_pretrained(str(directory))
+    monkeypatch.setattr(PreTrainedTokenizerFast, "from_pretrained", lambda *_, **__: broken)
+    with pytest.raises(UserError, match="cannot be loaded as its tokenizer.json says: Qwen2Tokenizer loses spaces"):
+        load(ModelSpec(name=str(directory)))

@@ -18,9 +18,10 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import Spec
 from peft_arena.cost.flops import sample_ids
-from peft_arena.cost.latency import Timing, median_measure, time_generation
+from peft_arena.cost.latency import Timing, median_measure, said_slow, time_generation
 from peft_arena.cost.memory import PeakMemory
 from peft_arena.models.modes import context_length, evaluation_mode
+from peft_arena.models.ways import decoding_way
 
 if TYPE_CHECKING:
     from torch import nn
@@ -88,9 +89,11 @@ def memory_measures(model: nn.Module, spec: GenerationSpec) -> tuple[Measure, ..
         spec: settings.
     """
     length = max(lengths_that_fit([model], spec)[0])
+    with evaluation_mode(model):
+        slow = decoding_way(model, own=True).notice  # tried before, so that its memory is not in the peak
     with PeakMemory("generation") as memory:
         _generate(model, length, spec, time.perf_counter)
-    told = f"one generation of {spec.batch_size} x {length} + {spec.new_tokens} tokens"
+    told = f"one generation of {spec.batch_size} x {length} + {spec.new_tokens} tokens{f'; {slow}' if slow else ''}"
     return tuple(found.model_copy(update={"how": f"{found.how}; {told}"}) for found in memory.measures)
 
 
@@ -149,13 +152,16 @@ def generation_measures(
 def _generate(model: nn.Module, length: int, spec: GenerationSpec, clock: Callable[[], float]) -> Timing:
     ids = sample_ids(model, spec.batch_size, length)
     with evaluation_mode(model):
-        return time_generation(model, ids, spec.new_tokens, clock)
+        way = decoding_way(model, own=True)
+        timing = time_generation(model, ids, spec.new_tokens, clock, **({} if way.cached else {"use_cache": False}))
+        return timing._replace(slow=way.notice)
 
 
 def _timed(timings: Sequence[Timing], length: int, name: str, spec: GenerationSpec) -> list[Measure]:
     how = (
         f"model.generate, greedy, batch {spec.batch_size}, prompt of {length} random tokens, {spec.new_tokens} new, "
         f"{_SAID[name]}; median of {len(timings)} rounds in turn with the other variants after {WARM_UPS} warm-up"
+        f"{said_slow(timings)}"
     )
     return [
         *_with_spread(metric_name(FIRST, length, name), [one.first_s for one in timings], "seconds", how),
@@ -168,7 +174,7 @@ def _ratios(
 ) -> list[Measure]:
     how = (
         f"{_SAID[name]} over {_SAID[BASE]}, round by round, batch {spec.batch_size}, prompt of {length} tokens; "
-        f"median of {len(timings)} rounds"
+        f"median of {len(timings)} rounds{said_slow([*timings, *base])}"
     )
     made: list[Measure] = []
     for metric, values in (

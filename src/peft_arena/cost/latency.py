@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.measure import Measure
 from peft_arena.cost.flops import sample_ids
 from peft_arena.models.modes import evaluation_mode
+from peft_arena.models.ways import decoding_way
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,8 @@ class Timing(NamedTuple):
     """From one token to the next, averaged over the generation."""
     tokens: tuple[tuple[int, ...], ...] = ()
     """New tokens of each row."""
+    slow: str = ""
+    """How it was generated where not with a cache; see :attr:`peft_arena.models.ways.Way.notice`."""
 
 
 def latency_measures(
@@ -51,6 +54,9 @@ def latency_measures(
         repeats: counted generations of each, at least 1.
         prompt_tokens: random tokens of the prompt.
         new_tokens: tokens generated, at least 2.
+
+    Raises:
+        UserError: the model's ``generate`` does not give what full forward passes give, with and without a cache.
     """
     ids = sample_ids(model, 1, prompt_tokens)
     variants = {"": model} if base is None else {"": model, "_base": base}
@@ -58,14 +64,19 @@ def latency_measures(
     for repeat in range(repeats + 1):
         for name, chosen in variants.items():
             with evaluation_mode(chosen):
-                timing = time_generation(chosen, ids, new_tokens)
+                timing = time_as_it_works(chosen, ids, new_tokens)
             if repeat > 0:
                 found[name].append(timing)
     return _measures(found, prompt_tokens, new_tokens)
 
 
 def time_generation(
-    model: nn.Module, ids: Tensor, new_tokens: int, clock: Callable[[], float] = time.perf_counter
+    model: nn.Module,
+    ids: Tensor,
+    new_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    use_cache: bool = True,
 ) -> Timing:
     """Time one greedy generation of exactly ``new_tokens`` tokens by the model's own ``generate``.
 
@@ -76,6 +87,7 @@ def time_generation(
         ids: prompts, shape (rows, tokens); all rows get their next token at the same time.
         new_tokens: at least 2.
         clock: seconds.
+        use_cache: False: every token is a full forward pass.
     """
     import torch
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
@@ -99,9 +111,23 @@ def time_generation(
         attention_mask=torch.ones_like(ids),
         generation_config=config,
         stopping_criteria=StoppingCriteriaList([Clock()]),
+        **({} if use_cache else {"use_cache": False}),
     )
     tokens = tuple(tuple(row) for row in output[:, -new_tokens:].tolist())
     return Timing(times[0] - start, (times[-1] - times[0]) / (len(times) - 1), tokens)
+
+
+def time_as_it_works(
+    model: nn.Module, ids: Tensor, new_tokens: int, clock: Callable[[], float] = time.perf_counter
+) -> Timing:
+    """Time a generation as :func:`time_generation`, without a cache where that gives something else.
+
+    Raises:
+        UserError: both give something else than full forward passes.
+    """
+    way = decoding_way(model, own=True)
+    given = {} if way.cached else {"use_cache": False}
+    return time_generation(model, ids, new_tokens, clock, **given)._replace(slow=way.notice)
 
 
 def _now(ids: Tensor, clock: Callable[[], float]) -> float:
@@ -118,11 +144,16 @@ def _measures(found: Mapping[str, Sequence[Timing]], prompt_tokens: int, new_tok
         which = "pretrained model without the method" if name else "with the method attached"
         how = (
             f"model.generate, batch 1, prompt of {prompt_tokens} tokens, {new_tokens} new, {which}; "
-            "inference mode, median after one warm-up"
+            f"inference mode, median after one warm-up{said_slow(timings)}"
         )
         made.append(median_measure(f"time_to_first_token{name}", [t.first_s for t in timings], "seconds", how))
         made.append(median_measure(f"time_per_token{name}", [t.token_s for t in timings], "seconds/token", how))
     return tuple(made)
+
+
+def said_slow(timings: Sequence[Timing]) -> str:
+    """Return the end of a sentence that says how some texts were generated where not with a cache; else nothing."""
+    return next((f"; {timing.slow}" for timing in timings if timing.slow), "")
 
 
 def median_measure(metric: str, values: Sequence[float], unit: str, how: str) -> Measure:

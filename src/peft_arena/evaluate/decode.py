@@ -15,14 +15,16 @@ import torch
 from peft_arena.evaluate.draw import Sampler, draw, streams
 from peft_arena.evaluate.thoughts import DECODE, Thoughts
 from peft_arena.models.chat import turn_end
-from peft_arena.models.modes import accepts, base_of, device_of, virtual_tokens
+from peft_arena.models.modes import base_of, device_of
+from peft_arena.models.steps import CachedRows, FullRows, Rows
+from peft_arena.models.ways import Way, decoding_way, seen_wrong, without_cache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedTokenizerBase
 
 COMPACT_BELOW = 0.75
-"""A batch is shrunk when at most this share of its rows still runs; shrinking copies the cache."""
+"""A batch with a cache is shrunk when at most this share of its rows still runs; shrinking copies the cache."""
 
 
 class Job(NamedTuple):
@@ -120,12 +122,15 @@ def decode(
     done: Callable[[int], object],
     sampler: Sampler | None = None,
     settings: Mapping[str, Any] | None = None,
+    used: Callable[[Way], object] = lambda way: None,
 ) -> list[Continuation]:
     """Continue each prompt, in the order of the jobs.
 
     Prompts are padded on the left with attention masks and explicit positions, so that a row's result does not depend
     on its batch, up to the rounding of the logits; a model that takes no positions, or has virtual tokens before its
     input, gets only batches of prompts of the same length. A prompt that several rows of a batch share is read once.
+    All this is used where it is proved that the logits are those of full forward passes
+    (:mod:`peft_arena.models.ways`); else every step is a full forward pass.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -135,27 +140,32 @@ def decode(
         done: called with the number of prompts finished since the last call.
         sampler: how to draw tokens, with the stream of each job's seed; None decodes greedily.
         settings: for the model's own ``generate``, where a task asks for what a sampler has not; instead of a sampler.
+        used: called with the way in which the prompts were continued.
 
     Raises:
+        UserError: the model cannot be decoded; see :func:`peft_arena.models.ways.decoding_way`.
         ValueError: a sampler and settings are both given, or a job to sample has no seed.
     """
     if sampler is not None and (settings is not None or any(job.seed is None for job in jobs)):
         raise ValueError("sampling takes a seed for each job, and no settings of the model's own generate")
-    own = settings is not None or virtual_tokens(model) > 0
-    padded = accepts(model, "position_ids") and not own
+    if not jobs:
+        return []
+    way = decoding_way(model, own=settings is not None)
     order = sorted(range(len(jobs)), key=lambda place: (-len(jobs[place].ids), jobs[place].ids))
     end_ids = end_tokens(model, tokenizer)
     found: dict[int, Continuation] = {}
-    for places in _batches(jobs, order, batch_size, padded):
+    for places in _batches(jobs, order, batch_size, way.together):
         batch = [jobs[place] for place in places]
         stopper = Stopper(tokenizer, batch[0].stop, end_ids)
         choose = _Choice(model, batch, sampler)
-        if own:
-            results = _own_generate(model, stopper, batch, choose, settings or {})
+        if way.own:
+            given = dict(settings or {}) if way.cached else {**(settings or {}), "use_cache": False}
+            results = _own_generate(model, stopper, batch, choose, given)
         else:
-            results = _continue(model, stopper, batch, choose)
+            results, way = _continue(model, stopper, batch, choose, way)
         found.update(zip(places, results, strict=True))
         done(len(places))
+    used(way)
     return [found[place] for place in range(len(jobs))]
 
 
@@ -197,60 +207,6 @@ class _Choice:
         return finite, draw(logits, self.sampler, uniforms)
 
 
-class _Batch:
-    """The rows of a batch that still run, with their cache."""
-
-    def __init__(self, model: nn.Module, batch: Sequence[Job]) -> None:
-        from transformers import DynamicCache
-
-        self.model = model
-        self.keep = {"logits_to_keep": 1} if accepts(model, "logits_to_keep") else {}
-        self.positioned = accepts(model, "position_ids")
-        places = {prompt: place for place, prompt in enumerate(dict.fromkeys(tuple(job.ids) for job in batch))}
-        longest = max(map(len, places))
-        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in places]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in places]
-        device = device_of(model)
-        self.ids = torch.tensor(rows, device=device)
-        self.mask = torch.tensor(mask, device=device)
-        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
-        self.padded = any(len(prompt) < longest for prompt in places)
-        self.cache = DynamicCache(config=base_of(model).config)
-        self.owners = [places[tuple(job.ids)] for job in batch]
-
-    def read(self) -> Tensor:
-        """Run the model on each prompt once; return the logits after it for each row, shape (rows, vocabulary)."""
-        logits = self.step()
-        if len(self.owners) > len(logits):
-            index = torch.tensor(self.owners, device=logits.device)
-            logits = logits[index]
-            self._select(index)
-        return logits
-
-    def step(self) -> Tensor:
-        """Run the model on the newest tokens; return the logits after them, shape (rows, vocabulary)."""
-        inputs: dict[str, Any] = {"input_ids": self.ids, "past_key_values": self.cache, "use_cache": True}
-        if self.padded:
-            inputs["attention_mask"] = self.mask
-        if self.positioned:
-            inputs["position_ids"] = self.positions
-        logits: Tensor = self.model(**inputs, **self.keep).logits[:, -1]
-        return logits
-
-    def extend(self, tokens: Tensor, keep: list[int] | None) -> None:
-        """Append a token to each row, and go on with only the rows of ``keep`` where it is given."""
-        self.ids = tokens[:, None]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(tokens), 1)], dim=1)
-        self.positions = self.positions[:, -1:] + 1
-        if keep is not None:
-            self._select(torch.tensor(keep, device=tokens.device))
-
-    def _select(self, index: Tensor) -> None:
-        """Go on with these rows, in this order; a row may be named several times."""
-        self.ids, self.mask, self.positions = self.ids[index], self.mask[index], self.positions[index]
-        self.cache.batch_select_indices(index)
-
-
 class _Row:
     """What a row has written so far."""
 
@@ -282,23 +238,33 @@ def _results(rows: Sequence[_Row], stopper: Stopper) -> list[Continuation]:
     return [Continuation(stopper.text(row.ids, row.opened), row.ids, row.ended, row.finite) for row in rows]
 
 
-def _continue(model: nn.Module, stopper: Stopper, batch: Sequence[Job], choose: _Choice) -> list[Continuation]:
-    state = _Batch(model, batch)
+def _continue(
+    model: nn.Module, stopper: Stopper, batch: Sequence[Job], choose: _Choice, way: Way
+) -> tuple[list[Continuation], Way]:
+    """Continue a batch token by token; return also the way in which it was done at last."""
+    prompts = [job.ids for job in batch]
+    state: Rows = CachedRows(model, prompts) if way.cached else FullRows(model, prompts, together=way.together)
     written = [_Row(stopper.opened(job.ids)) for job in batch]
     running = list(range(len(batch)))  # row of the state → row of the batch
     limit = batch[0].max_new_tokens
     logits = state.read()
+    step, live = 0, running
     for step in range(limit):
+        live = [place for place, row in enumerate(running) if written[row].running]
         finite, tokens = choose(logits, running, step)
         _append([written[row] for row in running], stopper, finite.tolist(), tokens.tolist())
         left = [place for place, row in enumerate(running) if written[row].running]
         if not left or step == limit - 1:
             break
-        compact = len(left) <= COMPACT_BELOW * len(running)
+        compact = not way.cached or len(left) <= COMPACT_BELOW * len(running)
         state.extend(tokens, left if compact else None)
         running = [running[place] for place in left] if compact else running
         logits = state.step()
-    return _results(written, stopper)
+    if way.cached and step > 0:
+        read = [[*prompts[row], *written[row].ids[:step]] for row in (running[place] for place in live)]
+        if why := seen_wrong(model, read, logits[torch.tensor(live, device=logits.device)]):
+            return _continue(model, stopper, batch, choose, without_cache(model, why))
+    return _results(written, stopper), way
 
 
 def _own_generate(

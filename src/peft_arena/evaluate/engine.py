@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -24,6 +25,7 @@ from peft_arena.evaluate.likelihood import Likelihood, Pair, log_likelihoods
 from peft_arena.models.chat import apply_template, date_of, uses_date
 from peft_arena.models.modes import UNLIMITED, base_of, context_length, device_of
 from peft_arena.models.pieces import encode_pair, encode_text, plain_ids
+from peft_arena.store.records import DECODING, READING
 
 if TYPE_CHECKING:
     from torch import nn
@@ -93,10 +95,15 @@ class ModelEngine(TemplateLM):
         self.source = loaded.source
         self.rejected: dict[Key, str] = {}
         self.met_limit: Counter[Key] = Counter()
+        self.slow: dict[str, str] = {}
+        """Which of the above was done slowly so far, and why."""
         self._device = device_of(model)
 
     def describe(self) -> dict[str, Any]:
-        """Return engine, version, batch size, device, dtype, context length, and the date a chat template is told."""
+        """Return engine, version, batch size, device, dtype, context length, and the date a chat template is told.
+
+        Where the model had to be run slowly, how and why.
+        """
         dated = {"chat_date": date_of(self.tokenizer).isoformat()} if uses_date(self.tokenizer) else {}
         return {
             **dated,
@@ -107,6 +114,7 @@ class ModelEngine(TemplateLM):
             "dtype": self.dtype,
             "model_source": self.source,
             "context_length": self.limit,
+            **self.slow,
         }
 
     @property
@@ -212,6 +220,7 @@ class ModelEngine(TemplateLM):
                     done=bar.update,
                     sampler=members[0][1].sampler,
                     settings=members[0][1].settings,
+                    used=lambda way: self._note(DECODING, way.notice),
                 )
             for (place, _), result in zip(members, found, strict=True):
                 texts[place] = result.text
@@ -224,7 +233,12 @@ class ModelEngine(TemplateLM):
     def _likelihoods(self, pairs: Sequence[Pair | None]) -> list[Likelihood]:
         known = [pair for pair in pairs if pair is not None]
         with self._bar(len(known), "log-likelihoods") as bar:
-            return log_likelihoods(self.model, known, batch_size=self.rows, done=bar.update)
+            note = partial(self._note, READING)
+            return log_likelihoods(self.model, known, batch_size=self.rows, done=bar.update, noticed=note)
+
+    def _note(self, what: str, notice: str) -> None:
+        if notice:
+            self.slow[what] = notice
 
     def _pair(self, context: str, continuation: str) -> Pair | None:
         """Tokenize a request; None if nothing is left to predict."""

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from peft_arena.models.modes import accepts, device_of
+from peft_arena.models.steps import LOGITS_AT_ONCE, full_logits, vocabulary_of
+from peft_arena.models.ways import reading_way
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 2**27
-"""Most logits of one forward pass; a batch with more is split, so that long texts do not fill the memory."""
 POSITIONS_AT_ONCE = 1024
 """Most positions whose logits are brought to float32 at the same time."""
 
@@ -51,26 +50,42 @@ class Row(NamedTuple):
 
 
 def log_likelihoods(
-    model: nn.Module, pairs: Sequence[Pair], *, batch_size: int, done: Callable[[int], object]
+    model: nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    batch_size: int,
+    done: Callable[[int], object],
+    noticed: Callable[[str], object] = lambda notice: None,
 ) -> list[Likelihood]:
     """Return the log-likelihood of each pair's continuation, in the order of the pairs.
 
     Rows are padded on the right: in a causal model nothing before a token depends on what follows it, so a row's
-    result does not depend on its batch. Pairs that differ only in their last token share a row.
+    result does not depend on its batch. A model of which this is not so reads one row at a time
+    (:func:`peft_arena.models.ways.reading_way`). Pairs that differ only in their last token share a row.
 
     Args:
         model: a causal language model, in evaluation mode.
         pairs: what to score.
         batch_size: most rows in one forward pass.
         done: called with the number of pairs finished since the last call.
+        noticed: called with why rows were read one at a time, where they were.
+
+    Raises:
+        UserError: the model is not causal.
     """
+    if not pairs:
+        return []
+    way = reading_way(model)
+    if not way.together:
+        noticed(f"one row at a time: {way.why}")
+        batch_size = 1
     shared: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for place, pair in enumerate(pairs):
         shared[pair.fed].append(place)
     rows = [Row(ids, min(len(pairs[p].context) for p in places) - 1, places) for ids, places in shared.items()]
     rows.sort(key=lambda row: (-len(row.ids), row.ids))
     found: dict[int, Likelihood] = {}
-    for batch in _batches(rows, batch_size, _vocabulary(model)):
+    for batch in _batches(rows, batch_size, vocabulary_of(model)):
         found.update(_score(model, batch, pairs))
         done(sum(len(row.pairs) for row in batch))
     return [found[place] for place in range(len(pairs))]
@@ -92,11 +107,7 @@ def _batches(rows: Sequence[Row], batch_size: int, vocabulary: int) -> Iterator[
 def _score(model: nn.Module, batch: Sequence[Row], pairs: Sequence[Pair]) -> dict[int, Likelihood]:
     longest = max(len(row.ids) for row in batch)
     first = min(row.start for row in batch)
-    ids = torch.zeros(len(batch), longest, dtype=torch.long)
-    for place, row in enumerate(batch):
-        ids[place, : len(row.ids)] = torch.tensor(row.ids)
-    keep = {"logits_to_keep": longest - first} if accepts(model, "logits_to_keep") else {}
-    logits = model(input_ids=ids.to(device_of(model)), use_cache=False, **keep).logits[:, first - longest :]
+    logits = full_logits(model, [row.ids for row in batch], longest - first)
 
     where: list[tuple[int, int, int]] = []
     lengths: list[tuple[int, int]] = []
@@ -127,9 +138,3 @@ def _pick(logits: Tensor, where: Tensor) -> tuple[list[float], list[bool]]:
         values += picked.tolist()
         greedy += (chosen.argmax(1) == token).tolist()
     return values, greedy
-
-
-def _vocabulary(model: nn.Module) -> int:
-    config: Any = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return int(getattr(config, "vocab_size", 0) or 50_000)

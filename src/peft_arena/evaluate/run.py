@@ -9,7 +9,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import OWN, PathSpec
 from peft_arena.evaluate.metrics import measures, sampling_refusal
-from peft_arena.store.records import EvaluationRecord, ItemRecord, Written
+from peft_arena.store.records import DECODING, READING, EvaluationRecord, ItemRecord, Written
 from peft_arena.tasks.base import Item, Kind, Score, Task
 from peft_arena.tasks.foreign import is_foreign
 from peft_arena.tasks.registry import check_version, make_task
@@ -199,10 +199,16 @@ def _evaluate_ours(
                 task.card_as_loaded().model_dump(mode="json"),
                 numbers,
                 tuple(records),
-                engine.describe(),
+                described(engine, task.card.kind),
                 _written(engine, spec, task, adapters[spec.id].questions if spec.id in adapters else ()),
             )
     return outcomes
+
+
+def described(engine: Engine, kind: Kind) -> dict[str, Any]:
+    """Return an engine's description for a task, without what it says of requests of other kinds."""
+    other = READING if kind is Kind.GENERATE else DECODING
+    return {name: value for name, value in engine.describe().items() if name != other}
 
 
 def _written(engine: Engine, spec: EvalSpec, task: Task, questions: Sequence[Question]) -> Written | None:

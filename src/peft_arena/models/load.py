@@ -11,6 +11,7 @@ from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.foreign import reading
 from peft_arena.core.specs import ModelSpec
+from peft_arena.models.as_written import as_written
 from peft_arena.models.chat import RENDERING, check_keywords, configure
 from peft_arena.models.content import content_of
 from peft_arena.models.folder import (
@@ -155,7 +156,8 @@ def load_tokenizer(source: Source) -> PreTrainedTokenizerBase:
     """Load the tokenizer that belongs to a model's files; code from the files is never run."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    found = AutoTokenizer.from_pretrained(source.location, revision=source.revision)
+    tokenizer = as_written(found, source.location, source.revision)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     # lengths are checked against the model's own limit; the tokenizer's may be another, and its warning says "errors"

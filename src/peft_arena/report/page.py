@@ -31,6 +31,7 @@ from peft_arena.report.published import published_section
 from peft_arena.report.rl import RL, rl_section
 from peft_arena.report.svg import captioned
 from peft_arena.report.words import some
+from peft_arena.store.records import DECODING, READING
 
 _MOST_TRADES = 8
 NOTES = (
@@ -274,6 +275,11 @@ def _provenance(result: StudyResult) -> Markup:
         ("evaluation batch size", _values(engines, "batch_size")),
         ("evaluation dtype", _values(engines, "dtype")),
         ("evaluation device", _values(engines, "device")),
+        *(
+            (f"slow {key}", _values(slow, key))
+            for key in (DECODING, READING)
+            if (slow := [one for one in engines if key in one])
+        ),
     ]
     created = sorted(run.created for run in result.evidence.runs if run.created)
     rows.append(("runs created", f"{created[0]} to {created[-1]}" if created else "none"))

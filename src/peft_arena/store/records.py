@@ -88,6 +88,10 @@ class Written(BaseModel):
     """Most new tokens of an answer; None where the task's own source decides it."""
 
 
+DECODING, READING = "decoding", "reading"
+"""What an engine says of itself where answers were not written with a cache, or texts not read side by side."""
+
+
 class EvaluationRecord(Record):
     """All items and metrics of one task at one point."""
 
@@ -106,7 +110,8 @@ class EvaluationRecord(Record):
     written: Written | None = Field(default=None, exclude_if=lambda written: written is None)
     """How the answers ended; None, and then not written down, in older records and where nothing is written."""
     engine: dict[str, Any]
-    """Engine, version, batch size, device, dtype: what must not change the result."""
+    """Engine, version, batch size, device, dtype: what must not change the result; where the model had to be run
+    slowly, how and why (:data:`DECODING`, :data:`READING`)."""
     provenance: dict[str, Any]
 
     @property

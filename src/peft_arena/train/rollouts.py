@@ -18,6 +18,8 @@ from peft_arena.core.specs import RLSpec
 from peft_arena.evaluate.decode import Continuation, Job, Sampler, Stopper, decode, end_tokens
 from peft_arena.evaluate.engine import default_batch_size
 from peft_arena.models.modes import device_of, evaluation_mode
+from peft_arena.models.ways import Way
+from peft_arena.store.records import DECODING
 from peft_arena.train.outcome import TrainingFailed
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Rollouts:
         self.dtype = dtype
         self.rows = max(default_batch_size(model), spec.micro_batch_size or 0)
         self.engine = spec.rollouts
+        self.notice = ""
+        """Why completions were not written with a cache, where they were not."""
         self.stopper = Stopper(tokenizer, stop, end_tokens(model, tokenizer))
 
     def describe(self) -> dict[str, Any]:
@@ -85,6 +89,7 @@ class Rollouts:
             "batch_size": self.rows,
             "device": str(device_of(self.model)),
             "dtype": self.dtype,
+            **({DECODING: self.notice} if self.notice else {}),
         }
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], step: int) -> list[Written]:
@@ -123,7 +128,18 @@ class Rollouts:
 
     def _decode(self, jobs: Sequence[Job], sampler: Sampler | None) -> list[Continuation]:
         with evaluation_mode(self.model), self._precision():
-            return decode(self.model, self.tokenizer, jobs, batch_size=self.rows, done=_not_shown, sampler=sampler)
+            return decode(
+                self.model,
+                self.tokenizer,
+                jobs,
+                batch_size=self.rows,
+                done=_not_shown,
+                sampler=sampler,
+                used=self._used,
+            )
+
+    def _used(self, way: Way) -> None:
+        self.notice = way.notice or self.notice
 
     def _precision(self) -> AbstractContextManager[Any]:
         if self.dtype != "bfloat16":
