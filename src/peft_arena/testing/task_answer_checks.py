@@ -43,8 +43,8 @@ OTHERS = 40
 """So many answers of other items are tried on an item before it is said to take every answer."""
 MOST = 0.25
 """Share of the items that may take a part of their answer, as where what is left says the same."""
-SHORT = 60
-"""Characters of an answer that is a name or a number; of longer ones, as of programs, many texts are right."""
+SHORT = 6
+"""Words of an answer that is a name or a number; of longer ones, as of programs, many texts are right."""
 DIGITS, WORD = 3, 24
 """No tokenizer in use writes more digits, or longer words, in one token."""
 _PIECES = re.compile(r"[^\W\d_]+|\d+|_+|[^\w\s]+")
@@ -201,7 +201,7 @@ def check_partial(trial: TaskTrial) -> None:
     tried, won = Counter[str](), dict[str, list[str]]()
     for item in items:
         whole = trial.decisive(item)
-        for kind, change in PARTS.items() if len(whole) <= SHORT else ():
+        for kind, change in PARTS.items() if len(whole.split()) <= SHORT else ():
             part = change(whole)
             if _letters(part) == _letters(whole) or not _letters(part):
                 continue
@@ -223,7 +223,7 @@ def _letters(text: str) -> str:
 
 def check_listing(trial: TaskTrial) -> None:
     """An answer that names several candidates does not win, or the task says so in ``reward_caution``."""
-    items = [item for item in trial.needs_answers() if len(trial.decisive(item)) <= SHORT]
+    items = [item for item in trial.needs_answers() if len(trial.decisive(item).split()) <= SHORT]
     parts = list(dict.fromkeys(trial.decisive(item) for item in items))
     if len(parts) < 2:
         raise NotTestedError("the items tried have one answer, or texts for answers")
