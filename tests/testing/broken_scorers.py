@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from peft_arena.tasks.base import Generation, Item, Kind, Message, Prompt, Score, Split
+from peft_arena.tasks.base import Generation, Item, Kind, Message, Prompt, Score, Split, TaskConfig
 from tests.testing.broken_tasks import IgnoresTheSplit, Letters, Picks, Sums, card
 
 
@@ -67,6 +67,17 @@ class DropsDigits(Sums):
         return Score(float(not left), extracted=completion.strip())
 
 
+class OnlyRightIsScored(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        found = super().score(item, completion)
+        return found if found.value else Score(None, reason="no answer")
+
+
+class FindsSomethingInNothing(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        return replace(super().score(item, completion), extracted=completion.strip() or "nothing")
+
+
 class EmptyIsRight(Sums):
     def score(self, item: Item, completion: str) -> Score:
         said = completion.strip()
@@ -110,7 +121,7 @@ class PrefixIsRight(Sums):
 
 class FoundInside(Sums):
     def score(self, item: Item, completion: str) -> Score:
-        return Score(float(item.data["sum"] in completion), extracted=item.data["sum"])
+        return Score(float(item.data["sum"] in completion), extracted=completion.strip())
 
 
 class BeginsRight(Sums):
@@ -194,6 +205,15 @@ class RightOptionShown(Picks):
 class OneAnswer(Sums):
     def item(self, one: int, other: int) -> Item:
         return Item(f"{one} + {other} > 0?", answer=" yes", data={"sum": "yes"})
+
+
+class FewItemsOneAnswer(OneAnswer):
+    Config = TaskConfig
+
+    @cached_property
+    def made(self) -> dict[str, tuple[Item, ...]]:
+        items = tuple(self.item(number, 50) for number in range(10, 22))
+        return {"train": items[:6], "test": items[6:]}
 
 
 class ChanceTooLow(Sums):

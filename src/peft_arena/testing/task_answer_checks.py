@@ -116,11 +116,12 @@ def check_limit(trial: TaskTrial) -> None:
 
 def fewest_tokens(text: str) -> int:
     """Return how many tokens a text has at least: tokenizers part words, numbers of over three digits and signs."""
-    total = 0
-    for piece in _PIECES.findall(text):
-        wide = DIGITS if piece[0].isdigit() else WORD
-        total += math.ceil(len(piece) / wide) if piece[0].isalnum() else 0
-    return total
+    return sum(max(1, sum(map(_tokens, _PIECES.findall(word)))) for word in text.split())
+
+
+def _tokens(piece: str) -> int:
+    wide = DIGITS if piece[0].isdigit() else WORD
+    return math.ceil(len(piece) / wide) if piece[0].isalnum() else 0
 
 
 def check_scores(trial: TaskTrial) -> None:
@@ -140,6 +141,7 @@ def check_silent(trial: TaskTrial) -> None:
     for item in trial.judged:
         for text in ("", " ", " \n\t "):
             value = trial.score(item, text).value
+            assert not trial.score(item, text).extracted.strip(), f"something to judge is found in {text!r}"
             assert not value, f"the empty answer {text!r} has the score {value} for {item.question[:60]!r}"
         frame = _frame(trial, item)
         if frame and trial.right(item, frame):
@@ -163,11 +165,16 @@ def check_wrong(trial: TaskTrial) -> None:
     assert len(values - {None}) > 1 or not values - {None}, f"every answer tried has the score {values - {None}}"
     taken = [item for item in trial.judged if trial.right(item, NONSENSE)]
     assert len(taken) * 2 <= len(trial.judged), f"{NONSENSE!r} is right for {len(taken)} of {len(trial.judged)} items"
+    lost = []
     for item in trial.needs_answers():
         others = _others(trial, item)
+        lost += [item] if others and all(trial.score(item, other).value is None for other in others) else []
         wins = [other for other in others if trial.right(item, other)]
         if others and len(wins) == len(others):
             raise AssertionError(f"an item takes every answer: {shown(others)} for {trial.task.target(item)[:60]!r}")
+    assert len(lost) * 2 <= len(trial.judged), (
+        f"a wrong answer is not scored in {len(lost)} of {len(trial.judged)} items: then the mean is of right ones only"
+    )
 
 
 def _others(trial: TaskTrial, item: Item) -> list[str]:

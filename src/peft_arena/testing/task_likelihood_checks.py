@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from peft_arena.tasks.base import FRACTION, Item, Kind, Score
 from peft_arena.testing.task_answer_checks import well_formed
-from peft_arena.testing.task_trial import NEARLY, NotTestedError, TaskTrial, judge, spread
+from peft_arena.testing.task_trial import FEWEST, NEARLY, NotTestedError, TaskTrial, judge, spread
 
 GUESSED = 200
 """Items of the test split that a constant answer is tried on."""
@@ -97,6 +97,10 @@ def check_chance(trial: TaskTrial) -> None:
     card = trial.task.card
     if card.kind is Kind.TEXT or card.headline.unit != FRACTION:
         raise NotTestedError("the headline is no fraction that guessing could reach")
+    answers = {target for item in trial.pool if (target := trial.task.target(item).strip())}
+    assert len(answers) != 1 or len(trial.pool) < FEWEST or card.kind is not Kind.GENERATE, (
+        f"all items have the same answer: {answers}"
+    )
     if len(trial.found["test"]) < FEWEST_GUESSED:
         raise NotTestedError(f"{len(trial.found['test'])} test items are too few to say what a constant guess earns")
     items = spread(trial.found["test"], PICKED if card.kind is Kind.CHOICE else GUESSED)
