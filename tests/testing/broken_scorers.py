@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
+from peft_arena.core.errors import UserError
 from peft_arena.tasks.base import Generation, Item, Kind, Message, Prompt, Score, Split, TaskConfig
 from tests.testing.broken_tasks import IgnoresTheSplit, Letters, Picks, Sums, card
 
@@ -271,6 +272,14 @@ class SaltedScore(Sums):
     def score(self, item: Item, completion: str) -> Score:
         found = super().score(item, completion)
         return found if found.value or not found.extracted else replace(found, extracted=str(hash(found.extracted)))
+
+
+class ReadsBesideTheCommand(Sums):
+    @cached_property
+    def made(self) -> dict[str, tuple[Item, ...]]:
+        if not Path("pyproject.toml").exists():
+            raise UserError("no file pyproject.toml")
+        return super().made
 
 
 class DependsOnWhereItRuns(Sums):

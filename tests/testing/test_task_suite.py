@@ -71,6 +71,7 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
         scorers.OrderOfTheFolder,
         scorers.SaltedScore,
         scorers.DependsOnWhereItRuns,
+        scorers.ReadsBesideTheCommand,
     ),
 }
 CASES = [(check, kind) for check, kinds in WRONG.items() for kind in kinds]

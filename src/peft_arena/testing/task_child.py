@@ -73,7 +73,7 @@ def _write(answer: Mapping[str, Any]) -> None:
 
 def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     """Load a task and return what it gives, or what went wrong."""
-    from peft_arena.core.errors import first_line
+    from peft_arena.core.errors import UserError, first_line
     from peft_arena.testing.reader import module_named
 
     try:
@@ -87,6 +87,8 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
         _differ(question["elsewhere"])
         task = kind(kind.Config.model_validate(question["config"]))
         return seen(task, question["splits"], question["texts"])
+    except UserError as error:
+        return {"refused": first_line(error)}
     except (Exception, SystemExit) as error:  # noqa: BLE001 - told in the line
         return {"error": f"{type(error).__name__}: {first_line(error)}"}
 

@@ -58,9 +58,14 @@ def check_process(trial: TaskTrial) -> None:
     here = json.loads(json.dumps(seen(trial.task, splits, texts)))
     own = os.environ.get("PYTHONHASHSEED")
     for seed in HASH_SEEDS if count <= FEW else HASH_SEEDS[:1]:
-        there = _ask(question, f"{seed}0" if seed == own else seed)
+        hash_seed = f"{seed}0" if seed == own else seed
+        there = _ask(question, hash_seed)
         if "unknown" in there:
             raise NotTestedError(there["unknown"])
+        if "refused" in there:
+            here_too = _ask({**question, "elsewhere": False}, hash_seed)
+            assert "refused" in here_too, f"it depends on the working directory: elsewhere {there['refused']}"
+            raise NotTestedError(f"its data cannot be had in a new process: {there['refused']}")
         assert "error" not in there, f"in a new process it ends in {there['error']}"
         for split, one in here.items():
             other = there[split]
