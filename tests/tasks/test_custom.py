@@ -72,7 +72,7 @@ def test_messages(tmp_path: Path) -> None:
             "turns": [
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": f"Say {n}."},
-                {"role": "assistant", "content": f"{n}"},
+                {"role": "assistant", "content": f"{n * n + 40}"},
             ]
         }
         for n in range(20)
@@ -82,7 +82,7 @@ def test_messages(tmp_path: Path) -> None:
         check_task(task)
         item = task.items("train")[0]
         assert task.prompt(item) == (Message("system", "Be brief."), Message("user", item.question))
-        assert item.question == f"Say {task.target(item)}."
+        assert int(task.target(item)) == int(item.question.split()[1][:-1]) ** 2 + 40
 
 
 @pytest.mark.parametrize("style", ["chat", "plain"])

@@ -107,7 +107,7 @@ class _Overlapping(ChainSum):
     """A broken task: test and train are the same."""
 
     def items(self, split: Split) -> Sequence[Item]:
-        return super().items("train")
+        return super().items("train" if split in get_args(Split) else split)
 
 
 class _Strict(ChainSum):

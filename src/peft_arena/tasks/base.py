@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from peft_arena.core.errors import UnknownNameError
 from peft_arena.core.ids import content_id
@@ -91,6 +91,9 @@ class TaskCard(BaseModel):
     citation: str
     description: str
     superseded_by: str | None = None
+    waived: Mapping[str, str] = Field(default={}, exclude_if=lambda waived: not waived)
+    """Checks of the conformance suite that the task's data cannot pass, each with the reason; only those of
+    :data:`peft_arena.testing.tasks.WAIVABLE`. Each must then fail."""
 
     @property
     def headline(self) -> Metric:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peft_arena.tasks.base import FRACTION, Generation, Item, Kind, Metric, Part, Prompt, Role, Score
 from peft_arena.tasks.data import Origin, Row, SourcedTask, sourced_card
-from peft_arena.tasks.scorers import contains, normalised_match
+from peft_arena.tasks.scorers import GAMED_BY, contains, normalised_match
 from peft_arena.tasks.splits import Keyed
 
 
@@ -46,6 +46,10 @@ class NqOpen(SourcedTask):
         exact = normalised_match(answers, completion).value
         judged = contains(answers, completion)
         return Score(judged.value, judged.extracted, others={"exact_match": Part(exact or 0.0)})
+
+    def reward_caution(self) -> str:
+        """Return how answers can win without being right: as those of the scorer it uses."""
+        return GAMED_BY["contains"]
 
     def from_mirror(self, row: Row) -> Keyed | None:
         """Read the question and its accepted answers; one broken over lines is a fault and dropped."""

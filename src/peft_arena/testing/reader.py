@@ -56,7 +56,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(question["threads"])
     torch.manual_seed(4242)
     try:
-        found: Any = _module(question["module"], question["file"])
+        found: Any = module_named(question["module"], question["file"])
         for part in question["name"].split("."):
             found = getattr(found, part)
     except Exception as error:  # noqa: BLE001 - told in the line
@@ -71,7 +71,7 @@ def _answer(question: Mapping[str, Any]) -> dict[str, Any]:
         return {"error": f"{type(error).__name__}: {first_line(error)}"}
 
 
-def _module(name: str, file: str) -> ModuleType:
+def module_named(name: str, file: str) -> ModuleType:
     """Import a module by its name, or from its file where that is on no search path, as test files may be."""
     try:
         return importlib.import_module(name)

@@ -103,6 +103,7 @@ def composite_card(
     """
     cards = [training.card, *(member.card for member in members)]
     chances = [member.card.chance for member in members]
+    joined = _joined(cards)
     own = [Metric(name=member.card.name, unit=FRACTION, better="higher") for member in members]
     return TaskCard(
         name=name,
@@ -113,7 +114,10 @@ def composite_card(
         metrics=(ACCURACY, ITEM_ACCURACY, *own) if len(members) > 1 else (ACCURACY,),
         chance=fmean(chance for chance in chances if chance is not None) if None not in chances else None,
         description=description,
-        **_joined(cards),
+        source=joined["source"],
+        revision=joined["revision"],
+        licence=joined["licence"],
+        citation=joined["citation"],
     )
 
 

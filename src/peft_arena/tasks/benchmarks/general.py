@@ -12,7 +12,7 @@ from peft_arena.tasks.benchmarks.base import Benchmark, HubSplit
 from peft_arena.tasks.benchmarks.letters import UNVERIFIED, retention_card
 from peft_arena.tasks.data import Row
 from peft_arena.tasks.instruction_following import InstructionFollowing, InstructionLibrary, follow, load_library
-from peft_arena.tasks.scorers import contains, first_line, normalised_match
+from peft_arena.tasks.scorers import GAMED_BY, contains, first_line, normalised_match
 from peft_arena.tasks.splits import Keyed
 
 # Commit as read in a public evaluation that pins data set and checksum.
@@ -128,3 +128,7 @@ class NaturalQuestions(Benchmark):
         exact = normalised_match(answers, said).value
         judged = contains(answers, said)
         return Score(judged.value, judged.extracted, others={"exact_match": Part(exact or 0.0)})
+
+    def reward_caution(self) -> str:
+        """Return how answers can win without being right: as those of the scorer it uses."""
+        return GAMED_BY["contains"]

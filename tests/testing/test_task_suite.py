@@ -1,0 +1,125 @@
+"""The conformance suite for tasks finds each of many planted mistakes, by the check that is for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from peft_arena.tasks.base import Task
+from peft_arena.testing import check_task
+from peft_arena.testing.tasks import CHECKS, SUITE, WAIVABLE
+from tests.testing import broken_scorers as scorers
+from tests.testing import broken_tasks as planted
+
+RIGHT = (
+    planted.Sums,
+    scorers.Marked,
+    planted.Picks,
+    planted.Letters,
+    planted.Texts,
+    scorers.AnyOfTheListAndSaysSo,
+    scorers.WaivesItsHint,
+)
+WRONG: dict[str, tuple[type[Task], ...]] = {
+    "card": (planted.NoCitation, planted.ChanceOfTwo, planted.EmptyStop),
+    "splits": (planted.IgnoresTheSplit,),
+    "items": (planted.ListAnswer, planted.SetInData, planted.NothingToLearn),
+    "overlap": (planted.TrainIsTest, planted.TestInOtherCase, planted.HiddenOverlap),
+    "duplicates": (planted.TwiceByRow,),
+    "order": (planted.DrawsFromTheProcess, planted.KeepsItsList, planted.OtherEachTime),
+    "settings": (planted.IgnoresItsSeed, planted.FewerThanAsked),
+    "prompts": (planted.OnePrompt, planted.EndsWithASpace, planted.CountsItsPrompts, planted.AnswersItself),
+    "shots": (planted.ShowsItselfFirst, planted.ShowsTestRiddles),
+    "options": (
+        planted.EmptyOption,
+        planted.NoRightOption,
+        planted.RightOptionTwice,
+        planted.OptionsBeginAlike,
+        planted.TwoSpaces,
+    ),
+    "likelihoods": (planted.PicksTheFirst, planted.TakesTheSecondToo),
+    "texts": (planted.ForgetsTheLikelihood, planted.LikelierIsWorse),
+    "golds": (scorers.Percent, scorers.LowersTheAnswerOnly),
+    "scores": (scorers.TruthValues, scorers.WeighsNothing),
+    "odd_texts": (scorers.OddTextsRaise,),
+    "stops": (scorers.StopInside,),
+    "limit": (scorers.TooShort,),
+    "wrong": (scorers.AlwaysRight, scorers.DropsDigits, scorers.OnlyRightIsScored),
+    "silent": (scorers.EmptyIsRight, scorers.EmptyIsHalfRight, scorers.FormIsEnough, scorers.FindsSomethingInNothing),
+    "partial": (scorers.SubstringIsRight, scorers.PrefixIsRight, scorers.FoundInside, scorers.BeginsRight),
+    "listing": (scorers.AnyOfTheList,),
+    "judge_state": (scorers.RemembersTheLast,),
+    "gold_marks": (
+        scorers.FirstOption,
+        scorers.LongestOption,
+        scorers.StarredOption,
+        scorers.CapitalOption,
+        scorers.InOrderOfGold,
+        planted.MarksAnOption,
+    ),
+    "answer_in_prompt": (
+        scorers.Hint,
+        scorers.HintBeforeTheQuestion,
+        scorers.PlaceInThePrompt,
+        scorers.RightOptionShown,
+    ),
+    "chance": (scorers.OneAnswer, scorers.FewItemsOneAnswer, scorers.ChanceTooLow, scorers.ChanceOfAnotherNumber),
+    "process": (
+        scorers.OrderOfASet,
+        scorers.SaltedHash,
+        scorers.OrderOfTheFolder,
+        scorers.SaltedScore,
+        scorers.DependsOnWhereItRuns,
+        scorers.ReadsBesideTheCommand,
+    ),
+}
+CASES = [(check, kind) for check, kinds in WRONG.items() for kind in kinds]
+
+
+def test_every_check_has_a_planted_mistake() -> None:
+    assert list(WRONG) and set(WRONG) == set(CHECKS)
+
+
+@pytest.mark.parametrize("kind", RIGHT, ids=lambda kind: kind.__name__)
+def test_what_is_right_passes(kind: type[Task]) -> None:
+    record = check_task(kind())
+    assert [one.check for one in record.checks] == list(CHECKS)
+    assert (record.name, record.suite) == (kind.card.name, SUITE)
+    assert record.outcome("process") == "passed", record.why("process")
+    assert record.outcome("order") == "passed"
+    assert all(one.why for one in record.checks if one.outcome == "not tested")
+
+
+@pytest.mark.parametrize(("check", "kind"), CASES, ids=lambda value: getattr(value, "__name__", value))
+def test_a_planted_mistake_is_found(check: str, kind: type[Task], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with pytest.raises(AssertionError) as caught:
+        check_task(kind())
+    assert str(caught.value).startswith(f"{kind.card.name}, check {check}: "), str(caught.value)
+
+
+def test_what_was_not_tested_is_said_with_its_reason() -> None:
+    record = check_task(planted.Texts())
+    assert record.not_tested["golds"] == "a task of kind text judges no text that a model writes"
+    assert record.outcome("texts") == "passed"
+    assert record.settings == {}
+    assert check_task(planted.Sums()).settings == {"seed": 0, "test_items": 24}
+
+
+def test_a_waiver_is_printed_and_must_be_needed() -> None:
+    record = check_task(scorers.WaivesItsHint())
+    assert record.why("answer_in_prompt").startswith("waived: the task is to copy the hint (found: ")
+    with pytest.raises(AssertionError, match="check listing is waived and does not fail; remove it"):
+        check_task(scorers.WaivesForNothing())
+    with pytest.raises(AssertionError, match="the card waives splits; only"):
+        check_task(scorers.WaivesTheSplits())
+    assert set(CHECKS) > WAIVABLE
+
+
+def test_a_task_that_no_new_process_can_import_says_so() -> None:
+    class Local(planted.Sums):
+        pass
+
+    record = check_task(Local())
+    assert "Local cannot be imported in a new process" in record.not_tested["process"]
