@@ -85,7 +85,7 @@ def tiny_model(kind: Kind = "untied", dtype: str = "float32", device: str = "cpu
 @cache
 def shared_model(kind: Kind, dtype: str) -> PreTrainedModel:
     """Return a tiny model that is the same object for all callers, who must not change it."""
-    return tiny_model(kind, dtype)
+    return copy.deepcopy(_template(kind, dtype, "cpu"))
 
 
 @cache
