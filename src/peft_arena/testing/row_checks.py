@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.models.modes import accepts, virtual_tokens
 from peft_arena.testing.alternatives import alternatives_of
 from peft_arena.testing.subject import MERGE, difference, global_random_untouched, logits, tokens, under_noise
 from peft_arena.testing.trial import Life, Trial, on_each_model
@@ -67,6 +66,8 @@ def check_rows(trial: Trial) -> dict[str, str]:
 def _left_padded(life: Life, ids: Tensor) -> Tensor | None:
     """Return the logits of rows padded on the left as decoding pads them; None where it does not."""
     import torch
+
+    from peft_arena.models.modes import accepts, virtual_tokens
 
     model = life.attached.model
     if virtual_tokens(model) or not accepts(model, "position_ids"):

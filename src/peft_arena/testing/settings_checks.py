@@ -9,7 +9,7 @@ from typing import Any
 
 from peft_arena.core.equation import names_in
 from peft_arena.core.errors import UserError
-from peft_arena.testing.alternatives import Tried, all_changed, alternatives_of, tried
+from peft_arena.testing.alternatives import Tried, all_changed, alternative_value, alternatives_of, tried
 from peft_arena.testing.life_checks import reload_limit
 from peft_arena.testing.subject import MERGE, difference, logits, tokens
 from peft_arena.testing.trial import Life, Trial
@@ -27,8 +27,9 @@ def check_fields(trial: Trial) -> str | None:
     assert not changed(begun, again), f"two equal runs differ in {changed(begun, again)}"
     first, second = life.losses[:1], reference["losses"][:1]  # schedules of the method know the number of steps
     assert first == second, f"two equal runs differ in their losses: {first} and {second}"
-    for one in alternatives_of(trial).values():
-        assert changed(reference, one.fingerprint), f"setting {one.said} changed nothing"
+    for name, one in alternatives_of(trial).items():
+        value = alternative_value(subject, name)
+        assert changed(reference, one.fingerprint), f"setting {name} to {value!r} changed nothing"
     return None if subject.method.Config.alternatives else "the method has no settings"
 
 
