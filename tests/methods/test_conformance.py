@@ -39,7 +39,7 @@ def test_every_method_type_of_peft_has_a_method() -> None:
 
 @pytest.mark.parametrize("name", METHODS.own())
 def test_method_does_what_its_card_says(name: str, tmp_path: Path, record_property: Callable[..., None]) -> None:
-    facts = check_method(name, directory=tmp_path, **SETTINGS[name])
+    facts = check_method(name, directory=tmp_path, **SETTINGS[name]).models
     plain = Capability.NEEDS_QUANTIZED_BASE not in METHODS.get(name).card.capabilities
     assert set(facts) == ({"untied", "tied", "awkward", "biased", "bfloat16"} if plain else set())
     for kind, found in facts.items():

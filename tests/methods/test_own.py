@@ -154,8 +154,8 @@ class TriedQaLora(QaLora):
 
 
 def test_qalora_lives_on_quantised_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("subject", "card_checks"):
-        monkeypatch.setattr(f"peft_arena.testing.{module}.tiny_model", quantised_model)
+    for made in ("subject.tiny_model", "subject.shared_model", "card_checks.tiny_model"):
+        monkeypatch.setattr(f"peft_arena.testing.{made}", quantised_model)
     trial = Trial(TriedQaLora, {"rank": 2, "group_size": 8}, awkward={"rank": 2, "group_size": 4}, learning_rate=1e-2)
     for check in (
         *("card", "start", "mode", "count", "training", "state", "resume", "disabled", "checkpoint", "damage"),

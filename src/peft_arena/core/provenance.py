@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,13 @@ def _fixed() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "packages": versions(PACKAGES),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the installed versions of packages by name, without those that are not installed."""
+    return {name: version for name in packages if (version := _version(name)) is not None}
 
 
 def _threads() -> int:

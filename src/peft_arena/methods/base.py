@@ -92,6 +92,10 @@ class MethodCard(BaseModel):
     """Of its linear weights; unless given, linear for methods that have weights."""
     parameters: str
     """Formula of the trainable parameter count."""
+    equation: str | None = None
+    """The tuned weight of an adapted linear layer, see :mod:`peft_arena.core.equation`: of the pretrained weight ``W``,
+    the number settings, and the layer's tensors by the first part of their names; ``R`` is the weight that the method
+    left in the layer's place. The conformance suite computes it. None: not stated."""
     learning_rate: float | None
     """A rate from which a search may start on models of billions of parameters; None for the base model."""
     micro_learning_rate: float | None = None
@@ -104,6 +108,8 @@ class MethodCard(BaseModel):
     """Whether the seed changes where training starts; if not, it only orders the data and draws dropout."""
     deviations: tuple[str, ...] = ()
     """Where this implementation differs from the paper."""
+    undecayed: str = ""
+    """Why trained matrices get no weight decay, where that is so."""
     known_failures: Mapping[str, str] = {}
     """Conformance checks that fail, by name, with the reason; one that passes is an error, so the list stays true."""
     description: str

@@ -93,6 +93,7 @@ class CordaIpm(Corda):
         url=URL,
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-5,
         micro_learning_rate=1e-3,
         deviations=DEVIATIONS,
@@ -115,6 +116,7 @@ class CordaKpm(Corda):
         url=URL,
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-5,
         micro_learning_rate=3e-3,
         deviations=(

@@ -54,6 +54,7 @@ class Eva(StartedLora):
         url="https://arxiv.org/abs/2410.07170",
         capabilities=WEIGHT_ADAPTER | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
+        equation="W + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-4,
         micro_learning_rate=1e-3,
         deviations=(

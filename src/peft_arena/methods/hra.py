@@ -49,6 +49,7 @@ class Hra(PeftMethod):
         url="https://arxiv.org/abs/2405.17484",
         capabilities=WEIGHT_ADAPTER,
         parameters="rank * sum over targets of in",
+        equation="W @ reflections(hra_u)",
         learning_rate=1e-4,
         micro_learning_rate=3e-3,
         random_init=True,

@@ -60,6 +60,7 @@ class IA3(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         path=PathKind.MULTIPLICATIVE,
         parameters="sum over targets of out, for feedforward targets of in",
+        equation="ia3_l * W",
         learning_rate=5e-3,
         micro_learning_rate=0.1,
         random_init=False,

@@ -59,6 +59,7 @@ class KeepLora(SplitMethod):
         url="https://arxiv.org/abs/2601.19659",
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of out",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-4,
         micro_learning_rate=1e-2,
         deviations=(

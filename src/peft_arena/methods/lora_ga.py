@@ -68,6 +68,7 @@ class LoraGa(SplitMethod):
         url="https://arxiv.org/abs/2407.05000",
         capabilities=SPLIT | {Capability.NEEDS_CALIBRATION},
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=5e-5,
         micro_learning_rate=1e-3,
         deviations=(

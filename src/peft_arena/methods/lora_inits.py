@@ -88,6 +88,7 @@ class LoraOrthogonal(StartedLora):
         url="https://datta0.github.io/posts/rethink-lora-init/#orthogonal-initialisation",
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
+        equation="W + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-4,
         micro_learning_rate=3e-3,
         random_init=True,
@@ -136,6 +137,7 @@ class Mica(StartedLora):
         url="https://arxiv.org/abs/2604.01694",
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of in",
+        equation="W + alpha / rank * lora_B @ lora_A",
         learning_rate=1e-4,
         micro_learning_rate=1e-2,
         deviations=(

@@ -26,6 +26,7 @@ class Milora(SplitMethod):
         url="https://arxiv.org/abs/2406.09044",
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=3e-4,
         micro_learning_rate=3e-3,
         deviations=(

@@ -86,6 +86,7 @@ class Oft(PeftMethod):
         capabilities=WEIGHT_ADAPTER,
         path=PathKind.CAYLEY,
         parameters="sum over targets of in * (block_size - 1) / 2",
+        equation="W @ cayley(oft_R)",
         learning_rate=5e-4,
         micro_learning_rate=3e-3,
         micro_rl_learning_rate=1e-3,

@@ -26,6 +26,7 @@ class Olora(SplitMethod):
         url="https://arxiv.org/abs/2406.01775",
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=1e-4,
         micro_learning_rate=1e-3,
         deviations=(

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Capability, Method, PathKind
 from peft_arena.methods.registry import METHODS
+from peft_arena.store.conformance import UNTRIED, conformance_of
 
 INDEX = "README.md"
 CAN = {
@@ -106,6 +107,8 @@ def method_page(name: str, kind: type[Method]) -> str:
     paper = f"[{card.paper}]({card.url})" if card.url else card.paper
     lines = [NOTE, "", f"# {card.title} (`{name}`)", "", card.description, ""]
     facts = [["family", card.family], ["paper", paper], ["trained parameters", f"`{card.parameters}`"]]
+    facts += [["equation of a tuned weight", f"`{card.equation}`"]] if card.equation else []
+    facts += [["no weight decay on matrices", card.undecayed]] if card.undecayed else []
     facts += [["size set by", f"`{kind.size}`" if kind.size else "nothing: a parameter budget cannot choose it"]]
     facts += [["learning rate to start from, models of billions of parameters", _number(card.learning_rate)]]
     facts += [["learning rate on the micro model", _number(card.micro_learning_rate)]]
@@ -125,9 +128,35 @@ def method_page(name: str, kind: type[Method]) -> str:
     if card.known_failures:
         lines += ["", "## Known failures", "", "Checks of the conformance suite that it does not pass:", ""]
         lines += [f"- `{check}`: {reason}" for check, reason in card.known_failures.items()]
+    lines += ["", "## What was tried", "", *_tried(name)]
     if Capability.TRAINS in card.capabilities:
         lines += ["", "## In a study", "", "```yaml", *_arm(name, kind), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _tried(name: str) -> list[str]:
+    """Return what the conformance suite tried on a method, found, and did not test."""
+    record = conformance_of(name)
+    if record is None:
+        return ["Nothing yet: `make conformance` tries every method."]
+    used = ", ".join(f"{package} {version}" for package, version in sorted(record.versions.items()))
+    lines = [
+        f"The conformance suite, version {record.suite}, with {record.source} and {used}, on random models of two or",
+        f"three layers. {len(record.passed)} checks passed: {', '.join(f'`{check}`' for check in record.passed)}.",
+    ]
+    if record.models:
+        header = ["model", "parameters", "start", "switched off", "restored", "merged", "loss"]
+        rows = []
+        for kind, found in record.models.items():
+            gaps = (found.step0_difference, found.disabled_difference, found.reload_difference, found.merge_difference)
+            cells = ["–" if gap is None else f"{gap:.1g}" for gap in gaps]
+            loss = f"{found.first_loss:.3g} → {found.last_loss:.3g}"
+            rows.append([kind, str(found.parameters), *cells, loss])
+        lines += ["", "Largest differences of logits (which are about 5), and the loss over four steps:", ""]
+        lines += _table(header, rows)
+    lines += ["", "Not tested:", ""]
+    lines += [f"- `{check}`: {reason}" for check, reason in record.not_tested.items()]
+    return [*lines, *(f"- {text}" for text in UNTRIED)]
 
 
 def _explained(kind: type[Method]) -> list[str]:

@@ -41,6 +41,7 @@ class Pissa(SplitMethod):
         url="https://arxiv.org/abs/2404.02948",
         capabilities=SPLIT,
         parameters="rank * sum over targets of (in + out)",
+        equation="R + alpha / rank * lora_B @ lora_A",
         learning_rate=5e-5,
         micro_learning_rate=1e-3,
         random_init=False,

@@ -77,6 +77,7 @@ class Velora(Lora):
         url="https://arxiv.org/abs/2405.17991",
         capabilities=WEIGHT_ADAPTER | {Capability.LORA_ADAPTER},
         parameters="rank * sum over targets of (in + out)",
+        equation="W + alpha / rank * lora_B @ lora_A",
         learning_rate=2e-4,
         micro_learning_rate=1e-2,
         random_init=True,

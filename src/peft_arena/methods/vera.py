@@ -64,6 +64,7 @@ class Vera(PeftMethod):
         url="https://arxiv.org/abs/2310.11454",
         capabilities=WEIGHT_ADAPTER,
         parameters="sum over targets of (out + rank)",
+        equation="W + column(vera_lambda_b) * (rows_of(vera_B, W) @ (column(vera_lambda_d) * columns_of(vera_A, W)))",
         learning_rate=5e-3,
         micro_learning_rate=0.1,
         micro_rl_learning_rate=3e-2,

@@ -1,16 +1,17 @@
-"""Checks of what a method says about itself: card, settings, counts, sizes, seeds, calibration."""
+"""Checks of what a method says about itself: card, counts, sizes, seeds, calibration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from peft_arena.core.equation import names_in
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Calibration, Capability, Method
 from peft_arena.methods.registry import METHODS
-from peft_arena.testing.subject import Subject, calibration, logits, refuses, tiny_model, tokens, train
+from peft_arena.testing.equation_checks import FUNCTIONS
+from peft_arena.testing.subject import Subject, calibration, refuses, tiny_model
 from peft_arena.testing.trial import Life, Trial, on_each_model
 
 ENOUGH = 8
@@ -34,16 +35,23 @@ def check_card(trial: Trial) -> None:
     assert not stray, f"{card.name}: Config.alternatives names {stray}, which are no fields"
     size = subject.method.size
     assert size is None or size in config.model_fields, f"{card.name}: its size '{size}' is no setting"
+    if card.equation is not None:
+        names, functions = names_in(card.equation)
+        unknown = sorted(functions - set(FUNCTIONS))
+        assert not unknown, f"{card.name}: its equation calls {', '.join(unknown)}; known: {', '.join(FUNCTIONS)}"
+        assert names & {"W", "R"}, f"{card.name}: its equation does not begin from a weight, W or R: {card.equation}"
 
 
-def check_quantized_base(trial: Trial) -> None:
+def check_quantized_base(trial: Trial) -> str | None:
     """Check that a method which needs a quantised base refuses a plain one; others are tried on plain ones."""
     if trial.plain.has(Capability.NEEDS_QUANTIZED_BASE):
         assert trial.plain.has(Capability.QUANTIZED_BASE), "it needs a quantised base and does not declare to take one"
         assert refuses(trial.plain.attach), "it needs a quantised base, and attaches to a plain one"
+        return None
+    return "the method takes plain weights, and is tried on them"
 
 
-def check_calibration(trial: Trial) -> None:
+def check_calibration(trial: Trial) -> str | None:
     """Check that a method asks for calibration data exactly if its card says so, and refuses to do without."""
     subject, method = trial.plain, trial.plain.make()
     needs = subject.has(Capability.NEEDS_CALIBRATION)
@@ -51,30 +59,34 @@ def check_calibration(trial: Trial) -> None:
         f"calibration_examples is {method.calibration_examples}, and the card says needs_calibration: {needs}"
     )
     if not needs:
-        return
+        return "the method takes no calibration data"
     for what, given in (("without", None), ("with empty", Calibration([]))):
         attach = partial(method.attach, subject.model(), seed=0, calibration=given)
         assert refuses(attach), f"attaches {what} calibration data"
+    return None
 
 
 @on_each_model
-def check_count(life: Life) -> None:
+def check_count(life: Life) -> str | None:
     """Check the declared number of trained parameters, with and without weights."""
     method, kind = life.subject.make(), life.subject.kind
-    declared = method.trained_count(life.subject.model())
+    declared = method.trained_count(life.subject.untouched())
     if declared is None and method.card.name not in METHODS:
-        return
+        return "the method offers no count"
     assert declared == life.parameters, f"count() says {declared}, {life.parameters} parameters train"
     shapes = method.trained_count(tiny_model(kind, life.subject.dtype, device="meta"))
     assert shapes == declared, f"count() says {shapes} without weights (meta device), {declared} with them"
+    return None
 
 
-def check_sizes(trial: Trial) -> None:
+def check_sizes(trial: Trial) -> str | None:
     """Check the sizes a budget may choose from: they fit, their count grows, and no other is taken for one of them."""
     setting = trial.plain.method.size
-    if setting is not None:
-        _check_inside(trial.odd, setting)
-        _check_outside(trial.plain, setting, _check_inside(trial.plain, setting))
+    if setting is None:
+        return "no setting sizes the method"
+    _check_inside(trial.odd, setting)
+    _check_outside(trial.plain, setting, _check_inside(trial.plain, setting))
+    return None
 
 
 def _check_inside(subject: Subject, setting: str) -> list[Any]:
@@ -139,48 +151,8 @@ def check_seeds(trial: Trial) -> None:
     import torch
 
     subject = trial.plain
-    first, same, other = (subject.attach(seed=seed).state() for seed in (5, 5, 6))
+    first, same, other = trial.life("untied").start, subject.attach().state(), subject.attach(seed=6).state()
     assert list(first) == list(same) == list(other), "names of the state depend on the seed"
     assert all(torch.equal(first[name], same[name]) for name in first), "the same seed gives another start"
     differs = any(not torch.equal(first[name], other[name]) for name in first)
     assert differs == subject.method.card.random_init, f"another seed changes the start: {differs}; the card disagrees"
-
-
-def check_fields(trial: Trial) -> None:
-    """Check that every setting changes something, and that equal settings change nothing."""
-    subject = trial.plain
-    reference = fingerprint(subject)
-    repeated = fingerprint(subject)
-    assert not changed(reference, repeated), f"two equal runs differ in {changed(reference, repeated)}"
-    kind, given = subject.method.Config, subject.make().config
-    for name, alternative in kind.alternatives.items():
-        default = kind.model_fields[name].get_default(call_default_factory=True)
-        value = alternative if _set(subject, name, alternative) != getattr(given, name) else default
-        assert _set(subject, name, value) != getattr(given, name), f"{name}: its alternative is its default"
-        other = replace(subject, config={**subject.config, name: value})
-        assert changed(reference, fingerprint(other)), f"setting {name} to {value!r} changed nothing"
-
-
-def _set(subject: Subject, name: str, value: object) -> object:
-    return getattr(subject.make(**{name: value}).config, name)
-
-
-def fingerprint(subject: Subject) -> dict[str, Any]:
-    """Return what a setting can change: start, optimizer groups, losses in training mode, outputs afterwards."""
-    attached = subject.attach()
-    start = {f"start {name}": tensor.clone() for name, tensor in attached.state().items()}
-    groups = [(len(g["params"]), g["lr"], g["weight_decay"]) for g in attached.parameter_groups(1.0, 0.1)]
-    losses = train(attached, subject.learning_rate, steps=2)[0] if attached.trained() else []
-    return {**start, "groups": groups, "losses": losses, "outputs": logits(attached.model, tokens())}
-
-
-def changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Return the names under which two fingerprints differ."""
-    import torch
-
-    def equal(one: object, two: object) -> bool:
-        if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
-            return one.shape == two.shape and torch.equal(one, two)
-        return bool(one == two)
-
-    return sorted(name for name in {*first, *second} if not equal(first.get(name), second.get(name)))

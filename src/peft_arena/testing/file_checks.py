@@ -44,10 +44,10 @@ def check_damage(life: Life) -> None:
 
 
 @on_each_model
-def check_peft_adapter(life: Life) -> None:
+def check_peft_adapter(life: Life) -> str | None:
     """Check that peft itself loads a checkpoint on the pretrained model with the same outputs."""
     if not life.subject.has(Capability.PEFT_ADAPTER):
-        return
+        return "the card does not declare peft_adapter"
     from peft import PeftConfig, PeftModel
 
     saved = str(life.saved)
@@ -55,15 +55,16 @@ def check_peft_adapter(life: Life) -> None:
     assert named == f"tiny-{life.subject.kind}", f"the adapter names {named} as its base model"
     wrapped = PeftModel.from_pretrained(life.subject.model(), saved)
     limit = EXACT if life.subject.exact else ROUNDED
-    gap = difference(logits(wrapped, tokens()), logits(life.restored().model, tokens()))
+    gap = difference(logits(wrapped, tokens()), logits(life.reread.model, tokens()))
     assert gap <= limit, f"PeftModel.from_pretrained is {gap} away from restore()"
+    return None
 
 
 @on_each_model
-def check_lora_adapter(life: Life) -> None:
+def check_lora_adapter(life: Life) -> str | None:
     """Check that the files alone, read as a LoRA server reads them, give the tuned model."""
     if not life.subject.has(Capability.LORA_ADAPTER):
-        return
+        return "the card does not declare lora_adapter"
     import torch
     from safetensors.torch import load_file
 
@@ -95,6 +96,7 @@ def check_lora_adapter(life: Life) -> None:
     limit = MERGE if life.subject.exact else 2 * ROUNDED
     gap = difference(logits(model, tokens()), life.tuned)
     assert gap <= limit, f"pretrained weights plus scaling * B A of the files are {gap} away from the tuned model"
+    return None
 
 
 def strange_settings(table: Mapping[str, Any]) -> list[str]:

@@ -10,49 +10,55 @@ from peft_arena.testing.subject import ROUNDED, STEPS, difference, logits, token
 from peft_arena.testing.trial import Trial
 from peft_arena.train.recompute import activations_recomputed, recomputes
 
+NOTHING = "the method does not train"
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from peft_arena.methods.base import Attached
 
 
-def check_mixed_precision(trial: Trial) -> None:
+def check_mixed_precision(trial: Trial) -> str | None:
     """Check that under autocast the start is as declared, and that the loss falls there too."""
     import torch
 
     life = trial.life("bfloat16")
     subject, ids = life.subject, tokens()
     if not subject.has(Capability.TRAINS):
-        return
+        return NOTHING
     attached = subject.attach()
     if subject.has(Capability.IDENTITY_AT_INIT):
         with torch.autocast("cpu", torch.bfloat16):
-            gap = difference(logits(attached.model, ids), logits(subject.model(), ids))
+            gap = difference(logits(attached.model, ids), logits(subject.untouched(), ids))
         exact = life.step0 == trial.life("untied").step0 == 0
         assert gap <= (0.0 if exact else ROUNDED), (
             f"under autocast the output moved by {gap} before training, and by {life.step0} without"
         )
     first, last = _train(attached, subject.learning_rate)
     assert last < first, f"loss did not fall in mixed precision: {first} to {last}"
+    return None
 
 
-def check_recompute(trial: Trial) -> None:
+def check_recompute(trial: Trial) -> str | None:
     """Check that recomputing activations changes no gradient, or that it cannot be done where the card says so."""
     subject = trial.plain
     if not subject.has(Capability.TRAINS):
-        return
-    kept = _gradients(subject.attach(), recompute=False)
+        return NOTHING
+    attached = subject.attach()
+    kept = _gradients(attached, recompute=False)
+    attached.model.zero_grad(set_to_none=True)
     try:
-        again = _gradients(subject.attach(), recompute=True)
+        again = _gradients(attached, recompute=True)
     except (RuntimeError, ValueError) as error:
         assert not recomputes(subject.method.card), f"activations cannot be recomputed: {error}"
-        return
+        return None
     same = kept.keys() == again.keys() and all(bool((kept[name] == again[name]).all()) for name in kept)
     if recomputes(subject.method.card):
         wrong = [name for name in kept if name not in again or not bool((kept[name] == again[name]).all())]
         assert same, f"recomputing activations changes gradients, of {', '.join(wrong[:3])}"
     else:
         assert not same, "activations can be recomputed, and the card declares keys_and_values"
+    return None
 
 
 def _gradients(attached: Attached, recompute: bool) -> dict[str, Tensor]:

@@ -97,15 +97,16 @@ def score_row(model: nn.Module, row: Row, temperature: float) -> tuple[list[Tens
     return log_probs, output.loss + sum(plain[1:], plain[0]) / row.length
 
 
-def check_online_rl(trial: Trial) -> None:
+def check_online_rl(trial: Trial) -> str | None:
     """Check rollouts, reference model, gradients and updates of a method that takes objectives that sample."""
     if not trial.plain.has(Capability.ONLINE_RL):
-        return
+        return "the card does not declare online_rl"
     for name, check in (("untied", _check_updates), ("bfloat16", _check_mixed)):
         try:
             check(trial.life(name))
         except AssertionError as error:
             raise AssertionError(f"on the {name} model: {error}") from error
+    return None
 
 
 def _check_updates(life: Life) -> None:
@@ -158,7 +159,7 @@ def _check_mixed(life: Life) -> None:
     done = practise(attached, attached.optimizer(subject.learning_rate, 0.01), spec, subject.dtype, life.directory)
     _check_moved(attached, before, done)
     _check_rollout(subject, _attach(life), done, spec)
-    _check_reference(subject, subject.model(), rows_of(done, spec), spec)
+    _check_reference(subject, subject.untouched(), rows_of(done, spec), spec)
     for gradient in done.gradients[0].values():
         assert bool(torch.isfinite(gradient).all()), "a gradient is not finite"
 

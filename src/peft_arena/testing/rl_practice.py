@@ -21,7 +21,7 @@ from peft_arena.methods.base import Attached
 from peft_arena.models.modes import base_of
 from peft_arena.tasks.base import Score
 from peft_arena.tasks.rewards import Judged
-from peft_arena.testing.subject import STEPS, global_random_untouched, tokens
+from peft_arena.testing.subject import STEPS, every_tensor, global_random_untouched, surface, tokens
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.policy import pretrained
 from peft_arena.train.quiet import random_kept, seed_step, surface_kept
@@ -119,28 +119,24 @@ class _WatchedRollouts(Rollouts):
 
     def sample(self, prompts: Sequence[list[int]], seeds: Sequence[int], step: int) -> list[Written]:
         """Sample a completion of each prompt."""
-        before, surface = tensors_of(self.model), _surface(self.model)
+        before, modes = tensors_of(self.model), surface(self.model)
         with global_random_untouched():
             written = super().sample(prompts, seeds, step)
         if moved := changed(self.model, before):
             self.done.disturbed = f"values of {', '.join(moved[:3])}"
-        elif surface != _surface(self.model):
+        elif modes != surface(self.model):
             self.done.disturbed = "modes of modules, or what trains"
         return written
 
 
-def _surface(model: torch.nn.Module) -> tuple[list[bool], list[bool]]:
-    return [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
-
-
 def tensors_of(model: torch.nn.Module) -> dict[str, Tensor]:
     """Return a copy of every parameter and buffer by name."""
-    return {name: one.detach().clone() for name, one in (*model.named_parameters(), *model.named_buffers())}
+    return {name: one.detach().clone() for name, one in every_tensor(model).items()}
 
 
 def changed(model: torch.nn.Module, before: Mapping[str, Tensor]) -> list[str]:
     """Return the names of parameters and buffers that are not, bit for bit, what they were."""
-    now: dict[str, Tensor] = dict((*model.named_parameters(), *model.named_buffers()))
+    now = every_tensor(model)
     kept = {name for name in now if name in before and torch.equal(now[name], before[name])}
     return sorted({*now, *before} - kept)
 

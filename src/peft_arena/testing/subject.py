@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
@@ -45,6 +47,10 @@ class Subject:
         """Return the pretrained model, the same every time."""
         return tiny_model(self.kind, self.dtype)
 
+    def untouched(self) -> PreTrainedModel:
+        """Return the pretrained model to look at only: every caller gets the same one."""
+        return shared_model(self.kind, self.dtype)
+
     def attach(self, seed: int = 0) -> Attached:
         """Return the method in place on a fresh model."""
         return self.put(self.model(), seed)
@@ -65,7 +71,7 @@ class Subject:
 
 
 def tiny_model(kind: Kind = "untied", dtype: str = "float32", device: str = "cpu") -> PreTrainedModel:
-    """Return a random Llama, the same for the same arguments, whose logits are large enough to compare.
+    """Return a random Llama of the caller's own, the same for the same arguments, with logits large enough to compare.
 
     Args:
         kind: ``untied`` or ``tied`` embeddings; ``awkward``: sizes that are no powers of two; ``biased``: a Qwen2,
@@ -73,6 +79,17 @@ def tiny_model(kind: Kind = "untied", dtype: str = "float32", device: str = "cpu
         dtype: type of the weights.
         device: ``meta`` for shapes without weights.
     """
+    return copy.deepcopy(_template(kind, dtype, device))  # less than half the time of making one
+
+
+@cache
+def shared_model(kind: Kind, dtype: str) -> PreTrainedModel:
+    """Return a tiny model that is the same object for all callers, who must not change it."""
+    return copy.deepcopy(_template(kind, dtype, "cpu"))
+
+
+@cache
+def _template(kind: Kind, dtype: str, device: str) -> PreTrainedModel:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -92,6 +109,29 @@ def tiny_model(kind: Kind = "untied", dtype: str = "float32", device: str = "cpu
     for parameter in model.parameters():  # not model.to: that would round the rotary frequencies, as loading does not
         parameter.data = parameter.data.to(getattr(torch, dtype))
     return model.eval()
+
+
+def altered_shared_models() -> list[str]:
+    """Return the kinds of shared models that are no longer what they were made as, and let them be made anew."""
+    import torch
+
+    def same(kind: Kind, dtype: str) -> bool:
+        now, before = shared_model(kind, dtype), _template(kind, dtype, "cpu")
+        pairs = zip(every_tensor(now).items(), every_tensor(before).items(), strict=False)
+        return len(list(now.modules())) == len(list(before.modules())) and all(
+            name == other and torch.equal(one, two) for (name, one), (other, two) in pairs
+        )
+
+    looked: list[tuple[Kind, str]] = [(kind, "float32") for kind in get_args(Kind)]
+    found = [f"{kind} {dtype}" for kind, dtype in [*looked, ("untied", "bfloat16")] if not same(kind, dtype)]
+    if found:
+        shared_model.cache_clear()
+    return found
+
+
+def every_tensor(model: nn.Module) -> dict[str, Tensor]:
+    """Return every parameter and buffer by name."""
+    return dict((*model.named_parameters(), *model.named_buffers()))
 
 
 def tokens(seed: int = 7) -> Tensor:
@@ -115,11 +155,27 @@ def logits(model: nn.Module, ids: Tensor) -> Tensor:
     import torch
 
     training = model.training
-    model.eval()
+    if training:
+        model.eval()
     with torch.no_grad():
         found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -ids.shape[1] :].float()
-    model.train(training)
+    if training:
+        model.train()
     return found
+
+
+def under_noise(model: nn.Module, seed: int) -> Tensor:
+    """Return :func:`logits` of the same tokens, computed under a random state of its own."""
+    import torch
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return logits(model, tokens())
+
+
+def surface(model: nn.Module) -> tuple[list[bool], list[bool]]:
+    """Return of each module whether it is in training mode, and of each parameter whether it trains."""
+    return [module.training for module in model.modules()], [p.requires_grad for p in model.parameters()]
 
 
 def difference(first: Tensor, second: Tensor) -> float:
@@ -128,8 +184,21 @@ def difference(first: Tensor, second: Tensor) -> float:
     return gap if math.isfinite(gap) else math.inf
 
 
-def train(attached: Attached, learning_rate: float, steps: int = STEPS, seed: int = 0) -> tuple[list[float], set[str]]:
+def train(
+    attached: Attached,
+    learning_rate: float,
+    steps: int = STEPS,
+    seed: int = 0,
+    halfway: Callable[[Optimizer], object] | None = None,
+) -> tuple[list[float], set[str]]:
     """Train on one fixed batch with the method's optimizer.
+
+    Args:
+        attached: what trains.
+        learning_rate: of the run.
+        steps: of the optimizer.
+        seed: of the training.
+        halfway: called with the optimizer after half of the steps.
 
     Returns:
         The loss before each step, in training mode, and after the last, in evaluation mode; and the names of all
@@ -137,8 +206,12 @@ def train(attached: Attached, learning_rate: float, steps: int = STEPS, seed: in
     """
     optimizer = attached.optimizer(learning_rate, 0.01)
     attached.begin(steps)
-    losses, reached = advance(attached, optimizer, range(1, steps + 1), steps, seed)
-    return [*losses, loss_of(attached)], reached
+    half = steps // 2 if halfway is not None else 0
+    losses, reached = advance(attached, optimizer, range(1, half + 1), steps, seed) if half else ([], set())
+    if halfway is not None:
+        halfway(optimizer)
+    more, also = advance(attached, optimizer, range(half + 1, steps + 1), steps, seed)
+    return [*losses, *more, loss_of(attached)], reached | also
 
 
 def advance(
@@ -181,7 +254,8 @@ def loss_of(attached: Attached) -> float:
     """Return the loss on the batch that is trained on, in evaluation mode."""
     import torch
 
-    attached.model.eval()
+    if attached.model.training:
+        attached.model.eval()
     with torch.no_grad():
         return float(attached.model(**_batch()).loss)
 
