@@ -22,7 +22,7 @@ from peft_arena.core.text import shown
 MIB = 1 << 20
 SETTINGS_BYTES = 64 * MIB
 """Most bytes of a JSON file with settings; tokenizers' tables are the longest of them."""
-RECORD_BYTES = 128 * MIB
+RECORD_BYTES = 512 * MIB
 """Most bytes of a record of ours."""
 DATA_BYTES = 4096 * MIB
 """Most bytes of a file of data."""
