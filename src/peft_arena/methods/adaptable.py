@@ -40,7 +40,7 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def left_out(model: PreTrainedModel) -> Mapping[str, str]:
-    """Return the linear layers but the output layer that cannot be adapted, by name, each with the reason.
+    """Return the linear layers, but for the output layer, that cannot be adapted, by name, each with the reason.
 
     They are looked for once per model.
 
