@@ -42,7 +42,7 @@ def written_whole(out: Path, *, swap: bool = True) -> Iterator[Path]:
     """
     out = Path(os.path.realpath(out))
     out.parent.mkdir(parents=True, exist_ok=True)
-    beside = not out.exists() or (swap and _can_swap(out))
+    beside = not out.exists() or (swap and out.is_dir() and _can_swap(out))
     if not beside:
         out.mkdir(exist_ok=True)  # one that is a file is refused here
     with unfinished(out if beside else out / "report", directory=True) as part:
