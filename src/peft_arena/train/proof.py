@@ -5,8 +5,8 @@ the run's own data. What is written of it is read back, once before a long train
 checkpoint, and must give the tuned model's logits.
 
 Two sets of logits are compared by the root mean square of their difference over that of the logits about their mean.
-On the packaged micro model, over all methods, rounding gives at most 1.4e-6 in float32; in bfloat16 nothing or 0.01, and
-0.05 where a weight is split into a rounded residual and two factors. Deeper models round more often.
+On the packaged micro model, over all methods, rounding gives at most 1.4e-6 in float32; in bfloat16 nothing or 0.01,
+and 0.05 where a weight is split into a rounded residual and two factors. Deeper models round more often.
 """
 
 from __future__ import annotations
