@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import Schedule
 from peft_arena.methods.base import Attached
+from peft_arena.methods.full import Full
 from peft_arena.methods.lora import Lora, LoraConfig
 from peft_arena.methods.pissa import Pissa
 from peft_arena.models.load import load_model as plain_model
@@ -94,6 +96,18 @@ def test_a_checkpoint_that_cannot_be_read_ends_the_run_early(
 ) -> None:
     with pytest.raises(UserError, match=f"after {done} steps: the checkpoint of method lora .*{said}"):
         train(tmp_path, model_dir, kind(LoraConfig(rank=4)), schedule=Schedule(steps=steps), learning_rate=0.5)
+
+
+def test_a_run_without_memory_for_a_second_model_goes_on_unread(
+    tmp_path: Path, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1000))
+    method = Full(Full.Config())
+    run, steps = train(tmp_path, model_dir, method, schedule=Schedule(steps=12))
+    unread = [event for event in run.events() if event["event"] == "checkpoint_not_read_back"]
+    assert len(steps) == 12
+    assert [event["checkpoint"] for event in unread] == ["of step 6"]
+    assert "1000 are free" in unread[0]["reason"]
 
 
 def test_training_is_the_same_with_and_without_a_proof(tmp_path: Path, model_dir: Path) -> None:

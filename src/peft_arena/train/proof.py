@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import seed_for
 from peft_arena.core.specs import RunSpec
 from peft_arena.cost.memory import unmeasured
@@ -55,6 +55,8 @@ SOON = 10
 """A first checkpoint after more steps than this is tried before the first of them."""
 SMALL = 2**30
 """Bytes of trained parameters up to which a checkpoint is tried before training, with the weights moved."""
+ROOM = 1.5
+"""Free memory that a second model must find, in sizes of the model: its logits and what is read need some too."""
 MOVED = 0.02
 """Standard deviation by which trained weights are moved for it, so that what is not read back shows."""
 
@@ -148,14 +150,17 @@ class Proof:
         try:
             with swapped(trained, moved):
                 write_checkpoint(path, attached.save)
-                self.read_back(path, attached, "written to be tried before the first step")
+                self.read_back(run, path, attached, "written to be tried before the first step")
         finally:
             shutil.rmtree(path, ignore_errors=True)
 
-    def read_back(self, path: Path, attached: Attached, which: str) -> None:
+    def read_back(self, run: RunDirectory, path: Path, attached: Attached, which: str) -> None:
         """Restore a checkpoint of what is in place, on another model, and compare what the two say.
 
+        A run without memory for a second model goes on unread: event ``checkpoint_not_read_back`` says so.
+
         Args:
+            run: whose checkpoint it is.
             path: the checkpoint.
             attached: what was saved, as it was saved.
             which: says in a message which checkpoint it is.
@@ -163,12 +168,18 @@ class Proof:
         Raises:
             UserError: it cannot be read, or gives another model.
         """
+        if self._twin is None and (lacking := _lacking(attached.model)):
+            run.event("checkpoint_not_read_back", level="warning", checkpoint=which, reason=lacking)
+            return
         with model_kept(attached.model), unmeasured():
             now = self._logits(attached.model)
             try:
                 model = self._fresh() if self._twin is None else twin(self._twin)
                 restored = self.method.restore(model, path)
                 again = self._logits(restored.model)
+            except (MemoryError, torch.OutOfMemoryError) as error:
+                run.event("checkpoint_not_read_back", level="warning", checkpoint=which, reason=first_line(error))
+                return
             except UserError as error:
                 raise UserError(f"{self._said(which)} cannot be read back, so training ends here: {error}") from error
         gap = relative(again, now)
@@ -187,6 +198,16 @@ class Proof:
             model.eval()
             with TokenLoss(model, self.dtype == "bfloat16") as loss:
                 return loss.logits(self.batch)[0].float().cpu()
+
+
+def _lacking(model: nn.Module) -> str:
+    """Say why there is no memory for the model a second time; empty if there is."""
+    import psutil
+
+    needed = int(sum(p.numel() * p.element_size() for p in model.parameters()) * ROOM)
+    device = next(model.parameters()).device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return f"a second model needs {needed} bytes, {free} are free on {device}" if needed > free else ""
 
 
 def relative(given: Tensor, wanted: Tensor) -> float:

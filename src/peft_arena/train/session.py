@@ -126,7 +126,7 @@ class Session(ABC, Generic[C]):
                 write_checkpoint(self.run.checkpoint(step), self.attached.save)
             if self.proof is not None and step == min(self.save_at):
                 with self.loss.left():
-                    self.proof.read_back(self.run.checkpoint(step), self.attached, f"of step {step}")
+                    self.proof.read_back(self.run, self.run.checkpoint(step), self.attached, f"of step {step}")
         if step in self.save_at or (resume_every is not None and step % resume_every == 0):
             with model_kept(self.attached.model):
                 write_state(self.run, counters, self.attached, self.optimizer, self.kept(trainer))
