@@ -137,7 +137,7 @@ def test_many_names_of_layers_are_read_back_as_they_were_written(tmp_path: Path)
         ("prefix_tuning", {"num_virtual_tokens": 4}, "falcon", "prefix_tuning cannot be attached to falcon: "),
         ("lora", {"rank": 64}, "llama", "rank: 64 is above"),
         ("lora", {"rank": 2}, "deepseek_v3", ""),
-        ("boft", {}, "llama", ""),
+        ("hra", {"rank": 4}, "llama", ""),
         ("lora_ga", {"rank": 2}, "llama", ""),
     ],
 )

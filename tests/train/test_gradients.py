@@ -42,7 +42,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_by_its_name(tmp_path: Path, 
     attached = ToyAttached(loaded.model)
     name = next(name for name in attached.trained() if name.endswith("up"))
     attached.trained()[name].register_hook(lambda gradient: gradient * float("inf"))
-    with pytest.raises(TrainingFailed, match=f"the gradient is nan in {name}"):
+    with pytest.raises(TrainingFailed, match=f"the gradient is inf in {name}"):
         train_sft(run, loaded, attached, ToyTask(), progress=False)
 
 

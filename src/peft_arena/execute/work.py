@@ -231,6 +231,7 @@ class _Worker:
         from peft_arena.cost.record import training_cost
         from peft_arena.methods.adaptable import notice
         from peft_arena.methods.registry import method_of
+        from peft_arena.methods.targets import TargetConfig
         from peft_arena.tasks.registry import task_of
         from peft_arena.train.calibration import calibration_for
         from peft_arena.train.proof import Proof
@@ -246,7 +247,7 @@ class _Worker:
             task = task_of(spec.train.task)
             method = method_of(spec.method)
             proof = Proof(spec, loaded, task, method, lambda: load_start(self.run)[0].model)
-            if left := notice(loaded.model):
+            if isinstance(method.config, TargetConfig) and (left := notice(loaded.model)):
                 self.run.event("layers_left_out", reason=left)
             began = time.perf_counter()
             calibration = calibration_for(spec, method, loaded, task)

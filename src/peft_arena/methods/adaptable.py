@@ -40,24 +40,24 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 
 
 def left_out(model: PreTrainedModel) -> Mapping[str, str]:
-    """Return the linear layers that cannot be adapted, by name, each with the reason; looked for once per model.
+    """Return the linear layers, but for the output layer, that cannot be adapted, by name, each with the reason.
+
+    They are looked for once per model.
 
     Args:
         model: not yet adapted; one forward pass of four tokens is run, without weights where it is on the meta device.
     """
     if model not in _KNOWN:
-        from torch import nn
-
-        linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+        linears = linear_layers(model)
         found = {**_uncalled(model, linears), **_read_itself(model, linears), **_tied(model, linears)}
         _KNOWN[model] = {name: found[name] for name in linears if name in found}
     return _KNOWN[model]
 
 
 def notice(model: PreTrainedModel) -> str:
-    """Return one line that says which layers are left out and why; empty if there are none but the output layer."""
+    """Return one line that says which layers are left out and why; empty if there are none."""
     every = linear_layers(model)
-    found = {name: reason for name, reason in left_out(model).items() if name in every}
+    found = left_out(model)
     names = list(found)
     reasons = dict.fromkeys(found.values())
     said = [f"{_few([name for name in names if found[name] == reason])}: {reason}" for reason in reasons]
@@ -69,7 +69,7 @@ def _few(names: list[str]) -> str:
     return ", ".join(leaves[:4]) + (f" and {len(leaves) - 4} more" if len(leaves) > 4 else "")
 
 
-def _tied(model: PreTrainedModel, linears: Mapping[str, nn.Module]) -> dict[str, str]:
+def _tied(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> dict[str, str]:
     """Return the layers whose weight stands at a second place: a change at one of them is none at the other."""
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
