@@ -45,7 +45,8 @@ def as_written(tokenizer: PreTrainedTokenizerBase, location: str, revision: str 
     written = Tokenizer.from_file(str(file))
     if _kept(backend) or not _kept(written):
         return tokenizer
-    other: PreTrainedTokenizerBase = PreTrainedTokenizerFast.from_pretrained(location, revision=revision or "main")
+    base: Any = PreTrainedTokenizerFast
+    other: PreTrainedTokenizerBase = base.from_pretrained(location, revision=revision)
     if not _kept(other.backend_tokenizer):
         raise UserError(
             f"the tokenizer of {location} cannot be loaded as its {FILE} says: {type(tokenizer).__name__} loses spaces "
