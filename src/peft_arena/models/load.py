@@ -26,7 +26,7 @@ from peft_arena.models.folder import (
     settle_ties,
     tokens_in,
 )
-from peft_arena.models.stored import check_names, check_weight_files, lost_among_many, unreported, whole
+from peft_arena.models.stored import check_names, check_weight_files, is_bare, lost_among_many, unreported, whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -263,13 +263,13 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """Return a model's architecture without weights, on the meta device: shapes to count by.
 
     A head that the configuration says is one with the embeddings is its own if the files hold another; a hub model's
-    files are not looked at.
+    files are not looked at. A directory with a configuration alone has shapes too.
 
     A hub model that names its commit needs no network if its configuration is in the hub's cache or among the models
     that are written down in :mod:`peft_arena.models.known`, in this order; a wheel model's is there.
 
     Raises:
-        UserError: the model cannot be found, or its configuration is damaged.
+        UserError: the model cannot be found, its configuration is damaged, or its files lack a tensor or hold another.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -289,9 +289,11 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     if source is not None and source.kind != "hub":
-        check_weight_files(Path(source.location))
-        check_names(model, Path(source.location))
-        settle_ties(model, Path(source.location), spec.dtype)
+        files = Path(source.location)
+        if not is_bare(files):
+            check_weight_files(files)
+            check_names(model, files)
+            settle_ties(model, files, spec.dtype)
     return model
 
 
@@ -315,6 +317,8 @@ def _checked(spec: ModelSpec) -> tuple[Source, str]:
         raise UserError(
             f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
         )
+    if source.kind == "path":
+        check_files(Path(source.location))
     return source, found
 
 
@@ -340,7 +344,6 @@ def _revision(source: Source, spec: ModelSpec) -> str:
     if source.kind == "path":
         place = Path(source.location)
         refuse_lost_tokens(tokens_in(place), rows_in(place), spec.name, "the model")
-        check_files(place)
     return f"sha256:{content_of(Path(source.location))}"
 
 

@@ -95,6 +95,11 @@ def weight_paths(directory: Path) -> tuple[Path, ...]:
     raise UserError(f"{directory} holds no weights: neither {SINGLE} nor {INDEX} is there")
 
 
+def is_bare(directory: Path) -> bool:
+    """Say whether a directory holds no weights of any kind."""
+    return not any(any(directory.glob(pattern)) for pattern in (SINGLE, INDEX, *PICKLES))
+
+
 def check_weight_files(directory: Path) -> None:
     """Check the weight files of a model directory by their headers; no tensor is read.
 
