@@ -12,11 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from peft_arena.execute.check import check_path
 from tests.execute.conftest import arena, results
 
-from .faulty import STUDY
+from .faulty import STUDY, in_child, work_on
 
 pytestmark = [pytest.mark.deep, pytest.mark.slow]
 WAIT_S = 120.0
@@ -74,21 +75,30 @@ class Command:
             time.sleep(0.05)
         return code
 
-    def resumes(self, undisturbed: dict[str, object]) -> None:
+    def resumes(self, undisturbed: dict[str, object], by_command: bool = False) -> None:
+        """Go on in a forked child, which is fast, or by the same command, which also clears temporary files away."""
         before = {path: path.read_bytes() for path in self.runs.glob("*/records/**/*.json")}
-        done = arena(*self.arguments, TMPDIR=str(self.folder))
-        assert done.returncode == 0, done.stderr
+        if by_command:
+            done = arena(*self.arguments, TMPDIR=str(self.folder))
+            assert done.returncode == 0, done.stderr
+            assert not list(self.folder.rglob("*.part")) and not list(self.folder.glob("pymp-*"))
+        else:
+            ended = in_child(lambda: work_on(self.study, self.runs), self.folder / "resumed")
+            assert ended.code == 0, ended.text
         assert results(self.runs) == undisturbed
         assert all(path.read_bytes() == text for path, text in before.items())
         assert "left_by_killed_writers" not in check_path(self.runs)
-        assert not list(self.folder.rglob("*.part")) and not list(self.folder.glob("pymp-*"))
+        assert not list(self.runs.rglob("*.part"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    import peft_arena.execute.preload  # noqa: F401 - loaded once, here, for all children
+
+    torch.set_num_threads(1)
     command = Command(tmp_path_factory.mktemp("undisturbed"))
-    command.start()
-    assert command.is_over() == 0, command.said.read_text()
+    ended = in_child(lambda: work_on(command.study, command.runs), command.said)
+    assert ended.code == 0, ended.text
     return results(command.runs)
 
 
@@ -154,7 +164,7 @@ def test_the_command_is_ended(
         assert code == -signal.SIGKILL
     else:
         assert code == 128 + number and f"peft-arena: ended by {number.name}" in text
-    command.resumes(undisturbed)
+    command.resumes(undisturbed, by_command=moment is training and number == signal.SIGKILL)
 
 
 def test_the_command_is_killed_while_everything_is_stopped(command: Command, undisturbed: dict[str, object]) -> None:
