@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
 
 from peft_arena.execute.check import check_path
 from tests.execute.conftest import arena, results
@@ -95,7 +94,6 @@ class Command:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     import peft_arena.execute.preload  # noqa: F401 - loaded once, here, for all children
 
-    torch.set_num_threads(1)
     command = Command(tmp_path_factory.mktemp("undisturbed"))
     ended = in_child(lambda: work_on(command.study, command.runs), command.said)
     assert ended.code == 0, ended.text

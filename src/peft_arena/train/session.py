@@ -65,7 +65,7 @@ class Session(ABC, Generic[C]):
         self.optimizer = _optimizer(attached, spec.learning_rate, spec.weight_decay)
         self.buffer: dict[str, Tensor] = {}
         """Tensors of the resume state beyond weights and optimizer."""
-        found = read_state(run, counters, attached, self.optimizer)
+        found = read_state(run, counters, attached, self.optimizer, self.save_at)
         self.counters, self.buffer = found if found is not None else (counters, {})
         attached.begin(total)
         self.loss = TokenLoss(attached.model, autocast=loaded.spec.dtype == "bfloat16", added=attached.extra_loss)
