@@ -7,6 +7,7 @@ family, and all methods on three of them. ``make deep`` runs the rest.
 
 from __future__ import annotations
 
+import json
 import re
 import tempfile
 from functools import cache
@@ -58,13 +59,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def planned(family: str, root: Path) -> dict[str, Arm]:
     """Write the model of a family, plan a study with it, and return its arms by method."""
+    data = root / "turned.jsonl"
+    if not data.exists():
+        rows = [{"question": f"{number} turned:", "answer": str(number)[::-1]} for number in range(100, 160)]
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     study = study_from(
         {
             "name": family,
             "title": family,
             "seeds": [0],
             "model": {"name": str(write(family, root / family))},
-            "targets": [{"task": "micro-reverse", "items": 2}],
+            "targets": [{"task": str(data), "config": {"scorer": "exact_match", "max_new_tokens": 4}, "items": 2}],
             "train": {
                 "schedule": {"steps": STEPS},
                 "batch_size": 2,
