@@ -65,6 +65,7 @@ NAMES_ELSEWHERE = [
     "mpt",
     "olmoe",
     "opt",
+    "persimmon",
     "phi",
     "phi3",
     "qwen3_moe",
