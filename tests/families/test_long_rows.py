@@ -16,6 +16,8 @@ from peft_arena.models.modes import evaluation_mode
 from peft_arena.models.rope import steady_length
 from peft_arena.models.ways import Way
 from peft_arena.store.records import DECODING
+from peft_arena.train.loss import TokenLoss
+from peft_arena.train.policy import scores
 from peft_arena.train.rollouts import Rollouts
 
 from .zoo import _USUAL, _tokenizer, tiny
@@ -91,6 +93,19 @@ def test_likelihoods_are_those_of_each_row_alone(kind: str) -> None:
         expected = float(logits.gather(1, torch.tensor(pair.continuation)[:, None]).sum())
         assert one.total == pytest.approx(expected, abs=1e-4)
     assert len(said) == 1 and "rows of more than 32 tokens" in said[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_completions_are_scored_by_each_row_alone(kind: str) -> None:
+    longest, width = max(LENGTHS), 3
+    ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows()])
+    mask = (torch.arange(longest) >= longest - torch.tensor(LENGTHS)[:, None]).long()
+    model = model_of(kind)
+    with TokenLoss(model, autocast=False) as loss:
+        found = scores(loss, ids, mask, width, 1.0).log_probs
+    for row, one in zip(rows(), found, strict=True):
+        logits = truth(model_of(kind), row).log_softmax(-1)[-width - 1 : -1]
+        assert torch.allclose(one, logits.gather(1, torch.tensor(row[-width:])[:, None])[:, 0], atol=1e-4)
 
 
 def test_these_rows_would_say_something_else_together(monkeypatch: pytest.MonkeyPatch) -> None:
