@@ -8,9 +8,11 @@ import pytest
 import torch
 from cost_toys import Adapter, Whole, llama
 from peft import PromptTuningConfig, get_peft_model
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from peft_arena.core.errors import UserError
 from peft_arena.cost.flops import (
+    _count,
     formula_flops,
     forward_flops,
     forward_measures,
@@ -130,3 +132,37 @@ def test_what_cannot_be_counted_says_why() -> None:
     total, extra = forward_measures(llama(), broken, {"8": 8})
     assert total.value is not None
     assert extra.value is None and extra.how == "not counted: RuntimeError: no kernel" and extra.n == 0
+
+
+def mixtral(top: int, width: int, experts: str) -> MixtralForCausalLM:
+    torch.manual_seed(0)
+    config = MixtralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=width, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, num_local_experts=4, num_experts_per_tok=top, experts_implementation=experts,
+    )  # fmt: skip
+    return MixtralForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("top", [1, 2, 4])
+def test_experts_cost_the_same_however_they_are_run(top: int) -> None:
+    grouped, eager = mixtral(top, 48, "grouped_mm"), mixtral(top, 48, "eager")
+    assert forward_flops(grouped, 32) == pytest.approx(forward_flops(eager, 32), rel=0.01)
+    one = 2 * 2 * 3 * 32 * 48 * 32  # two layers of one expert
+    assert forward_flops(grouped, 32) - forward_flops(mixtral(1, 48, "grouped_mm"), 32) == one * (top - 1)
+    assert forward_flops(mixtral(top, 96, "grouped_mm"), 32) - forward_flops(grouped, 32) == one * top
+    each = training_flops_per_token(Whole(grouped).model, length=32)
+    assert each == pytest.approx(training_flops_per_token(Whole(eager).model, length=32), rel=0.01)
+
+
+def test_products_of_vectors_count() -> None:
+    a, b, v = torch.ones(3, 4), torch.ones(2, 4, 5), torch.ones(4)
+    assert _count(lambda: torch.mv(a, v)) == 24
+    assert _count(lambda: torch.addmv(torch.ones(3), a, v)) == 24
+    assert _count(lambda: torch.dot(v, v)) == 8
+    assert _count(lambda: torch.addbmm(torch.ones(3, 5), a.expand(2, 3, 4), b)) == 2 * 2 * 3 * 4 * 5
+
+
+def test_a_product_without_a_known_cost_gives_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("peft_arena.cost.flops.products", dict)
+    (measure, _) = training_measures(Whole(mixtral(2, 48, "grouped_mm")).model, 10, length=8)
+    assert measure.value is None and "_grouped_mm" in measure.how and "not known" in measure.how

@@ -57,6 +57,15 @@ class Forgets(Lora):
         return attached
 
 
+class Clashes(Lora):
+    """LoRA on a model whose code for training asks for what is not there."""
+
+    def finish(self, model: Any) -> None:
+        """Ask for it."""
+        super().finish(model)
+        model.register_forward_pre_hook(lambda module, _: module.nothing_of_the_kind if module.training else None)
+
+
 def train(root: Path, model_dir: Path, method: Any, dtype: str = "float32", **changes: Any) -> tuple[Any, list[int]]:
     spec = run_spec(model_dir, dtype=dtype, **changes)
     run, loaded = open_run(root, spec), load_model(model_dir, dtype)
@@ -87,6 +96,12 @@ def test_a_start_that_is_not_the_base_is_refused_and_the_module_named(tmp_path: 
     said = r"lora would not start at the pretrained model, .* first in model\.layers\.1\.mlp\.up_proj"
     with pytest.raises(UserError, match=said):
         train(tmp_path, model_dir, Moved(LoraConfig(rank=4)))
+
+
+def test_what_a_library_refuses_in_the_first_step_is_one_line(tmp_path: Path, model_dir: Path) -> None:
+    said = "^after 0 steps: toy cannot be trained on llama: AttributeError: .*nothing_of_the_kind.*$"
+    with pytest.raises(UserError, match=said):
+        train(tmp_path, model_dir, Clashes(LoraConfig(rank=4)))
 
 
 @pytest.mark.parametrize(("kind", "said"), [(Refused, "lora_alpha"), (Forgets, "is not the model that was trained")])

@@ -1,7 +1,8 @@
 """Floating-point operations, counted by running the model under torch's counter; one multiply-add is two operations.
 
-The counter knows matrix products, convolutions and attention; element-wise operations and norms are not counted. It
-does not know the attention kernel that torch uses on CPUs, which is added here. A formula to check the counts is
+The counter knows matrix products, convolutions and attention; element-wise operations, norms, Fourier transforms and
+factorizations are not counted. What it does not know of products is added by :mod:`peft_arena.cost.products`; where
+a product runs whose operations are not known, nothing is counted. A formula to check the counts is
 :func:`formula_flops`.
 """
 
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena.core.ids import seed_for
 from peft_arena.core.measure import Measure
+from peft_arena.cost.products import UncountedError, products, watched
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -192,6 +194,8 @@ def _attempt(count: Callable[[], float]) -> float | str:
     """Return a count, or why there is none."""
     try:
         return count()
+    except UncountedError as error:
+        return str(error)
     except (RuntimeError, NotImplementedError, IndexError) as error:
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
@@ -203,31 +207,13 @@ def _measure(metric: str, value: float | str, how: str, unit: str = "FLOPs") -> 
     return Measure(metric=metric, value=value, unit=unit, better="lower", how=how, n=1)
 
 
-def _cpu_attention() -> dict[Any, Callable[..., int]]:
-    """Return formulas for the attention kernel of CPUs, which torch's counter (2.13) would count as nothing.
-
-    Every pair of positions counts, causal or not, as in the counter's own formulas for the kernels of GPUs. Backward
-    computes the scores again: five matrix products instead of two.
-    """
-    import torch
-    from torch.utils.flop_counter import sdpa_flop_count
-
-    def forward(*shapes: Any, out_shape: object = None, **_: object) -> int:
-        return int(sdpa_flop_count(*shapes[:3]))
-
-    def backward(gradient: object, *shapes: Any, out_shape: object = None, **_: object) -> int:
-        return int(sdpa_flop_count(*shapes[:3])) * 5 // 2
-
-    aten = torch.ops.aten
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-    }
-
-
 def _count(run: Callable[[], None]) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as counter:
-        run()
+    with watched() as uncounted:
+        with FlopCounterMode(display=False, custom_mapping=products()) as counter:
+            run()
+        known = counter.flop_registry
+    if left := sorted({str(operator) for operator in uncounted if operator not in known}):
+        raise UncountedError(f"operations of {', '.join(left)} are not known")
     return int(counter.get_total_flops())

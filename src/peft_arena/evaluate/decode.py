@@ -8,6 +8,7 @@ argmax of the logits, or is drawn from them with the row's own random numbers, a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -16,8 +17,9 @@ from peft_arena.evaluate.draw import Sampler, draw, streams
 from peft_arena.evaluate.thoughts import DECODE, Thoughts
 from peft_arena.models.chat import turn_end
 from peft_arena.models.modes import base_of, device_of
+from peft_arena.models.rope import forget_lengths, hangs_on_length
 from peft_arena.models.steps import CachedRows, FullRows, Rows
-from peft_arena.models.ways import Way, decoding_way, seen_wrong, without_cache
+from peft_arena.models.ways import Way, alone, decoding_way, seen_wrong, without_cache
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -130,7 +132,8 @@ def decode(
     on its batch, up to the rounding of the logits; a model that takes no positions, or has virtual tokens before its
     input, gets only batches of prompts of the same length. A prompt that several rows of a batch share is read once.
     All this is used where it is proved that the logits are those of full forward passes
-    (:mod:`peft_arena.models.ways`); else every step is a full forward pass.
+    (:mod:`peft_arena.models.ways`); else every step is a full forward pass. So it is, one row at a time, for rows
+    that may become so long that their length changes what they say (:mod:`peft_arena.models.rope`).
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -140,7 +143,7 @@ def decode(
         done: called with the number of prompts finished since the last call.
         sampler: how to draw tokens, with the stream of each job's seed; None decodes greedily.
         settings: for the model's own ``generate``, where a task asks for what a sampler has not; instead of a sampler.
-        used: called with the way in which the prompts were continued.
+        used: called with each way in which prompts were continued.
 
     Raises:
         UserError: the model cannot be decoded; see :func:`peft_arena.models.ways.decoding_way`.
@@ -152,21 +155,55 @@ def decode(
         return []
     way = decoding_way(model, own=settings is not None)
     order = sorted(range(len(jobs)), key=lambda place: (-len(jobs[place].ids), jobs[place].ids))
-    end_ids = end_tokens(model, tokenizer)
+    far = {place for place in order if hangs_on_length(model, len(jobs[place].ids) + jobs[place].max_new_tokens - 1)}
+    near = [place for place in order if place not in far]
     found: dict[int, Continuation] = {}
-    for places in _batches(jobs, order, batch_size, way.together):
-        batch = [jobs[place] for place in places]
-        stopper = Stopper(tokenizer, batch[0].stop, end_ids)
-        choose = _Choice(model, batch, sampler)
-        if way.own:
-            given = dict(settings or {}) if way.cached else {**(settings or {}), "use_cache": False}
-            results = _own_generate(model, stopper, batch, choose, given)
-        else:
-            results, way = _continue(model, stopper, batch, choose, way)
-        found.update(zip(places, results, strict=True))
-        done(len(places))
-    used(way)
+    maker = _Maker(model, tokenizer, jobs, batch_size, sampler, settings)
+    if near:
+        used(maker.make(near, way, found, done))
+    if far:
+        slow = alone(model, replace(way, own=settings is not None))
+        used(maker.make([place for place in order if place in far], slow, found, done))
+        forget_lengths(model)
     return [found[place] for place in range(len(jobs))]
+
+
+class _Maker:
+    """Continues some of the jobs in one way."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        jobs: Sequence[Job],
+        batch_size: int,
+        sampler: Sampler | None,
+        settings: Mapping[str, Any] | None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.jobs = jobs
+        self.batch_size = batch_size
+        self.sampler = sampler
+        self.settings = settings or {}
+        self.end_ids = end_tokens(model, tokenizer)
+
+    def make(
+        self, order: Sequence[int], way: Way, found: dict[int, Continuation], done: Callable[[int], object]
+    ) -> Way:
+        """Continue the jobs at some places, put what is written into ``found``, and return the way used at last."""
+        for places in _batches(self.jobs, order, self.batch_size, way.together):
+            batch = [self.jobs[place] for place in places]
+            stopper = Stopper(self.tokenizer, batch[0].stop, self.end_ids)
+            choose = _Choice(self.model, batch, self.sampler)
+            if way.own:
+                given = dict(self.settings) if way.cached else {**self.settings, "use_cache": False}
+                results = _own_generate(self.model, stopper, batch, choose, given)
+            else:
+                results, way = _continue(self.model, stopper, batch, choose, way)
+            found.update(zip(places, results, strict=True))
+            done(len(places))
+        return way
 
 
 def _batches(jobs: Sequence[Job], order: Sequence[int], batch_size: int, padded: bool) -> Iterator[list[int]]:
@@ -308,6 +345,7 @@ def _own_generate(
         **given,
     )
     ids = torch.tensor([job.ids for job in batch], device=device_of(model))
+    forget_lengths(model)
     generate: Any = model.generate
     generate(
         input_ids=ids,

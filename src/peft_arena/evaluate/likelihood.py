@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from peft_arena.models.rope import forget_lengths, hangs_on_length, why_alone
 from peft_arena.models.steps import LOGITS_AT_ONCE, full_logits, vocabulary_of
 from peft_arena.models.ways import reading_way
 
@@ -61,7 +63,8 @@ def log_likelihoods(
 
     Rows are padded on the right: in a causal model nothing before a token depends on what follows it, so a row's
     result does not depend on its batch. A model of which this is not so reads one row at a time
-    (:func:`peft_arena.models.ways.reading_way`). Pairs that differ only in their last token share a row.
+    (:func:`peft_arena.models.ways.reading_way`), and so are rows whose length changes what they say
+    (:mod:`peft_arena.models.rope`). Pairs that differ only in their last token share a row.
 
     Args:
         model: a causal language model, in evaluation mode.
@@ -85,9 +88,14 @@ def log_likelihoods(
     rows = [Row(ids, min(len(pairs[p].context) for p in places) - 1, places) for ids, places in shared.items()]
     rows.sort(key=lambda row: (-len(row.ids), row.ids))
     found: dict[int, Likelihood] = {}
-    for batch in _batches(rows, batch_size, vocabulary_of(model)):
+    far = [row for row in rows if hangs_on_length(model, len(row.ids))]
+    if far and way.together:
+        noticed(f"one row at a time: {why_alone(model)}")
+    batches = [[row] for row in far], _batches(rows[len(far) :], batch_size, vocabulary_of(model))
+    for batch in chain(*batches):  # rows come in the order of their lengths
         found.update(_score(model, batch, pairs))
         done(sum(len(row.pairs) for row in batch))
+    forget_lengths(model)
     return [found[place] for place in range(len(pairs))]
 
 

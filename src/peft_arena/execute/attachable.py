@@ -1,8 +1,8 @@
 """Whether a method can be put on a study's model, found before any work: on the architecture, without weights.
 
 What training would refuse is refused by a plan in the same words. A method is attached to the model on the meta device
-and one forward pass is run. Where that asks for values that are not there, nothing is known from it; a model that is
-small is then made with random weights and tried. What was found is kept on disk.
+and a forward pass is run, and one as in training. Where that asks for values that are not there, nothing is known from
+it; a model that is small is then made with random weights and tried. What was found is kept on disk.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ SMALL = 4_000_000
 """Parameters of a model that is made with random weights where shapes alone do not tell."""
 DATA = "calibration_examples"
 """The setting that a method names where the calibration data does not do."""
+TRIAL = 2
+"""Of what is tried; what an older trial found does not count."""
 LIBRARIES = ("torch", "transformers", "peft")
 ROWS, TOKENS = 2, 8
 """Of the forward pass; calibration gets rows of the same length."""
@@ -52,7 +54,7 @@ class Attachable:
         """
         if self.spec.new_tokens or self._config is None or is_shipped(self._config, spec):
             return ""
-        key = content_id([self._config, self.spec.dtype, spec.model_dump(mode="json"), *map(version, LIBRARIES)])
+        key = content_id([TRIAL, self._config, self.spec.dtype, spec.model_dump(mode="json"), *map(version, LIBRARIES)])
         if key not in self._found:
             file = cache_root() / "attachable" / __version__ / f"{key}.json"
             said = kept(file).get("refused")
@@ -172,10 +174,13 @@ def _run(method: Method, attached: Attached) -> None:
 
     from peft_arena.methods.boundary import one_line
 
-    model = attached.model.eval()
+    model = attached.model
     ids = _ids(model)
-    with one_line(method.card.name, "attached to", model), torch.no_grad():
-        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    with torch.no_grad():
+        for doing, mode in (("attached to", False), ("trained on", True)):  # models have code that only training runs
+            with one_line(method.card.name, doing, model):
+                model.train(mode)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+    model.eval()
 
 
 def _ids(model: nn.Module) -> Tensor:

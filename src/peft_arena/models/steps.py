@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from peft_arena.models.modes import accepts, base_of, device_of
+from peft_arena.models.rope import forget_lengths
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -83,6 +84,7 @@ class CachedRows:
 
     def read(self) -> Tensor:
         """Run the model on each prompt once; return the logits after it for each row, shape (rows, vocabulary)."""
+        forget_lengths(self.model)
         logits = self.step()
         if len(self.owners) > len(logits):
             index = torch.tensor(self.owners, device=logits.device)
@@ -174,6 +176,7 @@ def full_logits(model: nn.Module, rows: Sequence[Sequence[int]], kept: int) -> T
         rows: tokens; at least one each.
         kept: positions, counted from the end of the longest row, at most its length.
     """
+    forget_lengths(model)
     longest = max(map(len, rows))
     ids = torch.zeros(len(rows), longest, dtype=torch.long)
     for place, row in enumerate(rows):

@@ -24,6 +24,7 @@ from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import seed_for
 from peft_arena.models.arithmetic import HALVES, in_float32
 from peft_arena.models.modes import accepts, base_of, context_length, device_of, virtual_tokens
+from peft_arena.models.rope import steady_length, why_alone
 from peft_arena.models.steps import CachedRows, full_logits, last_logits, vocabulary_of
 
 if TYPE_CHECKING:
@@ -177,6 +178,20 @@ def without_cache(model: nn.Module, why: str) -> Way:
     return found
 
 
+def alone(model: nn.Module, way: Way) -> Way:
+    """Return how rows are decoded whose length changes what they say: each by itself, without a cache.
+
+    Args:
+        model: as it decodes.
+        way: how other rows are decoded; where it is by the model's own ``generate``, this one is too if it must be.
+    """
+    if not (way.cached or way.together or way.own):
+        return way
+    found = replace(way, cached=False, together=False, why="; ".join(filter(None, (way.why, why_alone(model)))))
+    _say(model, _known(model), found)
+    return found
+
+
 def _say(model: nn.Module, known: _Known, way: Way) -> None:
     """Give a notice once for a model object."""
     if way.notice and way.notice not in known.said:
@@ -234,7 +249,8 @@ class _Sample:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        limit = context_length(model)
+        limits = [length for length in (context_length(model), steady_length(model)) if length is not None]
+        limit = min(limits, default=None)
         room = limit - STEPS if limit is not None else WINDOW + PROMPT
         self.steps = STEPS if room >= 2 else 1
         self.longest = max(1, min(room, max(PROMPT, _window(model))))

@@ -18,6 +18,7 @@ from torch.nn import functional
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached
 from peft_arena.methods.state import swapped
+from peft_arena.models.rope import forget_lengths, hangs_on_length
 from peft_arena.train.batch import IGNORED, Batch
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.quiet import model_kept
@@ -80,6 +81,9 @@ def scores(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: 
     Raises:
         UserError: the model's output layer is not where the logits come from.
     """
+    if len(ids) > 1 and hangs_on_length(loss.model, int(mask.sum(1).max())):
+        return _alone(loss, ids, mask, width, temperature)
+    forget_lengths(loss.model)
     batch = to_batch(ids, mask, width)
     target = mask[:, -width:].bool()
     if not len(batch.targets):
@@ -93,6 +97,18 @@ def scores(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: 
     spread = torch.cat([_entropy(part) for part in logits.detach().split(ENTROPY_ROWS)])
     empty = torch.zeros(target.shape, dtype=logits.dtype, device=ids.device)
     return Scores(empty.masked_scatter(target, found), empty.masked_scatter(target, spread), extra, batch.padded_tokens)
+
+
+def _alone(loss: TokenLoss, ids: Tensor, mask: Tensor, width: int, temperature: float) -> Scores:
+    """Score each row by itself: its length changes what it says, and so would that of another."""
+    parts = [scores(loss, ids[row, None], mask[row, None], width, temperature) for row in range(len(ids))]
+    extras = [part.extra for part in parts if part.extra is not None]
+    return Scores(
+        torch.cat([part.log_probs for part in parts]),
+        torch.cat([part.entropy for part in parts]),
+        torch.stack(extras).mean() if extras else None,
+        sum(part.padded_tokens for part in parts),
+    )
 
 
 def _entropy(logits: Tensor) -> Tensor:

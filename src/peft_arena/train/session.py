@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from torch.optim import Optimizer
@@ -14,6 +15,7 @@ from transformers import TrainerCallback
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import TrainBase
 from peft_arena.methods.base import Attached
+from peft_arena.methods.boundary import LIBRARY, one_line
 from peft_arena.models.load import Loaded
 from peft_arena.store.checkpoint import write_checkpoint
 from peft_arena.store.records import LogEntry
@@ -27,7 +29,7 @@ from peft_arena.train.schedule import rate_factor, save_steps, validation_steps
 from peft_arena.train.state import Counters, read_state, write_state
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 C = TypeVar("C", bound=Counters)
 
@@ -99,7 +101,8 @@ class Session(ABC, Generic[C]):
                 follower = Follower(self, watchers, resume_every)
                 follower.trainer = self.trainer(follower)
                 try:
-                    follower.trainer.train()
+                    with self._begun(model):
+                        follower.trainer.train()
                 finally:
                     self.gradients.close()
         if self.gradients.missing:
@@ -107,6 +110,21 @@ class Session(ABC, Generic[C]):
             self.run.event("parameters_without_gradient", level="warning", count=len(left), first=few(left))
         model.zero_grad(set_to_none=True)
         model.eval()
+
+    @contextmanager
+    def _begun(self, model: nn.Module) -> Iterator[None]:
+        """Turn what a library refuses before a first step is done into one line.
+
+        Raises:
+            UserError: METHOD cannot be trained on TYPE: what the library says.
+        """
+        try:
+            yield
+        except LIBRARY:
+            if self.counters.step:
+                raise
+            with one_line(self.run.spec.method.name, "trained on", model):
+                raise
 
     def scheduler(self) -> LambdaLR:
         """Return the learning rate of the steps that are left."""
