@@ -101,7 +101,7 @@ def test_every_broken_record_of_a_directory_is_listed_once(run):
 
 def test_a_mean_over_parts_of_other_weights_is_still_a_mean():
     """What was settled over strata has items outside [0, 1], and its mean is the headline."""
-    mean = {"metric": "f1", "value": 0.5, "unit": "fraction", "better": "higher", "how": "", "n": 2, "stderr": 0.1}
+    mean = {"metric": "f1", "value": 0.5, "unit": "fraction", "better": "higher", "how": "", "n": 2, "stderr": 0.9}
     table = {"run_id": "x", "step": 1, "factor": 1.0, "spec": {"task": {"name": "t"}}, "metrics": [mean]}
     table |= {"card": {}, "engine": {}, "provenance": {}}
     table["items"] = [{"id": "a", "value": 1.4}, {"id": "b", "value": -0.4}]

@@ -20,6 +20,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.recorded import check_task
 from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
@@ -244,7 +245,7 @@ class _Reader:
         """Step to evaluation id."""
         for step in self.steps:
             for key, spec in wanted.items():
-                record = self._try(key, step, partial(directory.evaluation, directory.point(step), spec))
+                record = self._try(key, step, partial(self._evaluation, step, spec))
                 if record is not None:
                     self.found.setdefault(step, {})[key] = record
 
@@ -254,6 +255,14 @@ class _Reader:
         except UserError as error:
             self.damaged[what, step] = str(error)
             return None
+
+    def _evaluation(self, step: int, spec: EvalSpec) -> EvaluationRecord | None:
+        """Return an evaluation that the registered task does not contradict; None if it is not done."""
+        point = self.directory.point(step)
+        record = self.directory.evaluation(point, spec)
+        if record is not None:
+            check_task(record, self.directory.record_path(point, f"eval-{spec.key}"))
+        return record
 
     def _steps(self) -> tuple[int, tuple[int, ...]]:
         """Return the step the run is judged by, and all steps that may have been evaluated."""

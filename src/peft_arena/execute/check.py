@@ -15,6 +15,7 @@ from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
 from peft_arena.store.files import read_json
 from peft_arena.store.geometry import read_profiles
+from peft_arena.store.of_run import check_spec
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import (
     CostRecord,
@@ -27,6 +28,7 @@ from peft_arena.store.records import (
 )
 from peft_arena.store.sound import check_place
 from peft_arena.store.store import RunDirectory
+from peft_arena.tasks.recorded import check_task
 from peft_arena.weights.start import init_of, name_of, source_of
 
 RUN = "run.json"
@@ -129,6 +131,11 @@ def _check_record(file: Path) -> str:
     run = _run_of(file)
     if run is not None:
         check_place(record, file, run)
+        check_spec(record, file, run.spec)
+    if isinstance(record, EvaluationRecord):
+        check_task(record, file)
+    if isinstance(record, TrainingRecord) and record.steps and not record.log:
+        raise UserError(f"{shown(file)} contradicts itself: log: must hold at least the last step, got none")
     if isinstance(record, GeometryRecord):
         read_profiles(file, record)
     return kind
