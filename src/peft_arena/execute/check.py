@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from peft_arena.core.parts import SUFFIX, abandoned_below
 from peft_arena.core.text import shown
 from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
-from peft_arena.store.files import read_json
+from peft_arena.store.files import broken_lines, read_json
 from peft_arena.store.geometry import read_profiles
 from peft_arena.store.of_run import check_spec
 from peft_arena.store.reading import read_record
@@ -82,7 +82,9 @@ def _check_tree(path: Path) -> dict[str, Any]:
         unique = list(dict.fromkeys(problems))
         raise UserError(f"{len(unique)} of {len(jobs)} damaged: " + "; ".join(unique))
     left = [str(part.relative_to(path)) for part in abandoned_below(path)]
-    found = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    found: dict[str, Any] = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    if nameless := _without_run(records, path):
+        found["without_run_json"] = nameless
     return found | ({"left_by_killed_writers": left} if left else {})
 
 
@@ -109,6 +111,13 @@ def _promised(path: Path) -> list[Path]:
             continue  # named as damaged among the records
         found += [file.parents[1] / "steps" / f"{step:06d}" for step in training.save_points]
     return found
+
+
+def _without_run(records: Sequence[Path], root: Path) -> list[str]:
+    """Return the directories below one that hold records or events of a run, and not what the run is."""
+    homes = {up.parent for file in records for up in file.parents if up.name == "records" and up.is_relative_to(root)}
+    homes |= {file.parent for file in root.rglob("events.jsonl")}
+    return sorted(str(home) for home in homes if not present(home / RUN))
 
 
 def _is_unfinished(file: Path, root: Path) -> bool:
@@ -166,9 +175,14 @@ def _check_log(file: Path) -> None:
     """Check that the log of a run's events can be read.
 
     Raises:
-        UserError: something else has its name.
+        UserError: something else has its name, or a line holds what no killed writer leaves.
     """
-    RunDirectory(file.parent, read_record(RunRecord, file).spec).event_log()
+    log = file.parent / "events.jsonl"
+    if broken := broken_lines(log):
+        listed = ", ".join(map(str, broken[:8])) + (" ..." if len(broken) > 8 else "")
+        raise UserError(
+            f"{log} is damaged: no JSON object in line {listed}; remove {'it' if len(broken) == 1 else 'them'}"
+        )
 
 
 def _problem(job: Callable[[], object]) -> str:
