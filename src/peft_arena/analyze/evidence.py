@@ -181,7 +181,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
     columns = {key: columns_of(records[key]) for key in {**targets, **retention} if key in records}
     specs = {**targets, **retention}
     everything = (read_base, *(run for _, runs in read_arms for run in runs))
-    gaps += _rounded_differently(everything, labels)
+    gaps += _rounded_differently(everything, labels) + asked_fewer(everything, labels)
     return Evidence(
         view=view,
         base=read_base,
@@ -371,6 +371,15 @@ def _rounded_differently(runs: Sequence[RunEvidence], labels: Mapping[str, str])
                 if labels[key] not in what:
                     what.append(labels[key])
     return [Gap(who, what, "notice", why) for (who, why), whats in found.items() for what in whats]
+
+
+def asked_fewer(runs: Sequence[RunEvidence], labels: Mapping[str, str]) -> list[Gap]:
+    """Name the evaluations of fewer items than other runs were asked in the same one."""
+    counts = [(run.who, record.spec.id, len(record.items)) for run in runs for record in run.every_evaluation]
+    most = {key: max(count for _, other, count in counts if other == key) for key in {key for _, key, _ in counts}}
+    why = "it was asked {} items, other runs {}"
+    found = [Gap(who, labels[key], "unscored", why.format(n, most[key])) for who, key, n in counts if n < most[key]]
+    return list(dict.fromkeys(found))
 
 
 def _keys(items: Iterable[ItemRecord]) -> list[tuple[str, int]]:
