@@ -101,9 +101,9 @@ def build_synthetic(
     store = Store(root)
     tasks = [*RETENTION, *([CORPUS] if corpus else [])]
     retention = tuple(EvalSpec(task=TaskSpec(name=name), items=items) for name in tasks)
-    base = RunSpec(model=ModelSpec(name="micro"), method=MethodSpec(name="none"))
+    base = RunSpec(model=ModelSpec(name="micro", dtype=dtype), method=MethodSpec(name="none"))
     arms = tuple(
-        Arm(truth.label, tuple(_run(truth, number) for number in truth.seeds), _target(truth.target, items))
+        Arm(truth.label, tuple(_run(truth, number, dtype) for number in truth.seeds), _target(truth.target, items))
         for truth in truths
     )
     view = StudyView(
@@ -126,10 +126,10 @@ def _target(name: str, items: int) -> EvalSpec:
     return EvalSpec(task=TaskSpec(name=name), items=items)
 
 
-def _run(truth: Truth, seed: int) -> RunSpec:
+def _run(truth: Truth, seed: int, dtype: str = "float32") -> RunSpec:
     task, schedule = TaskSpec(name=truth.target), Schedule(steps=200)
     return RunSpec(
-        model=ModelSpec(name="micro"),
+        model=ModelSpec(name="micro", dtype=dtype),  # type: ignore[arg-type]
         method=MethodSpec(name=truth.method, config={"rank": 8, "label": truth.setting or truth.label}),
         train=TrainSpec(task=task, schedule=schedule, learning_rate=truth.learning_rate)
         if truth.rl is None

@@ -33,7 +33,7 @@ def chances() -> dict[str, np.ndarray]:
 def add_samples(made: Synthetic, known: Mapping[str, np.ndarray], *, unscored: int = 0, skip_base: bool = False):
     """Write sampled evaluations of the base and of every arm that has chances; return the study with them asked for."""
     (target,) = made.view.targets
-    spec = target.model_copy(update={"sampling": SAMPLING})
+    spec = target.model_copy(update={"sampling": SAMPLING, "items": ITEMS})
     arms = tuple(replace(arm, sampled=spec) for arm in made.view.arms)
     store = made.store
     if not skip_base:

@@ -1,9 +1,11 @@
 """What is read from the store, what is not, and what is said about the rest."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
+from peft_arena.analyze.evidence import asked_fewer
 from peft_arena.analyze.study import analyze_study
 from peft_arena.core.specs import EvalSpec, TaskSpec
 from peft_arena.report.page_tables import gaps_table
@@ -128,3 +130,34 @@ def test_a_training_that_was_shown_fewer_items_than_a_default_takes_is_named(tmp
         assert [gap.kind for gap in result.evidence.gaps] == said
     assert f"held out {asked - 1} validation items, all there are" in result.evidence.gaps[0].reason
     assert "1 training was shown fewer items than a default takes" in gaps_table(result.evidence.gaps)
+
+
+def test_records_that_say_other_than_their_run_are_gaps(tmp_path):
+    study = build_synthetic(tmp_path, [Truth("one", seeds=(0,))], items=8)
+    run = first_run(study)
+    path = next((run.path / "records").glob("000200-1/eval-facts-*"))
+    table = json.loads(path.read_text())
+    table["items"] = table["items"][:4]
+    values = [item["value"] for item in table["items"]]
+    table["metrics"][0].update(n=4, value=sum(values) / 4)
+    path.write_text(json.dumps(table))
+    training = run.path / "records" / "cost-training.json"
+    training.write_text(training.read_text().replace('"FLOPs"', '"bytes"'))
+    assert gaps_of(study) == [("one, seed 0", "cost of training", "damaged"), ("one, seed 0", "facts", "damaged")]
+
+
+def test_a_run_that_was_asked_fewer_items_than_others_is_named(tmp_path):
+    """Where the spec asks for all items, only the other runs say how many there are."""
+    study = build_synthetic(tmp_path, [Truth("one", seeds=(0,))], items=8, corpus=False)
+    evidence = analyze_study(study.store, study.view, draws=50).evidence
+    whole = EvalSpec(task=TaskSpec(name="facts"))
+    one = evidence.runs[0]
+    record = next(iter(one.evaluations.values())).model_copy(update={"spec": whole})
+    runs = [
+        replace(run, evaluations={whole.id: record.model_copy(update={"items": record.items[:count]})}, along={})
+        for run, count in zip(evidence.runs, (8, 4), strict=True)
+    ]
+    (gap,) = asked_fewer(runs, {whole.id: "facts"})
+    assert (gap.who, gap.what, gap.kind) == ("one, seed 0", "facts", "unscored")
+    assert gap.reason == "it was asked 4 items, other runs 8"
+    assert asked_fewer(runs[:1], {whole.id: "facts"}) == []

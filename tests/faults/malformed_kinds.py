@@ -118,6 +118,25 @@ def of_field(*keys: str | int, value: Any) -> Break:
     return of_json(change)
 
 
+def _half(table: Any) -> None:
+    """Leave half of the items, and let the headline be theirs."""
+    items = table["items"] = table["items"][::2]
+    values = [item["value"] for item in items if item["value"] is not None]
+    table["metrics"][0].update(n=len(values), unscored=len(items) - len(values), value=sum(values) / len(values))
+
+
+def _unscored(table: Any) -> None:
+    """Take the value of every item, and leave a headline."""
+    for item in table["items"]:
+        item.update(value=None, others={}, reason="made up")
+    table["metrics"][0].update(n=0, unscored=len(table["items"]), value=0.9, stderr=0.1)
+
+
+def _measure(metric: str, **changed: Any) -> Break:
+    """Return what changes one measure of a cost record."""
+    return of_json(lambda t: next(m for m in t["measures"] if m["metric"] == metric).update(changed))
+
+
 ANY = {"schema_version": 2, "unknown": 1}
 EVALUATION: dict[str, Break] = {
     "other run": of_field("run_id", value="other-0123456789ab"),
@@ -146,6 +165,19 @@ EVALUATION: dict[str, Break] = {
     "card of lists": of_field("card", "metrics", value=[1, 2]),
     "engine of lists": of_field("engine", "batch_size", value=[1]),
     "provenance": of_field("provenance", "git_commit", value=[1]),
+    "half of the items": of_json(_half),
+    "a mean of nothing": of_json(_unscored),
+    "another error": of_field("metrics", 0, "stderr", value=0.4),
+    "no error": of_field("metrics", 0, "stderr", value=None),
+    "other direction": of_field("metrics", 0, "better", value="lower"),
+    "other unit": of_field("metrics", 0, "unit", value="points"),
+    "other metric": of_field("metrics", 0, "metric", value="foo"),
+    "card of another version": of_field("card", "version", value=99),
+    "chance of 9": of_field("card", "chance", value=9.0),
+    "other arithmetic": of_field("engine", "dtype", value="bfloat17"),
+    "fewer answers than values": of_field("written", value={"answers": 3, "met_limit": 3, "limit": 8}),
+    "limit of no token": of_field("written", value={"answers": 10**6, "met_limit": 3, "limit": 0}),
+    "truth for a version": _content(lambda good: good.replace(b'"schema_version": 1', b'"schema_version": true')),
     "other kind": of_field("kind", value="run"),
     "kind is a list": of_field("kind", value=[]),
 }
@@ -157,12 +189,21 @@ TRAINING: dict[str, Break] = {
     "loss is NaN": of_field("log", 0, "loss", value=float("nan")),
     "log backwards": of_json(lambda t: t["log"].reverse()),
     "negative tokens": of_field("tokens", value=-5),
+    "steps of another schedule": of_field("steps", value=999),
+    "loss below 0": of_field("log", 0, "loss", value=-5.0),
+    "tokens of another length": of_json(lambda t: t.update(tokens=10**15, padded_tokens=10**15)),
     "training of another": of_field("run_id", value="x"),
 }
 COST: dict[str, Break] = {
     "seconds below 0": of_json(lambda t: next(m for m in t["measures"] if m["unit"] == "seconds").update(value=-1.0)),
     "seconds NaN": of_field("measures", 0, "value", value=float("nan")),
     "no direction": of_field("measures", 0, "better", value="sideways"),
+    "more trained than there are": _measure("trained_parameters", value=9e15),
+    "another share": _measure("trained_share", value=0.99),
+    "operations below 0": _measure("training_flops", value=-5.0),
+    "another unit": _measure("training_time", unit="bytes"),
+    "no measures": of_field("measures", value=[]),
+    "a measure twice": of_json(lambda t: t["measures"].append({**t["measures"][0], "value": 1.0})),
     "cost of another": of_field("run_id", value="x"),
     "another stage": of_field("stage", value="inference"),
 }

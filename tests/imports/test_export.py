@@ -145,7 +145,7 @@ def test_the_keys_are_those_of_a_file_of_the_library(tmp_path):
 
 
 def test_what_was_not_measured_is_null(tmp_path):
-    found, data, _ = exported(tmp_path, forgetting=False, measures={})
+    found, data, _ = exported(tmp_path, forgetting=False, measures={"another": (1, "seconds")})
     train = data["train_info"]
     assert {key for key, value in train.items() if value is None} == {
         "accelerator_memory_reserved_avg",
@@ -191,7 +191,7 @@ RL = RLSpec(objective="grpo", task=TARGET, schedule=Schedule(steps=8), learning_
         ({"train": RL}, "is trained by grpo"),
         ({"finished": False}, "has not finished its training"),
         ({"target": None}, "was not evaluated on its target hf-metamathqa"),
-        ({"target": EvalSpec(task=TARGET, items=5)}, "on all of its test items"),
+        ({"target": EvalSpec(task=TARGET, items=4)}, "on all of its test items"),
         ({"target": EvalSpec(task=TARGET, split="validation")}, "was not evaluated on its target"),
         ({"score": None}, "has no score between 0 and 1"),
         ({"name": "svft", "config": {}}, "method 'svft' is none of the PEFT library's"),

@@ -20,6 +20,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
+from peft_arena.tasks.recorded import check_task
 from peft_arena.tasks.registry import display_name
 
 R = TypeVar("R")
@@ -180,7 +181,7 @@ def read_evidence(store: Store, view: StudyView) -> Evidence:
     columns = {key: columns_of(records[key]) for key in {**targets, **retention} if key in records}
     specs = {**targets, **retention}
     everything = (read_base, *(run for _, runs in read_arms for run in runs))
-    gaps += _rounded_differently(everything, labels)
+    gaps += _rounded_differently(everything, labels) + asked_fewer(everything, labels)
     return Evidence(
         view=view,
         base=read_base,
@@ -244,7 +245,7 @@ class _Reader:
         """Step to evaluation id."""
         for step in self.steps:
             for key, spec in wanted.items():
-                record = self._try(key, step, partial(directory.evaluation, directory.point(step), spec))
+                record = self._try(key, step, partial(self._evaluation, step, spec))
                 if record is not None:
                     self.found.setdefault(step, {})[key] = record
 
@@ -254,6 +255,14 @@ class _Reader:
         except UserError as error:
             self.damaged[what, step] = str(error)
             return None
+
+    def _evaluation(self, step: int, spec: EvalSpec) -> EvaluationRecord | None:
+        """Return an evaluation that the registered task does not contradict; None if it is not done."""
+        point = self.directory.point(step)
+        record = self.directory.evaluation(point, spec)
+        if record is not None:
+            check_task(record, self.directory.record_path(point, f"eval-{spec.key}"))
+        return record
 
     def _steps(self) -> tuple[int, tuple[int, ...]]:
         """Return the step the run is judged by, and all steps that may have been evaluated."""
@@ -362,6 +371,15 @@ def _rounded_differently(runs: Sequence[RunEvidence], labels: Mapping[str, str])
                 if labels[key] not in what:
                     what.append(labels[key])
     return [Gap(who, what, "notice", why) for (who, why), whats in found.items() for what in whats]
+
+
+def asked_fewer(runs: Sequence[RunEvidence], labels: Mapping[str, str]) -> list[Gap]:
+    """Name the evaluations of fewer items than other runs were asked in the same one."""
+    counts = [(run.who, record.spec.id, len(record.items)) for run in runs for record in run.every_evaluation]
+    most = {key: max(count for _, other, count in counts if other == key) for key in {key for _, key, _ in counts}}
+    why = "it was asked {} items, other runs {}"
+    found = [Gap(who, labels[key], "unscored", why.format(n, most[key])) for who, key, n in counts if n < most[key]]
+    return list(dict.fromkeys(found))
 
 
 def _keys(items: Iterable[ItemRecord]) -> list[tuple[str, int]]:

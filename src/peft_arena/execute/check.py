@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from peft_arena.core.parts import SUFFIX, abandoned_below
 from peft_arena.core.text import shown
 from peft_arena.execute.study import read_study
 from peft_arena.store.checkpoint import HASHES, verify_checkpoint
-from peft_arena.store.files import read_json
+from peft_arena.store.files import broken_lines, read_json
 from peft_arena.store.geometry import read_profiles
+from peft_arena.store.of_run import check_spec
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import (
     CostRecord,
@@ -27,6 +28,7 @@ from peft_arena.store.records import (
 )
 from peft_arena.store.sound import check_place
 from peft_arena.store.store import RunDirectory
+from peft_arena.tasks.recorded import check_task
 from peft_arena.weights.start import init_of, name_of, source_of
 
 RUN = "run.json"
@@ -80,7 +82,9 @@ def _check_tree(path: Path) -> dict[str, Any]:
         unique = list(dict.fromkeys(problems))
         raise UserError(f"{len(unique)} of {len(jobs)} damaged: " + "; ".join(unique))
     left = [str(part.relative_to(path)) for part in abandoned_below(path)]
-    found = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    found: dict[str, Any] = {"checked": str(path), "records": len(records), "checkpoints": len(checkpoints)}
+    if nameless := _without_run(records, path):
+        found["without_run_json"] = nameless
     return found | ({"left_by_killed_writers": left} if left else {})
 
 
@@ -109,6 +113,13 @@ def _promised(path: Path) -> list[Path]:
     return found
 
 
+def _without_run(records: Sequence[Path], root: Path) -> list[str]:
+    """Return the directories below one that hold records or events of a run, and not what the run is."""
+    homes = {up.parent for file in records for up in file.parents if up.name == "records" and up.is_relative_to(root)}
+    homes |= {file.parent for file in root.rglob("events.jsonl")}
+    return sorted(str(home) for home in homes if not present(home / RUN))
+
+
 def _is_unfinished(file: Path, root: Path) -> bool:
     return any(name.endswith(SUFFIX) for name in file.relative_to(root).parts)
 
@@ -129,6 +140,11 @@ def _check_record(file: Path) -> str:
     run = _run_of(file)
     if run is not None:
         check_place(record, file, run)
+        check_spec(record, file, run.spec)
+    if isinstance(record, EvaluationRecord):
+        check_task(record, file)
+    if isinstance(record, TrainingRecord) and record.steps and not record.log:
+        raise UserError(f"{shown(file)} contradicts itself: log: must hold at least the last step, got none")
     if isinstance(record, GeometryRecord):
         read_profiles(file, record)
     return kind
@@ -159,9 +175,14 @@ def _check_log(file: Path) -> None:
     """Check that the log of a run's events can be read.
 
     Raises:
-        UserError: something else has its name.
+        UserError: something else has its name, or a line holds what no killed writer leaves.
     """
-    RunDirectory(file.parent, read_record(RunRecord, file).spec).event_log()
+    log = file.parent / "events.jsonl"
+    if broken := broken_lines(log):
+        listed = ", ".join(map(str, broken[:8])) + (" ..." if len(broken) > 8 else "")
+        raise UserError(
+            f"{log} is damaged: no JSON object in line {listed}; remove {'it' if len(broken) == 1 else 'them'}"
+        )
 
 
 def _problem(job: Callable[[], object]) -> str:

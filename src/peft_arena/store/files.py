@@ -106,3 +106,30 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             if isinstance(value, dict):
                 values.append(value)
     return values
+
+
+def broken_lines(path: Path) -> list[int]:
+    """Return the numbers of the lines of a JSON-lines log that hold no object and were not cut short by a crash.
+
+    A writer that is killed leaves the beginning of an object, after which the next one starts a new line.
+
+    Raises:
+        UserError: as :func:`read_lines`.
+    """
+    if not present(path):
+        return []
+    lines = enumerate(read_bytes(path, RECORD_BYTES).split(b"\n"), start=1)
+    return [number for number, line in lines if line.strip() and not _is_object(line) and not _is_cut(line)]
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(parse_json(line.decode("utf-8")), dict)
+    except ValueError:
+        return False
+
+
+def _is_cut(line: bytes) -> bool:
+    """Say whether a line may be the beginning of an object."""
+    ended = line.rstrip().endswith(b"}") and line.count(b"}") >= line.count(b"{")
+    return line.startswith(b"{") and line[1:2] in (b"", b'"') and not ended

@@ -6,7 +6,7 @@ import math
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from peft_arena.core.measure import Measure
 from peft_arena.core.paths import Expressed, ScanSpec
@@ -41,6 +41,13 @@ class Record(BaseModel):
     model_config = FROZEN
 
     schema_version: Literal[1] = SCHEMA
+
+    @field_validator("schema_version", mode="before")
+    @classmethod
+    def _a_number(cls, value: object) -> object:
+        if isinstance(value, bool):  # which equals 1
+            raise ValueError("must be a whole number")
+        return value
 
 
 class RunRecord(Record):

@@ -6,7 +6,7 @@ possible can still be of another run, or state a mean that its items do not have
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,14 +25,35 @@ from peft_arena.store.records import (
     RunRecord,
     TrainingRecord,
 )
+from peft_arena.store.sound_evaluation import FRACTION, ROUNDING, of_evaluation
 
 if TYPE_CHECKING:
     from peft_arena.store.store import RunDirectory
 
-FRACTION = "fraction"
 _AT_LEAST_NOTHING = frozenset(["bytes", "seconds", "seconds/token", "tokens", "tokens/second", "parameters"])
 """Units of which less than nothing cannot be measured."""
-_ROUNDING = 1e-9
+_UNITS = {
+    "attach_time": "seconds",
+    "checkpoint_bytes": "bytes",
+    "generated_tokens": "tokens",
+    "peak_memory_evaluation": "bytes",
+    "peak_memory_training": "bytes",
+    "rollout_flops": "FLOPs",
+    "rollout_speed": "tokens/second",
+    "rollout_time": "seconds",
+    "scoring_time": "seconds",
+    "time_per_token": "seconds/token",
+    "time_to_first_token": "seconds",
+    "total_parameters": "parameters",
+    "trained_parameters": "parameters",
+    "trained_share": "fraction",
+    "training_flops": "FLOPs",
+    "training_flops_per_token": "FLOPs/token",
+    "training_speed": "tokens/second",
+    "training_time": "seconds",
+    "update_time": "seconds",
+}
+"""Units of what every training or use costs, none of which can be less than nothing; others are free."""
 
 
 class _Free(BaseModel):
@@ -102,48 +123,15 @@ def _of_tables(record: Record) -> str:
 
 def _of_kind(record: Record) -> str:
     if isinstance(record, EvaluationRecord):
-        return _of_evaluation(record)
+        return of_evaluation(record)
     if isinstance(record, TrainingRecord):
         return _of_training(record)
     if isinstance(record, CostRecord):
-        return next((why for place, one in enumerate(record.measures) if (why := _of_cost(place, one))), "")
+        return _of_costs(record.measures)
     if isinstance(record, GeometryRecord) and (record.arrays is None) != (record.arrays_sha256 is None):
         return "arrays: must be given with arrays_sha256, or neither"
     if isinstance(record, GeometryRecord) and record.arrays is not None and Path(record.arrays).name != record.arrays:
         return f"arrays: must be the name of a file beside the record, got '{shown(record.arrays)}'"
-    return ""
-
-
-def _of_evaluation(record: EvaluationRecord) -> str:
-    if not record.metrics:
-        return "metrics: must hold at least the headline, got none"
-    if not record.items:
-        return "items: must hold at least one item, got none"
-    for place, measure in enumerate(record.metrics):
-        if measure.n + measure.unscored != len(record.items):
-            told = f"n {measure.n} and unscored {measure.unscored}"
-            return f"metrics.{place}: {told} must add up to the {len(record.items)} items"
-        if measure.value is not None and measure.unit == FRACTION and not -_ROUNDING <= measure.value <= 1 + _ROUNDING:
-            return f"metrics.{place}.value: must be a fraction from 0 to 1, got {measure.value}"
-    written = record.written
-    if written is not None and written.met_limit > written.answers:
-        return f"written.met_limit: must be at most the {written.answers} answers, got {written.met_limit}"
-    return _of_headline(record)
-
-
-def _of_headline(record: EvaluationRecord) -> str:
-    """Compare the headline with its items, where it has an error and so is their mean."""
-    measure = record.metrics[0]
-    if measure.stderr is None or measure.value is None:
-        return ""
-    scored = [(item.value, item.weight) for item in record.items if item.value is not None]
-    if len(scored) != measure.n:
-        return f"metrics.0.n: must be the number of items with a value, {len(scored)}, got {measure.n}"
-    total = math.fsum(weight for _, weight in scored)
-    mean = math.fsum(weight * value for value, weight in scored) / total if total > 0 else math.nan
-    largest = max(abs(value) for value, _ in scored)
-    if not abs(mean - measure.value) <= _ROUNDING * max(1.0, largest):
-        return f"metrics.0.value: must be the mean of the items, {mean:.12g}, got {measure.value:.12g}"
     return ""
 
 
@@ -156,15 +144,50 @@ def _of_training(record: TrainingRecord) -> str:
         return f"log: its steps must ascend to at most the {steps} steps"
     if record.tokens > record.padded_tokens:
         return f"tokens: must be at most padded_tokens {record.padded_tokens}, got {record.tokens}"
+    for place, entry in enumerate(record.log):
+        losses = {"validation_loss": entry.validation_loss}
+        if record.rollouts is None and entry.rollout is None:  # that of reinforcement learning may have any sign
+            losses["loss"] = entry.loss
+        for field, loss in losses.items():
+            if loss is not None and loss < 0:
+                return f"log.{place}.{field}: must be at least 0 nats per token, got {loss}"
+    return ""
+
+
+def _of_costs(measures: Sequence[Measure]) -> str:
+    """Say what is wrong with the measures of a cost record, each and together."""
+    if not measures:
+        return "measures: must hold at least one, got none"
+    found: dict[str, float] = {}
+    names: set[str] = set()
+    for place, measure in enumerate(measures):
+        if measure.metric in names:
+            return f"measures.{place}.metric: '{shown(measure.metric)}' is there twice"
+        if why := _of_cost(place, measure):
+            return why
+        names.add(measure.metric)
+        if measure.value is not None:
+            found[measure.metric] = measure.value
+    trained, total, share = (found.get(name) for name in ("trained_parameters", "total_parameters", "trained_share"))
+    if trained is None or not total:
+        return ""
+    if trained > total:
+        return f"measures: trained_parameters must be at most total_parameters {total:.0f}, got {trained:.0f}"
+    if share is not None and abs(share - trained / total) > ROUNDING:
+        return f"measures: trained_share must be trained over total parameters, {trained / total:.9g}, got {share:.9g}"
     return ""
 
 
 def _of_cost(place: int, measure: Measure) -> str:
+    unit = _UNITS.get(measure.metric, measure.unit)
+    if measure.unit != unit:
+        return f"measures.{place}.unit: must be '{unit}' for {measure.metric}, got '{shown(measure.unit)}'"
     if measure.value is None:
         return ""
     if measure.unit == FRACTION and not 0 <= measure.value <= 1:
         return f"measures.{place}.value: must be a fraction from 0 to 1, got {measure.value}"
-    if measure.unit in _AT_LEAST_NOTHING and measure.value < 0:
+    counted = measure.unit in _AT_LEAST_NOTHING or measure.metric in _UNITS
+    if counted and measure.value < 0:
         return f"measures.{place}.value: must be at least 0 {measure.unit}, got {measure.value}"
     return ""
 

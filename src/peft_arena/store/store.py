@@ -20,6 +20,7 @@ from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point, RunSpec
 from peft_arena.store.checkpoint import DONE
 from peft_arena.store.files import append_line, read_lines, write_once
 from peft_arena.store.geometry import write_geometry
+from peft_arena.store.of_run import check_spec
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import (
     CostRecord,
@@ -70,12 +71,13 @@ class RunDirectory:
         """Return a record of this run, None if it is not done.
 
         Raises:
-            UserError: it is damaged, or of another run or point.
+            UserError: it is damaged, of another run or point, or says what the run's spec excludes.
         """
         if not present(path):
             return None
         record = read_record(kind, path)
         check_place(record, path, self)
+        check_spec(record, path, self.spec)
         return record
 
     def _found(self, kind: type[R], path: Path) -> R:
