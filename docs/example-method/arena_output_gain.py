@@ -110,6 +110,7 @@ class OutputGain(Method):
             }
         ),
         parameters="sum over targets of out",
+        equation="W + column(gain) * W",
         learning_rate=5e-3,
         micro_learning_rate=2e-2,
         description="Multiplies each output of a target layer by 1 + g; only g trains, and it starts at zero.",

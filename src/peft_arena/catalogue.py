@@ -193,6 +193,11 @@ def method_row(name: str) -> Row:
     return row | {"size": kind.size, "config": defaults, "capabilities": sorted(card.capabilities)}
 
 
+def stated(row: Row) -> Row:
+    """Return a row without the entries that state nothing."""
+    return {key: value for key, value in row.items() if value is not None and value not in ("", (), [], {})}
+
+
 def _methods() -> list[Row]:
     """Our methods with their cards; plug-ins by name and distribution, not imported; refused ones with the reason."""
     from peft_arena.methods.registry import METHODS

@@ -93,7 +93,8 @@ def list_command(
         shown = {What.METHODS: catalogue.method_row, What.TASKS: catalogue.task_row}
         if what not in shown:
             raise UserError(f"only methods and tasks can be shown by name, not {what.value}")
-        console.show_value(shown[what](name), as_json)
+        row = shown[what](name)
+        console.show_value(row if as_json else catalogue.stated(row), as_json)
     elif what is What.METHODS:
         console.show_methods(catalogue.listing(what.value), as_json)
     elif what is What.TASKS:

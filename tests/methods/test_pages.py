@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from peft_arena import catalogue, console
+from peft_arena.cli import What, list_command
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Capability
 from peft_arena.methods.pages import CAN, INDEX, allowed, method_page, pages, write_pages
@@ -76,6 +77,15 @@ def test_the_list_is_readable_at_100_columns(refusing: None, capsys: pytest.Capt
             f"{card.learning_rate:.4g}" if card.learning_rate else "–"
         )
     assert "not offered:\n  loftq_test: its start needs CUDA" in text
+
+
+@pytest.mark.parametrize("name", ["vblora", "none"])
+def test_what_a_card_does_not_state_is_left_out(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    list_command(What.METHODS, name)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and not [line for line in lines if line.endswith((": None", ": ")) and not line.startswith(" ")]
+    list_command(What.METHODS, name, as_json=True)
+    assert json.loads(capsys.readouterr().out)["equation"] is None
 
 
 def test_json_has_everything(refusing: None, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from peft_arena.execute.study import study_from
 from peft_arena.methods.registry import GROUP, METHODS, method_of, problem_of
 from peft_arena.tasks.registry import GROUP as TASK_GROUP
 from peft_arena.tasks.registry import TASKS, task_of
-from peft_arena.testing.methods import CHECKS
+from peft_arena.testing.methods import CHECKS, run_check
+from peft_arena.testing.trial import Trial
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-method"
 GOOD = """
@@ -184,6 +186,12 @@ arms:
 seeds: [0]
 execution: {threads: 1, latency_repeats: 2}
 """
+
+
+def test_the_example_states_an_equation_that_is_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLE)
+    kind = importlib.import_module("arena_output_gain").OutputGain
+    assert run_check(Trial(kind, learning_rate=2e-2), "equation").passed
 
 
 @pytest.mark.slow

@@ -129,6 +129,81 @@ class IgnoresDecay(Held):
         )
 
 
+class DecaysTwice(Held):
+    """Its weight decay is nearly twice what is asked for."""
+
+    def change(self, attached: Any, model: Any) -> None:
+        made = attached.optimizer
+
+        def optimizer(rate: float, decay: float) -> Any:
+            found = made(rate, decay)
+
+            def more(*_: Any) -> None:
+                with torch.no_grad():
+                    for group in found.param_groups:
+                        for p in group["params"]:
+                            p.mul_(1 - 0.9 * group["lr"] * group["weight_decay"])
+
+            found.register_step_pre_hook(more)
+            return found
+
+        attached.optimizer = optimizer
+
+
+class NegatesAGradient(Held):
+    """One matrix of it trains against the loss."""
+
+    def change(self, attached: Any, model: Any) -> None:
+        next(iter(attached.trained().values()), torch.zeros(1, requires_grad=True)).register_hook(torch.neg)
+
+
+class HalvesAGradient(Held):
+    def change(self, attached: Any, model: Any) -> None:
+        for p in list(attached.trained().values())[1:2]:
+            p.register_hook(lambda gradient: gradient / 2)
+
+
+class SaysOtherGradients(HalvesAGradient):
+    """Not found broken: the card says so."""
+
+    card: ClassVar[MethodCard] = Lora.card.model_copy(update={"other_gradients": "so that a test can see it"})
+
+
+class TrainsDoubles(Held):
+    """It is twice as strong in training mode."""
+
+    def change(self, attached: Any, model: Any) -> None:
+        for layer in tuner_layers(model).values():
+            layer.lora_B[ADAPTER].register_forward_hook(lambda module, _, out: out * 2 if module.training else out)
+
+
+class MergesByDefault(Held):
+    """It merges with the scale that it has by default."""
+
+    def change(self, attached: Any, model: Any) -> None:
+        merge = attached.merged
+
+        def merged() -> Any:
+            for layer in tuner_layers(model).values():
+                layer.scaling[ADAPTER] = LoraConfig().alpha / layer.r[ADAPTER]
+            return merge()
+
+        attached.merged = merged
+
+
+class SaysChangesByDefault(Held):
+    """Its changes of weights are those of the scale that it has by default."""
+
+    def change(self, attached: Any, model: Any) -> None:
+        delta, alpha = attached.delta, self.config.alpha
+
+        def given(module: str) -> Any:
+            found = delta(module)
+            return None if found is None else found * LoraConfig().alpha / alpha
+
+        attached.delta = given
+
+
 class NeverDecays(Held):
     """No group of it has weight decay, and no word says why."""
 

@@ -24,6 +24,12 @@ BROKEN: list[tuple[type, str, str]] = [
     (broken.IgnoresSchedule, "optimizer", "ignores a schedule"),
     (broken.ResetsSchedule, "optimizer", "changes rates that a schedule has set"),
     (broken.IgnoresDecay, "optimizer", "ignores weight decay"),
+    (broken.DecaysTwice, "optimizer", r"does 1\.9 times what is asked for"),
+    (broken.NegatesAGradient, "gradients", "gradients are not those of the loss"),
+    (broken.HalvesAGradient, "gradients", "gradients are not those of the loss"),
+    (broken.TrainsDoubles, "gradients", "in training mode the outputs are"),
+    (broken.MergesByDefault, "settings", "with every setting changed, the merged model is"),
+    (broken.SaysChangesByDefault, "settings", "with every setting changed, delta of"),
     (broken.NeverDecays, "optimizer", "is a matrix and gets no weight decay"),
     (broken.IgnoresClipping, "optimizer", "whose gradients are zero"),
     (broken.ForgetsFirstPass, "gradients", "do not add up"),
@@ -78,6 +84,11 @@ def twin() -> Trial:
 
 def test_no_weight_decay_is_allowed_where_the_card_says_why() -> None:
     assert run_check(Trial(broken.ExplainsNoDecay, SMALL), "optimizer").passed
+
+
+def test_other_gradients_are_allowed_where_the_card_says_so() -> None:
+    result = run_check(Trial(broken.SaysOtherGradients, SMALL), "gradients")
+    assert result.passed and result.not_tested == {"gradients on the slopes of the loss": "so that a test can see it"}
 
 
 def test_what_is_not_stated_is_not_tested() -> None:

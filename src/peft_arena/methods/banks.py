@@ -95,6 +95,7 @@ class Vblora(PeftMethod):
         learning_rate=5e-4,
         micro_learning_rate=3e-2,
         random_init=True,
+        other_gradients="which vectors rank highest is a choice that no gradient sees; the loss jumps where it changes",
         deviations=(
             "logits and bank share one learning rate",
             "all logits are saved, not only the chosen vectors and their weights, so the file is as large as what "

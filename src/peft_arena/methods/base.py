@@ -110,6 +110,8 @@ class MethodCard(BaseModel):
     """Where this implementation differs from the paper."""
     undecayed: str = ""
     """Why trained matrices get no weight decay, where that is so."""
+    other_gradients: str = ""
+    """Why gradients are not those of the loss, where that is so: parts held constant, projections, approximations."""
     known_failures: Mapping[str, str] = {}
     """Conformance checks that fail, by name, with the reason; one that passes is an error, so the list stays true."""
     description: str

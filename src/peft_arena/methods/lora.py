@@ -145,6 +145,7 @@ class Dora(Lora):
         micro_learning_rate=3e-3,
         micro_rl_learning_rate=1e-3,
         random_init=True,
+        other_gradients="the norm of the changed weight is a constant in the backward pass",
         deviations=(
             "the norm of the changed weight is treated as a constant in the gradient (section 4.3 of the paper)",
             "A starts Kaiming-uniform (a = sqrt 5) unless init is 'gaussian'",

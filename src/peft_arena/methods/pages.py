@@ -109,6 +109,7 @@ def method_page(name: str, kind: type[Method]) -> str:
     facts = [["family", card.family], ["paper", paper], ["trained parameters", f"`{card.parameters}`"]]
     facts += [["equation of a tuned weight", f"`{card.equation}`"]] if card.equation else []
     facts += [["no weight decay on matrices", card.undecayed]] if card.undecayed else []
+    facts += [["gradients are not those of the loss", card.other_gradients]] if card.other_gradients else []
     facts += [["size set by", f"`{kind.size}`" if kind.size else "nothing: a parameter budget cannot choose it"]]
     facts += [["learning rate to start from, models of billions of parameters", _number(card.learning_rate)]]
     facts += [["learning rate on the micro model", _number(card.micro_learning_rate)]]

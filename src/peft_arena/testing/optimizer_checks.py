@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft_arena.methods.base import Attached, Capability
-from peft_arena.testing.subject import STEPS, difference, tokens
+from peft_arena.testing.gradient_checks import check_slopes
+from peft_arena.testing.subject import STEPS, Subject, difference, tokens
 from peft_arena.testing.trial import Trial
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 RATE, DECAY = 1e-3, 0.5
+DECAYED = 0.05
+"""Largest part by which weight decay may be another than rate times decay times the parameter."""
 LINEAR = 0.02
 """Largest part by which a step at half the rate may differ from half of a step."""
 NOTHING = "the method does not train"
@@ -144,7 +147,8 @@ def _check_each_group(stepper: Stepper, full: dict[str, Tensor], names: dict[int
 
 
 def _check_decay(stepper: Stepper, full: dict[str, Tensor], names: dict[int, str]) -> None:
-    moves = stepper.moves(decay=DECAY)
+    """Check that decay takes rate x decay of each number away, with gradients and without."""
+    moves, alone = stepper.moves(decay=DECAY), stepper.moves(decay=DECAY, gradient=0.0)
     rates = _rates(stepper.attached.parameter_groups(RATE, DECAY))
     for key, (rate, decay) in rates.items():
         name = names[key]
@@ -153,8 +157,15 @@ def _check_decay(stepper: Stepper, full: dict[str, Tensor], names: dict[int, str
             gap = float(more.abs().max())
             assert gap <= 1e-7, f"weight decay moves {name}, whose group has none, by {gap}"
             continue
-        done = -float((more * start).sum() / (start * start).sum()) / (rate * decay)
-        assert 0.5 < done < 2, f"the optimizer ignores weight decay: it does {done:.3g} of what is asked for to {name}"
+        for seen, what in ((more, ""), (alone[name], ", whose gradient is zero")):
+            done = -float((seen * start).sum() / (start * start).sum()) / (rate * decay)
+            assert abs(done - 1) <= DECAYED, (
+                f"the optimizer ignores weight decay: it does {done:.3g} times what is asked for to {name}{what}"
+            )
+            gap, size = difference(seen, -rate * decay * start), rate * decay * float(start.abs().max())
+            assert gap <= DECAYED * size + 1e-6 * float(start.abs().max()), (
+                f"weight decay moves a number of {name} by {gap} else than rate x decay x number{what}"
+            )
 
 
 def _check_rates_kept(stepper: Stepper) -> None:
@@ -173,11 +184,16 @@ def _check_rates_kept(stepper: Stepper) -> None:
     assert after == before, "between steps the method changes rates that a schedule has set"
 
 
-def check_gradients(trial: Trial) -> str | None:
-    """Check that the gradients of two passes add up, and that what is added to the loss is not one for each row."""
+def check_gradients(trial: Trial) -> str | dict[str, str] | None:
+    """Check that gradients are those of the loss and add up, and that what is added to it is not one for each row."""
     subject = trial.plain
     if not subject.has(Capability.TRAINS):
         return NOTHING
+    _check_sums(subject)
+    return check_slopes(subject)
+
+
+def _check_sums(subject: Subject) -> None:
     attached = subject.attach()
     attached.begin(STEPS)
     attached.model.train()
@@ -197,7 +213,6 @@ def check_gradients(trial: Trial) -> str | None:
         assert gap <= 1e-4 * max(1.0, abs(few)), (
             f"what {what} adds is {few} for a row, and {many} for three equal rows: it depends on the batch size"
         )
-    return None
 
 
 def _pass(attached: Attached, rows: int) -> tuple[float, float]:

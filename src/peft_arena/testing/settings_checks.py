@@ -9,13 +9,19 @@ from typing import Any
 
 from peft_arena.core.equation import names_in
 from peft_arena.core.errors import UserError
+from peft_arena.methods.base import Attached, Capability
 from peft_arena.testing.alternatives import Tried, all_changed, alternative_value, alternatives_of, tried
 from peft_arena.testing.life_checks import reload_limit
-from peft_arena.testing.subject import MERGE, difference, logits, tokens
-from peft_arena.testing.trial import Life, Trial
+from peft_arena.testing.subject import EXACT, MERGE, difference, logits, tokens
+from peft_arena.testing.trial import Life, Trial, linear_weights
 
 CLEAR = 0.01
-"""Difference of logits from which on a setting says what the trained numbers mean, whatever else is rounded."""
+"""Difference of logits from which on a setting says what the trained numbers mean, whatever else is rounded.
+
+A method that saves its result as a plain LoRA may restore it whatever its own settings are: they say how it was found,
+and the numbers of a setting that acts in training alone differ by less. A setting that changes outputs by less than
+this is therefore not tried here; ``equation`` tries those that the card's equation names.
+"""
 
 
 def check_fields(trial: Trial) -> str | None:
@@ -46,7 +52,7 @@ def changed(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 
 def check_settings(trial: Trial) -> str | None:
-    """Check that a checkpoint of changed settings is restored by them, and one of other settings never as its own."""
+    """Check restoring, changes and merging with changed settings, and that a checkpoint of others is not its own."""
     if not trial.plain.method.Config.alternatives:
         return "the method has no settings"
     for one in all_changed(trial):
@@ -63,6 +69,29 @@ def _check_own(one: Tried) -> None:
         restored = one.subject.make().restore(one.subject.model(), saved)
     gap = difference(logits(restored.model, tokens()), one.fingerprint["outputs"])
     assert gap <= reload_limit(one.subject), f"with {one.said}, the restored model is {gap} away from the saved one"
+    _check_merge(one, restored)
+
+
+def _check_merge(one: Tried, restored: Attached) -> None:
+    """Check the merged model and the changes of weights with changed settings; the restored one is used up."""
+    import torch
+
+    if not one.subject.has(Capability.MERGEABLE):
+        return
+    before = linear_weights(one.subject.untouched())
+    try:
+        linear = one.subject.has(Capability.LINEAR_DELTA)
+        deltas = {name: one.attached.delta(name) for name in before} if linear else {}
+        merged = restored.merged()
+    except UserError:
+        return  # not with these settings
+    gap = difference(logits(merged, tokens()), one.fingerprint["outputs"])
+    assert gap <= MERGE, f"with {one.said}, the merged model is {gap} away from the tuned one"
+    after = linear_weights(merged)
+    for name, delta in deltas.items():
+        change = torch.zeros_like(before[name]) if delta is None else delta
+        gap = difference(before[name] + change, after[name])
+        assert gap <= EXACT, f"with {one.said}, delta of {name} is {gap} away from merged minus pretrained"
 
 
 def _check_others(life: Life, name: str, one: Tried) -> None:
