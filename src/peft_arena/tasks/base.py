@@ -91,9 +91,9 @@ class TaskCard(BaseModel):
     citation: str
     description: str
     superseded_by: str | None = None
-    waived: Mapping[str, str] = Field(default={}, exclude_if=lambda waived: not waived)
+    waived: Mapping[str, str] = Field(default={}, exclude=True)
     """Checks of the conformance suite that the task's data cannot pass, each with the reason; only those of
-    :data:`peft_arena.testing.tasks.WAIVABLE`. Each must then fail."""
+    :data:`peft_arena.testing.tasks.WAIVABLE`. Each must then fail. Only the record of the suite has them."""
 
     @property
     def headline(self) -> Metric:
