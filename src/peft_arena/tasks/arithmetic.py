@@ -87,9 +87,7 @@ def split_of(question: str) -> str:
     return next(name for name, tenths in _TENTHS.items() if tenth in tenths)
 
 
-def generated_card(
-    *, name: str, title: str, generator: str, description: str, waived: Mapping[str, str] | None = None
-) -> TaskCard:
+def generated_card(*, name: str, title: str, generator: str, description: str) -> TaskCard:
     """Build the card of a generated arithmetic task; what is the same for all is filled in here."""
     return TaskCard(
         name=name,
@@ -104,7 +102,6 @@ def generated_card(
         licence="Apache-2.0",
         citation="Stojanovski et al. 2025, Reasoning Gym: Reasoning Environments for RL with Verifiable Rewards",
         description=description,
-        waived=waived or {},
     )
 
 
@@ -275,7 +272,6 @@ class GsmSymbolic(GeneratedTask):
             "shows that solutions were learned, not that new kinds of problems are solved. Judged is the first number "
             "after the last '####', else the one in the last box or after the last 'answer is', else the last."
         ),
-        waived={"numbers": f"the generator's scorer in reasoning_gym {PINNED} reads no sign at the start of a text"},
     )
 
     def parameters(self) -> dict[str, Any]:

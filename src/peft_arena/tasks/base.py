@@ -91,9 +91,9 @@ class TaskCard(BaseModel):
     citation: str
     description: str
     superseded_by: str | None = None
-    waived: Mapping[str, str] = Field(default={}, exclude=True)
+    waived: Mapping[str, str] = Field(default={}, exclude_if=lambda waived: not waived)
     """Checks of the conformance suite that the task's data cannot pass, each with the reason; only those of
-    :data:`peft_arena.testing.tasks.WAIVABLE`. Each must then fail. Only the record of the suite has them."""
+    :data:`peft_arena.testing.tasks.WAIVABLE`. Each must then fail."""
 
     @property
     def headline(self) -> Metric:

@@ -27,6 +27,8 @@ LABELS = 4
 """No more different numbers than that are labels."""
 SIGNED = 10
 """From this number on the other sign is tried: a smaller one may be a label behind a dash."""
+OTHER_SIGN = "with the other sign"
+"""Not tried where a bracket around the number is overlooked: such a scorer finds words among signs, a dash too."""
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14}|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?")
 
 
@@ -44,7 +46,7 @@ NEAR: Mapping[str, Callable[[Decimal], Decimal]] = {
     "minus 5": lambda number: number - 5,
     "times 10": lambda number: number * 10,
     "with its digits in reverse": _reversed,
-    "with the other sign": lambda number: -number if abs(number) >= SIGNED else number,
+    OTHER_SIGN: lambda number: -number if abs(number) >= SIGNED else number,
 }
 """Numbers that are nearly right, by what was done to the right one."""
 
@@ -58,6 +60,8 @@ def check_numbers(trial: TaskTrial) -> None:
         raise NotTestedError(f"the answers are no different numbers in {len(items) - len(held)} of {len(items)} items")
     for kind, change in NEAR.items():
         tried = [(item, number, change(number)) for item, number in held if change(number) != number]
+        if kind == OTHER_SIGN:
+            tried = [one for one in tried if not _wins(trial, one[0], f"({one[1]:f})")]
         won = [f"{near} for {number}" for item, number, near in tried if _wins(trial, item, f"{near:f}")]
         assert len(won) <= MOST * len(tried), (
             f"the number, {kind}, is right in {len(won)} of {len(tried)} items: {shown(won)}"
