@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from decimal import Decimal
 
 from peft_arena.tasks.base import FRACTION, Item
-from peft_arena.testing.task_answer_checks import MOST
+from peft_arena.testing.task_answer_checks import MOST, NONSENSE
 from peft_arena.testing.task_likelihood_checks import OVER
 from peft_arena.testing.task_trial import (
     NEARLY,
@@ -28,7 +28,8 @@ LABELS = 4
 SIGNED = 10
 """From this number on the other sign is tried: a smaller one may be a label behind a dash."""
 OTHER_SIGN = "with the other sign"
-"""Not tried where a bracket around the number is overlooked: such a scorer finds words among signs, a dash too."""
+"""Not tried where other signs around the number are overlooked: such a scorer takes a dash for one of them."""
+FORMS = ("({:f})", "${:f}")
 _NUMBER = re.compile(r"[-+]?(?:0|[1-9]\d{0,14}|[1-9]\d{0,2}(?:,\d{3})+)(?:\.\d+)?")
 
 
@@ -55,15 +56,15 @@ def check_numbers(trial: TaskTrial) -> None:
     """Where the answers are numbers, others near by lose: a few off, ten times, digits in reverse, the other sign."""
     items = trial.needs_answers()
     numbers = [(item, _number(trial.decisive(item))) for item in items]
-    held = [(item, number) for item, number in numbers if number is not None]
+    held = [(item, number) for item, number in numbers if number is not None and _judged(trial, item)]
     if len(held) * 2 < len(items) or len({number for _, number in held}) <= min(LABELS, len(held) - 1):
         raise NotTestedError(f"the answers are no different numbers in {len(items) - len(held)} of {len(items)} items")
     for kind, change in NEAR.items():
         tried = [(item, number, change(number)) for item, number in held if change(number) != number]
         if kind == OTHER_SIGN:
-            tried = [one for one in tried if not _wins(trial, one[0], f"({one[1]:f})")]
+            tried = [one for one in tried if not any(_wins(trial, one[0], form.format(one[1])) for form in FORMS)]
         won = [f"{near} for {number}" for item, number, near in tried if _wins(trial, item, f"{near:f}")]
-        assert len(won) <= MOST * len(tried), (
+        assert len(won) <= max(MOST * len(tried), min(len(tried) - 1, 1)), (
             f"the number, {kind}, is right in {len(won)} of {len(tried)} items: {shown(won)}"
         )
 
@@ -71,6 +72,11 @@ def check_numbers(trial: TaskTrial) -> None:
 def _number(text: str) -> Decimal | None:
     found = _NUMBER.fullmatch(text.strip())
     return Decimal(found[0].replace(",", "")) if found else None
+
+
+def _judged(trial: TaskTrial, item: Item) -> bool:
+    """Say whether the place of the number in the answer is what is judged: without it the answer loses."""
+    return not trial.right(item, trial.reworded(item, NONSENSE))
 
 
 def _wins(trial: TaskTrial, item: Item, part: str) -> bool:
