@@ -131,6 +131,40 @@ class BeginsRight(Sums):
         return Score(float(said.startswith(item.data["sum"])), extracted=said)
 
 
+class AboutRight(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        said = completion.strip()
+        near = said.lstrip("-").isdecimal() and len(said) < 9 and abs(int(said) - int(item.data["sum"])) <= 9
+        return Score(float(near), extracted=said)
+
+
+class AnySign(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        said = completion.strip()
+        return Score(float(said.lstrip("-+") == item.data["sum"]), extracted=said)
+
+
+class AnyOrderOfDigits(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        said = completion.strip()
+        return Score(float(sorted(said) == sorted(item.data["sum"])), extracted=said)
+
+
+class NearIsPartlyRight(Sums):
+    """Less for a number further off: nothing is wrong with it."""
+
+    def score(self, item: Item, completion: str) -> Score:
+        said, right = completion.strip(), int(item.data["sum"])
+        off = abs(int(said) - right) if said.isdecimal() and len(said) < 9 else right
+        return Score(max(0.0, 1 - off / right), extracted=said)
+
+
+class EchoIsRight(Sums):
+    def score(self, item: Item, completion: str) -> Score:
+        said = completion.strip()
+        return Score(float(said in (item.data["sum"], item.question)), extracted=said)
+
+
 class AnyOfTheList(Sums):
     def score(self, item: Item, completion: str) -> Score:
         said = completion.replace(",", " ").split()
@@ -175,6 +209,16 @@ class CapitalOption(Picks):
     def item(self, number: int, options: list[str], gold: int) -> Item:
         options[gold] = options[gold].title()
         return super().item(number, options, gold)
+
+
+class GoldGoesRound(Picks):
+    def item(self, number: int, options: list[str], gold: int) -> Item:
+        return replace(super().item(number, options, number % 4), question=f"Which of {' and '.join(options)}?")
+
+
+class GoldByTheNumber(Picks):
+    def item(self, number: int, options: list[str], gold: int) -> Item:
+        return super().item(4 * number + gold, options, gold)
 
 
 class InOrderOfGold(Picks):

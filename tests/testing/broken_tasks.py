@@ -305,6 +305,35 @@ class ShowsTestRiddles(Picks):
         return f"{shots}\n{item.question}\nAnswer:"
 
 
+class ShowsShortSums(Sums):
+    def prompt(self, item: Item) -> Prompt:
+        shots = "\n".join(f"Sum: {shot.question}\nAnswer:{shot.answer}" for shot in self.made["test"][:3])
+        return f"{shots}\nSum: {item.question}\nAnswer:"
+
+
+class AsksTheNext(Sums):
+    def prompt(self, item: Item) -> Prompt:
+        test = self.made["test"]
+        other = test[(test.index(item) + 1) % len(test)] if item in test else item
+        return f"Sum: {other.question}\nAnswer:"
+
+
+class SwapsForTraining(Sums):
+    @cached_property
+    def made(self) -> dict[str, tuple[Item, ...]]:
+        made = super().made
+        pairs = [item.question.split(" + ") for item in made["test"]]
+        return {**made, "train": tuple(self.item(int(other), int(one)) for one, other in pairs)}
+
+
+class OtherNumbersInThePrompt(Sums):
+    """What no check can see: the answer is right for other numbers than those that are shown."""
+
+    def prompt(self, item: Item) -> Prompt:
+        one, other = item.question.split(" + ")
+        return f"Sum: {other} + {one[::-1]}\nAnswer:"
+
+
 class EmptyOption(Picks):
     def item(self, number: int, options: list[str], gold: int) -> Item:
         return super().item(number, [*options, ""], gold)
@@ -339,6 +368,32 @@ class TakesTheSecondToo(Picks):
     def score_choice(self, item: Item, log_likelihoods: Sequence[float]) -> Score:
         found = super().score_choice(item, log_likelihoods)
         return replace(found, value=1.0) if max(log_likelihoods) == log_likelihoods[1] else found
+
+
+class TakesWhatIsNear(Picks):
+    def score_choice(self, item: Item, log_likelihoods: Sequence[float]) -> Score:
+        found = super().score_choice(item, log_likelihoods)
+        near = max(log_likelihoods) - log_likelihoods[item.gold or 0] < 5
+        return replace(found, value=1.0) if near else found
+
+
+class NeedsToBeFarAhead(Picks):
+    def score_choice(self, item: Item, log_likelihoods: Sequence[float]) -> Score:
+        found = super().score_choice(item, log_likelihoods)
+        ahead = sorted(log_likelihoods)[-1] - sorted(log_likelihoods)[-2] > 1
+        return found if ahead else replace(found, value=0.0)
+
+
+class TiesAreRight(Picks):
+    def score_choice(self, item: Item, log_likelihoods: Sequence[float]) -> Score:
+        found = super().score_choice(item, log_likelihoods)
+        return replace(found, value=1.0) if len(set(log_likelihoods)) == 1 else found
+
+
+class ClipsTheLoss(Texts):
+    def score_text(self, item: Item, log_likelihood: float, tokens: int) -> Score:
+        found = super().score_text(item, log_likelihood, tokens)
+        return found if found.value is None else replace(found, value=min(found.value, 3.0))
 
 
 class ForgetsTheLikelihood(Texts):

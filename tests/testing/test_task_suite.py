@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ RIGHT = (
     planted.Letters,
     planted.Texts,
     scorers.AnyOfTheListAndSaysSo,
+    scorers.NearIsPartlyRight,
     scorers.WaivesItsHint,
 )
 WRONG: dict[str, tuple[type[Task], ...]] = {
@@ -26,11 +29,13 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
     "splits": (planted.IgnoresTheSplit,),
     "items": (planted.ListAnswer, planted.SetInData, planted.NothingToLearn),
     "overlap": (planted.TrainIsTest, planted.TestInOtherCase, planted.HiddenOverlap),
+    "reordered": (planted.SwapsForTraining,),
     "duplicates": (planted.TwiceByRow,),
     "order": (planted.DrawsFromTheProcess, planted.KeepsItsList, planted.OtherEachTime),
     "settings": (planted.IgnoresItsSeed, planted.FewerThanAsked),
     "prompts": (planted.OnePrompt, planted.EndsWithASpace, planted.CountsItsPrompts, planted.AnswersItself),
-    "shots": (planted.ShowsItselfFirst, planted.ShowsTestRiddles),
+    "shots": (planted.ShowsItselfFirst, planted.ShowsTestRiddles, planted.ShowsShortSums),
+    "asked": (planted.AsksTheNext,),
     "options": (
         planted.EmptyOption,
         planted.NoRightOption,
@@ -38,8 +43,14 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
         planted.OptionsBeginAlike,
         planted.TwoSpaces,
     ),
-    "likelihoods": (planted.PicksTheFirst, planted.TakesTheSecondToo),
-    "texts": (planted.ForgetsTheLikelihood, planted.LikelierIsWorse),
+    "likelihoods": (
+        planted.PicksTheFirst,
+        planted.TakesTheSecondToo,
+        planted.TakesWhatIsNear,
+        planted.NeedsToBeFarAhead,
+        planted.TiesAreRight,
+    ),
+    "texts": (planted.ForgetsTheLikelihood, planted.LikelierIsWorse, planted.ClipsTheLoss),
     "golds": (scorers.Percent, scorers.LowersTheAnswerOnly),
     "scores": (scorers.TruthValues, scorers.WeighsNothing),
     "odd_texts": (scorers.OddTextsRaise,),
@@ -48,6 +59,7 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
     "wrong": (scorers.AlwaysRight, scorers.DropsDigits, scorers.OnlyRightIsScored),
     "silent": (scorers.EmptyIsRight, scorers.EmptyIsHalfRight, scorers.FormIsEnough, scorers.FindsSomethingInNothing),
     "partial": (scorers.SubstringIsRight, scorers.PrefixIsRight, scorers.FoundInside, scorers.BeginsRight),
+    "numbers": (scorers.AboutRight, scorers.AnySign, scorers.AnyOrderOfDigits),
     "listing": (scorers.AnyOfTheList,),
     "judge_state": (scorers.RemembersTheLast,),
     "gold_marks": (
@@ -64,6 +76,8 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
         scorers.PlaceInThePrompt,
         scorers.RightOptionShown,
     ),
+    "gold_cycle": (scorers.GoldGoesRound, scorers.GoldByTheNumber),
+    "echo": (scorers.EchoIsRight,),
     "chance": (scorers.OneAnswer, scorers.FewItemsOneAnswer, scorers.ChanceTooLow, scorers.ChanceOfAnotherNumber),
     "process": (
         scorers.OrderOfASet,
@@ -107,6 +121,11 @@ def test_what_was_not_tested_is_said_with_its_reason() -> None:
     assert check_task(planted.Sums()).settings == {"seed": 0, "test_items": 24}
 
 
+def test_a_prompt_in_other_words_than_its_question_is_said_to_be_untested() -> None:
+    record = check_task(planted.OtherNumbersInThePrompt())
+    assert "24 of 24 prompts do not hold their question word for word" in record.not_tested["asked"]
+
+
 def test_a_waiver_is_printed_and_must_be_needed() -> None:
     record = check_task(scorers.WaivesItsHint())
     assert record.why("answer_in_prompt").startswith("waived: the task is to copy the hint (found: ")
@@ -123,3 +142,33 @@ def test_a_task_that_no_new_process_can_import_says_so() -> None:
 
     record = check_task(Local())
     assert "Local cannot be imported in a new process" in record.not_tested["process"]
+
+
+ENDLESS = """
+from peft_arena.tasks.base import Role
+from peft_arena.tasks.micro.base import Candidate, MicroTask, draw, micro_card, stream
+from peft_arena.testing import check_task
+
+class Own(MicroTask):
+    card = micro_card("own", "Sums", Role.RETENTION, 0.0, "Add two numbers.")
+
+    def candidates(self):
+        rng = stream(self.card.name)
+        while True:
+            one, other = draw(rng, range(10, {end}), 2)
+            key = f"{{min(one, other)}} {{max(one, other)}}"
+            yield Candidate(f"What is {{one}} plus {{other}}?", str(one + other), key)
+
+print(check_task(Own()).why("process"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [(100, "put the call into a test, or behind: if __name__"), (30, "candidates gave no new item, with ")],
+)
+def test_a_script_that_checks_its_own_endless_task_ends_with_a_reason(tmp_path: Path, end: int, words: str) -> None:
+    script = tmp_path / "own.py"
+    script.write_text(ENDLESS.format(end=end))
+    found = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False)
+    assert words in found.stdout + found.stderr, found.stdout + found.stderr

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 SECONDS = 300
+LOADING = "PEFT_ARENA_LOADS_A_TASK"
+"""Environment variable that is set in a process which loads a task for a check."""
 
 
 def main() -> None:

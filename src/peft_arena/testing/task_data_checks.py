@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter, defaultdict
 from typing import cast
 
@@ -13,6 +14,9 @@ from peft_arena.tasks.splits import near_key, normal_key
 from peft_arena.testing.task_trial import NotTestedError, TaskTrial, all_items, flat, random_state
 
 NO_SPLIT = cast(Split, "no such split")
+_WORDS = re.compile(r"\w+|[^\w\s]")
+SAME_ANSWER = 0.95
+"""Of the sets of words that are asked in several orders, so many must have one answer for order to play no part."""
 NEAR_SHARE = 0.2
 """Share of the test items that may be asked in nearly the same words in another split."""
 
@@ -118,6 +122,32 @@ def check_overlap(trial: TaskTrial) -> None:
     for split, count in close.items():
         assert count <= NEAR_SHARE * len(trial.found[split]), (
             f"{count} of {len(trial.found[split])} items of {split} are in another split in nearly the same words"
+        )
+
+
+def check_reordered(trial: TaskTrial) -> None:
+    """Few test items are those of another split with their words in another order, where order plays no part."""
+    answers: dict[str, list[str]] = defaultdict(list)
+    splits: dict[str, set[Split]] = defaultdict(set)
+    asked: list[tuple[Split, str]] = []
+    for split, item in all_items(trial.found):
+        target = trial.task.target(item).strip()
+        if target and not item.choices:
+            key = " ".join(sorted(_WORDS.findall(near_key(flat(trial.task.prompt(item))))))
+            answers[key].append(target)
+            splits[key].add(split)
+            asked.append((split, key))
+    if not asked:
+        raise NotTestedError("the items have no answer of their own")
+    shared = [held for held in answers.values() if len(held) > 1]
+    alike = sum(len(set(held)) == 1 for held in shared)
+    if alike < SAME_ANSWER * len(shared):
+        return  # the order of words decides the answer
+    for split in trial.found:
+        keys = [key for one, key in asked if one == split]
+        count = sum(len(splits[key]) > 1 for key in keys) if split != "train" else 0
+        assert count <= NEAR_SHARE * len(keys), (
+            f"{count} of {len(keys)} items of {split} are in another split with their words in another order"
         )
 
 

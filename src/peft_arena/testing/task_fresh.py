@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from peft_arena.tasks.base import Kind
-from peft_arena.testing.task_child import seen
+from peft_arena.testing.task_child import LOADING, seen
 from peft_arena.testing.task_trial import NotTestedError, TaskTrial
 
 HASH_SEEDS = ("1", "2")
@@ -31,7 +31,7 @@ def child(hash_seed: str) -> subprocess.Popen[str]:
     """Start the server of a hash seed, which is ready a second later and ends with this process."""
     command = [sys.executable, "-m", "peft_arena.testing.task_child"]
     paths = os.pathsep.join(path for path in sys.path if path)
-    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths, LOADING: "1"}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from peft_arena.tasks.base import FRACTION, Item, Kind, Score
+from peft_arena.tasks.gold import FULL
 from peft_arena.testing.task_answer_checks import well_formed
 from peft_arena.testing.task_trial import FEWEST, NEARLY, NotTestedError, TaskTrial, judge, spread
 
@@ -21,6 +22,10 @@ OVER = 0.15
 APART = 0.05
 """By so much the card's chance may differ from that of a random option."""
 LOW = -1e4
+MARGIN = 0.1
+"""Nats by which an option is the likeliest where it is so by little."""
+LIKELIHOODS = (-0.5, -12.5, -25.0, -50.0, -100.0)
+"""Of a text of five tokens: up to 20 nats per token, more than a random model loses."""
 TWICE = 0.02
 """Share of the items in which the right option may be there twice, as in published data it sometimes is."""
 PREFIXES = 0.5
@@ -55,16 +60,52 @@ def check_options(trial: TaskTrial) -> None:
 
 
 def check_likelihoods(trial: TaskTrial) -> None:
-    """The likeliest option is picked: right where it is the right one, wrong where it is any other."""
+    """The likeliest option is picked, by far or by little; where all are equally likely, not always the right one."""
     if trial.task.card.kind is not Kind.CHOICE:
         raise NotTestedError(f"a task of kind {trial.task.card.kind} compares no options")
-    for item in (item for items in trial.found.values() for item in items[: trial.sample]):
+    tied: list[bool] = []
+    held = [item for items in trial.found.values() for item in items[: trial.sample]]
+    for item in held:
         for picked in range(len(item.choices)):
             score = picking(trial, item, picked)
             well_formed(trial, item, score)
             assert score.value == float(picked == item.gold), f"likelihoods are judged wrongly: {item.question!r}"
             assert score == picking(trial, item, picked), "two scores for the same likelihoods"
-        well_formed(trial, item, trial.task.score_choice(item, [-3.0] * len(item.choices)))
+        _check_margins(trial, item)
+        ties = [trial.task.score_choice(item, [value] * len(item.choices)) for value in (-3.0, 0.0)]
+        for score in ties:
+            well_formed(trial, item, score)
+        tied.append(all(score.value == FULL for score in ties))
+    several = len({item.gold for item in held}) > 1
+    assert not (several and len(tied) >= FEWEST and all(tied)), (
+        "where all options are equally likely the right one counts as picked, wherever it stands"
+    )
+
+
+def _check_margins(trial: TaskTrial, item: Item) -> None:
+    """Check that the right option wins by a small margin and loses by one."""
+    sizes = [
+        (1, len(text), len(text.strip()), len(text.encode(errors="replace")), len(text.split()))
+        for text in trial.task.continuations(item)
+    ]
+    values = [trial.task.score_choice(item, _close(sizes, place)).value for place in range(len(sizes))]
+    right = values[item.gold or 0]
+    for place, value in enumerate(values):
+        if place != item.gold:
+            assert value != FULL and (right or 0.0) > (value or 0.0), (
+                f"the right option, {MARGIN} nats {'behind' if value == FULL else 'before'} another one, has the score "
+                f"{value if value == FULL else right}: {item.question[:60]!r}"
+            )
+
+
+def _close(sizes: Sequence[tuple[int, ...]], place: int) -> list[float]:
+    """Return log-likelihoods where one option is the likeliest by little: in sum, by character, byte and word."""
+    values = []
+    for one in sizes:
+        wider = max(own / max(best, 1) for own, best in zip(one, sizes[place], strict=True))
+        values.append(-10.0 * wider - MARGIN)
+    values[place] = -10.0
+    return values
 
 
 def picking(trial: TaskTrial, item: Item, place: int) -> Score:
@@ -80,11 +121,15 @@ def check_texts(trial: TaskTrial) -> None:
         raise NotTestedError(f"a task of kind {task.card.kind} has no texts")
     sign = 1.0 if task.card.headline.better == "lower" else -1.0
     for item in (item for items in trial.found.values() for item in items[: trial.sample]):
-        near, far = task.score_text(item, -12.5, 5), task.score_text(item, -25.0, 5)
-        for score in (near, far):
+        near = task.score_text(item, -12.5, 5)
+        scores = [task.score_text(item, likelihood, 5) for likelihood in LIKELIHOODS]
+        for score in scores:
             well_formed(trial, item, score, bounded=False)
-        assert near.value is not None and far.value is not None, f"a text has no value: {near.reason or far.reason}"
-        assert sign * (far.value - near.value) > 0, "a less likely text is no worse"
+            assert score.value is not None, f"a text has no value: {score.reason}"
+        for likelihood, one, other in zip(LIKELIHOODS, scores, scores[1:], strict=False):
+            assert sign * ((other.value or 0.0) - (one.value or 0.0)) > 0, (
+                f"a text that is less likely than {-likelihood / 5:g} nats per token is no worse"
+            )
         assert near == task.score_text(item, -12.5, 5), "two scores for the same likelihood"
         assert task.score_text(item, -12.5, 10).value != near.value or task.card.headline.unit == "nats", (
             "the number of tokens plays no part"

@@ -10,6 +10,8 @@ from itertools import pairwise
 from peft_arena.tasks.base import Item, Kind, Message
 from peft_arena.tasks.splits import normal_key
 from peft_arena.testing.task_trial import (
+    ALL,
+    POOL,
     TURN,
     NotTestedError,
     TaskTrial,
@@ -28,7 +30,12 @@ LEAKED = 300
 """Items whose prompts are searched for their answers."""
 LOOKED = 30
 """So many places of an answer in its prompt are looked at."""
+SHORTEST_QUESTION = 5
+"""Characters of a question that is looked for where its answer follows, or where the prompt's own is not there."""
 START, END = "\x03", "\x04"
+LONGEST_CYCLE = 8
+"""Items, and numbers, after which the place of the right option may be seen to come again."""
+_DIGITS = re.compile(r"[0-9]{1,15}")
 _OPTION = re.compile(r"^\s*[(\[]?([A-Z])[)\].:]\s*(.*?)\s*$", re.MULTILINE)
 
 
@@ -81,6 +88,7 @@ def check_shots(trial: TaskTrial) -> None:
     long = {item.question.strip() for item in test if len(item.question.strip()) >= LEAST_QUESTION}
     repeated, others = [], []
     sample = spread(test, trial.sample)
+    solved = _solved(trial)
     for item in sample:
         prompt, own = task.prompt(item), item.question.strip()
         if not isinstance(prompt, str):
@@ -89,10 +97,53 @@ def check_shots(trial: TaskTrial) -> None:
         text = flat(prompt)
         if own in long and text.count(own) > 1:
             repeated.append(own)
+        shown = _shown_solved(trial, text, solved)
+        repeated += [own] if own in shown and text.count(own) > 1 and own not in repeated else []
         rest = text.replace(own, "") if own else text
-        others += [own] if any(one in rest for one in long if one not in own) else []
+        others += [own] if shown - {own} or any(one in rest for one in long if one not in own) else []
     assert not repeated, f"{len(repeated)} prompts hold their own question twice: {_first(repeated)}"
     assert len(others) * 5 <= len(sample), f"{len(others)} prompts show other questions of the test split"
+
+
+def _solved(trial: TaskTrial) -> dict[str, re.Pattern[str]]:
+    """Return, by short question of the test split, what finds it with its answer right behind it."""
+    found = {}
+    for item in trial.found["test"]:
+        own, answer = item.question.strip(), trial.task.target(item).strip() if not item.choices else ""
+        if SHORTEST_QUESTION <= len(own) < LEAST_QUESTION and answer and answer not in own:
+            before, behind = _whole(own).pattern, _whole(answer).pattern
+            found[own] = re.compile(rf"{before}\W*(?:\w+\W+){{0,2}}{behind}")
+    return found
+
+
+def _shown_solved(trial: TaskTrial, text: str, solved: Mapping[str, re.Pattern[str]]) -> set[str]:
+    """Return the short test questions that a prompt shows with their answers, not as parts of a training question."""
+    shown = {question for question, pattern in solved.items() if question in text and pattern.search(text)}
+    longer = [item.question for item in trial.found.get("train", ()) if shown and item.question in text]
+    return {question for question in shown if not any(question in one for one in longer)}
+
+
+def check_asked(trial: TaskTrial) -> None:
+    """A prompt asks the question of its item, not that of another; where its words are others, that is not tested."""
+    if trial.task.card.kind is Kind.TEXT:
+        raise NotTestedError("a text is shown by itself")
+    sample = spread(trial.found["test"], trial.sample)
+    questions = {text for item in trial.found["test"] if len(text := normal_key(item.question)) >= SHORTEST_QUESTION}
+    prompts = [(normal_key(item.question), normal_key(flat(trial.task.prompt(item)))) for item in sample]
+    absent = [(own, text) for own, text in prompts if not own or own not in text]
+    wrong = [own for own, text in absent if own and any(_holds(text, one) for one in questions if one != own)]
+    assert len(wrong) * 2 <= len(sample), (
+        f"{len(wrong)} of {len(sample)} prompts ask the question of another item instead of their own: {_first(wrong)}"
+    )
+    if len(absent) * 2 > len(sample):
+        raise NotTestedError(
+            f"{len(absent)} of {len(sample)} prompts do not hold their question word for word: whether they ask what "
+            "the answer is right for cannot be seen"
+        )
+
+
+def _holds(text: str, question: str) -> bool:
+    return question in text and _whole(question).search(text) is not None
 
 
 def _first(texts: Sequence[str]) -> str:
@@ -223,6 +274,27 @@ def check_gold_marks(trial: TaskTrial) -> None:
     assert not (len(golds) >= 12 and len(kinds) > 1 and min(kinds.values()) > 2 and changes == len(kinds) - 1), (
         "the test items are in the order of their right options: the first of them are no sample"
     )
+
+
+def check_gold_cycle(trial: TaskTrial) -> None:
+    """The place of the right option goes neither round with the items nor with a number in the prompt."""
+    held = [(item, *found) for item in trial.found["test"][:POOL] if (found := _options(trial, item)) is not None]
+    golds = [gold for _, _, gold in held]
+    if len({tuple(sorted(options)) for _, options, _ in held}) < 2:
+        raise NotTestedError("all items have the same options, or none")
+    if len(golds) < ALL or len(set(golds)) < 2:
+        raise NotTestedError(f"{len(golds)} test items with {len(set(golds))} places of the right option are too few")
+    for length in range(2, LONGEST_CYCLE + 1):
+        assert golds[length:] != golds[:-length], f"the place of the right option repeats every {length} items"
+    numbers = [_DIGITS.findall(flat(trial.task.prompt(item))) for item, _, _ in held]
+    if not all(numbers):
+        return
+    for told, place in (("first", 0), ("last", -1)):
+        for length in range(2, LONGEST_CYCLE + 1):
+            pairs = {(int(found[place]) % length, gold) for found, gold in zip(numbers, golds, strict=True)}
+            assert len(pairs) > len({rest for rest, _ in pairs}), (
+                f"the place of the right option can be read from the {told} number in the prompt, divided by {length}"
+            )
 
 
 def _check_marks(sets: Sequence[tuple[tuple[str, ...], int]]) -> None:

@@ -14,10 +14,12 @@ from peft_arena.testing import (
     task_data_checks,
     task_fresh,
     task_likelihood_checks,
+    task_near_checks,
     task_prompt_checks,
 )
 from peft_arena.testing.conformance_record import Check, ConformanceRecord
 from peft_arena.testing.task_answer_checks import NASTY_TEXTS
+from peft_arena.testing.task_child import LOADING
 from peft_arena.testing.task_trial import NotTestedError, TaskTrial
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CHECKS", "NASTY_TEXTS", "SUITE", "WAIVABLE", "check_task", "need_wheel"]
 
-SUITE = 2
+SUITE = 3
 """Version of the checks; raised when one is added or says more."""
 CHECKS: Mapping[str, Callable[[TaskTrial], None]] = {
     "card": task_data_checks.check_card,
@@ -33,10 +35,12 @@ CHECKS: Mapping[str, Callable[[TaskTrial], None]] = {
     "items": task_data_checks.check_items,
     "prompts": task_prompt_checks.check_prompts,
     "overlap": task_data_checks.check_overlap,
+    "reordered": task_data_checks.check_reordered,
     "duplicates": task_data_checks.check_duplicates,
     "order": task_data_checks.check_order,
     "settings": task_data_checks.check_settings,
     "shots": task_prompt_checks.check_shots,
+    "asked": task_prompt_checks.check_asked,
     "options": task_likelihood_checks.check_options,
     "likelihoods": task_likelihood_checks.check_likelihoods,
     "texts": task_likelihood_checks.check_texts,
@@ -48,16 +52,32 @@ CHECKS: Mapping[str, Callable[[TaskTrial], None]] = {
     "wrong": task_answer_checks.check_wrong,
     "silent": task_answer_checks.check_silent,
     "partial": task_answer_checks.check_partial,
+    "numbers": task_near_checks.check_numbers,
     "listing": task_answer_checks.check_listing,
     "judge_state": task_answer_checks.check_judge_state,
     "gold_marks": task_prompt_checks.check_gold_marks,
     "answer_in_prompt": task_prompt_checks.check_answer_in_prompt,
+    "gold_cycle": task_prompt_checks.check_gold_cycle,
+    "echo": task_near_checks.check_echo,
     "chance": task_likelihood_checks.check_chance,
     "process": task_fresh.check_process,
 }
 """Every check by name, in the order they are tried."""
 WAIVABLE = frozenset(
-    {"answer_in_prompt", "chance", "duplicates", "gold_marks", "listing", "options", "partial", "stops"}
+    {
+        "answer_in_prompt",
+        "chance",
+        "duplicates",
+        "echo",
+        "gold_cycle",
+        "gold_marks",
+        "listing",
+        "numbers",
+        "options",
+        "partial",
+        "reordered",
+        "stops",
+    }
 )
 """Checks of what data may be by its nature; a card's ``waived`` is of these names."""
 
@@ -75,7 +95,13 @@ def check_task(task: Task, sample: int = 40, tokenizer: PreTrainedTokenizerBase 
 
     Raises:
         AssertionError: the task breaks the contract; the message names the check and says how.
+        UserError: it is called by the module of a task that another process loads for a check.
     """
+    if LOADING in os.environ:
+        raise UserError(
+            "check_task is called where the module of the task is loaded, so that each new process that loads it calls "
+            "it again; put the call into a test, or behind: if __name__ == '__main__'"
+        )
     waived = task.card.waived
     stray = set(waived) - WAIVABLE
     assert not stray, (

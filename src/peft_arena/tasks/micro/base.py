@@ -13,13 +13,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar, NamedTuple, TypeVar, get_args
 
-from peft_arena.core.errors import unknown
+from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.ids import content_id, seed_for
 from peft_arena.tasks.base import ACCURACY, Generation, Item, Kind, Message, Prompt, Role, Score, Split, Task, TaskCard
 from peft_arena.tasks.splits import Keyed, with_groups
 
 T = TypeVar("T")
 
+BARREN = 200_000
+"""After so many candidates in a row without a new item, there are too few for the sizes."""
 VERSION = 1
 """Generator version of all micro tasks; part of every split key."""
 
@@ -100,7 +102,10 @@ class MicroTask(Task):
 
     @abstractmethod
     def candidates(self) -> Iterator[Candidate]:
-        """Yield candidates in a fixed order, without end or until there are no more; repetitions are left out."""
+        """Yield candidates in a fixed order, until there are no more, or without end where they fill the sizes.
+
+        Repetitions are left out.
+        """
 
     def split(self, candidate: Candidate) -> Split:
         """Return the split of a candidate; the hash of its key unless a task says otherwise."""
@@ -128,11 +133,18 @@ class MicroTask(Task):
     @cached_property
     def _splits(self) -> dict[Split, tuple[Item, ...]]:
         found: dict[Split, dict[str, Keyed]] = {split: {} for split in get_args(Split)}
+        barren = 0
         for candidate in self.candidates():
-            split = self.split(candidate)
-            if len(found[split]) < self.sizes[split]:
+            split, barren = self.split(candidate), barren + 1
+            if len(found[split]) < self.sizes[split] and candidate.question not in found[split]:
                 item = Item(candidate.question, candidate.answer)
-                found[split].setdefault(candidate.question, Keyed(candidate.key, item))
+                found[split][candidate.question], barren = Keyed(candidate.key, item), 0
             if all(len(found[name]) == self.sizes[name] for name in found):
                 break
+            if barren >= BARREN:
+                held = ", ".join(f"{len(rows)} of {self.sizes[name]} {name} items" for name, rows in found.items())
+                raise UserError(
+                    f"{self.card.name}: the last {BARREN} candidates gave no new item, with {held}; "
+                    "let candidates() end, or give more of them or smaller sizes"
+                )
         return {split: with_groups(rows.values()) for split, rows in found.items()}
