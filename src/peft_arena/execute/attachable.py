@@ -59,7 +59,7 @@ class Attachable:
             if file.is_file():
                 self._found[key] = str(json.loads(file.read_text(encoding="utf-8"))["refused"])
             else:
-                self._found[key] = self._tried(method)
+                self._found[key] = self._quietly_tried(method)
                 write_atomically(file, json.dumps({"refused": self._found[key]}).encode())
         return self._found[key]
 
@@ -82,6 +82,12 @@ class Attachable:
         except UserError:
             return None  # which loading it says in its own words
         return model.to(getattr(torch, self.spec.dtype)).eval()
+
+    def _quietly_tried(self, method: Method) -> str:
+        from peft_arena.models.stored import unreported
+
+        with unreported():
+            return self._tried(method)
 
     def _tried(self, method: Method) -> str:
         if self._architecture is None or Capability.TRAINS not in method.card.capabilities:
