@@ -83,10 +83,9 @@ def test_a_model_that_is_not_whole_is_refused_before_runs_are_made(tmp_path, mon
     held.pop("model.norm.weight")
     save_file(held, model / SINGLE, metadata={"format": "pt"})
     monkeypatch.setattr(local, "run_orders", lambda *given: pytest.fail("work was begun"))
+    settings = ["train.schedule.steps=2", "train.learning_rate=1e-3"]
     for _ in range(2):
         with pytest.raises(UserError, match=r"model\.norm\.weight") as caught:
-            single.train_one(
-                str(model), "lora", "micro-reverse", ["train.schedule.steps=2"], tmp_path / "out", quiet=True
-            )
+            single.train_one(str(model), "lora", "micro-reverse", settings, tmp_path / "out", quiet=True)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -57,7 +57,7 @@ def check_model(model: ModelSpec, *, weights: bool) -> None:
         UserError: a file or a tensor is missing, damaged, or of another model.
     """
     from peft_arena.models.load import PACKAGED, skeleton
-    from peft_arena.models.stored import check_weight_files, is_bare, unreported
+    from peft_arena.models.stored import check_weight_files, is_bare
 
     directory = user_path(model.name)
     if model.name in PACKAGED or model.new_tokens or not directory.is_dir():
@@ -70,8 +70,7 @@ def check_model(model: ModelSpec, *, weights: bool) -> None:
     file = cache_root() / "sound" / __version__ / f"{key}.json"
     if file.is_file():
         return
-    with unreported():
-        skeleton(model)
+    skeleton(model)
     write_atomically(file, b"{}")
 
 

@@ -281,7 +281,7 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     if shapes is None:
         source = _located(spec)
     place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
-    with reading(f"cannot read model '{spec.name}' from {place}"):
+    with reading(f"cannot read model '{spec.name}' from {place}"), unreported():
         if source is None:
             config = AutoConfig.for_model(**(shapes or {}))
         else:
