@@ -177,8 +177,8 @@ def test_shards_pass_and_each_that_is_broken_does_not(model):
     ("text", "message"),
     [
         ("{", "is damaged: "),
-        ("[]", "has no table weight_map"),
-        ('{"weight_map": [1]}', "has no table weight_map"),
+        ("[]", "must hold an object"),
+        ('{"weight_map": [1]}', "weight_map must be an object"),
         ('{"weight_map": {}}', "its weight_map is empty"),
         ('{"weight_map": {"a": 3}}', "the file of a is 3"),
         ('{"weight_map": {"a": ""}}', "the file of a is ''"),

@@ -317,8 +317,8 @@ def _checked(spec: ModelSpec) -> tuple[Source, str]:
         raise UserError(
             f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
         )
-    if source.kind == "path":
-        check_files(Path(source.location))
+    if source.kind == "path" and not is_bare(Path(source.location)):
+        check_weight_files(Path(source.location))
     return source, found
 
 
