@@ -251,8 +251,10 @@ def test_a_cache_that_is_wrong_for_long_prompts_only_is_found_in_use(dtype: torc
     used: list[Way] = []
     with evaluation_mode(model):
         assert decoding_way(model).cached
-    assert answer(model, jobs, used.append) == [plain(model, job) for job in jobs]
-    assert not used[0].cached
+    truth = [plain(model, job) for job in jobs]
+    for _ in range(5):
+        assert answer(model, jobs, used.append) == truth
+    assert not any(way.cached for way in used)
 
 
 def test_switching_an_adapter_is_another_case_and_both_are_right() -> None:

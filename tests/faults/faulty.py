@@ -76,6 +76,9 @@ def in_child(work: Callable[[], object], said: Path) -> Ended:
 
 def work_on(study: Path, runs: Path) -> None:
     """Do all of a study in this process, the parts in the order a command would have them."""
+    import torch
+
+    torch.set_num_threads(1)  # not in the parent: its threads would not live in the child
     loaded = read_study(study)
     store = Store(runs)
     for order in orders_for(loaded, store, loaded.file.execution):
@@ -129,6 +132,13 @@ def killed_after(function: Callable[..., Any], *given: Any, **named: Any) -> Any
     """Do what was asked, and end the process then."""
     function(*given, **named)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half_written(function: Callable[..., int], handle: int, data: bytes) -> int:
+    """Write the first half of what was to be written, and end the process then."""
+    function(handle, data[: len(data) // 2])
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 0
 
 
 def refused(number: int) -> Callable[..., Any]:

@@ -28,6 +28,7 @@ from .faulty import (
     STUDY,
     at_call,
     from_call,
+    half_written,
     in_child,
     killed,
     killed_after,
@@ -93,12 +94,6 @@ def own_exit(runs: Path) -> None:
     call(MICRO, "score", 2, lambda *given, **named: os._exit(0))(runs)
 
 
-def half_a_line(function: Callable[..., int], handle: int, data: bytes) -> int:
-    function(handle, data[: len(data) // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
-    return 0
-
-
 def not_a_number(function: Callable[..., LossParts], *given: object, **named: object) -> LossParts:
     parts = function(*given, **named)
     return parts._replace(nats=parts.nats * float("nan"))
@@ -124,7 +119,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "killed in a step": (call("torch.optim:AdamW", "step", 3, killed), KILLED),
     "killed while the model is loaded": (call("peft_arena.models.load", "load", 1, killed), KILLED),
     "killed while it scores": (call(MICRO, "score", 3, killed), KILLED),
-    "killed in the middle of a line of the log": (call("os", "write", 2, half_a_line, "started"), KILLED),
+    "killed in the middle of a line of the log": (call("os", "write", 2, half_written, "started"), KILLED),
     "no space when a record is synced": (call("os", "fsync", 1, refused(errno.ENOSPC)), "No space left on device"),
     "no space for any record": (call("os", "fsync", 2, refused(errno.ENOSPC), ever=True), "No space left on device"),
     "an input or output error in a checkpoint": (
@@ -169,8 +164,6 @@ HARMLESS: dict[str, Fault] = {
     "there is no git": no_git,
     "an interrupted look into the directory": call("os", "scandir", 1, refused(errno.EIO)),
 }
-QUICK = {"killed before a checkpoint is moved", "no space when a record is synced"}
-"""These also run in the ordinary suite."""
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +178,6 @@ def undisturbed(study: Path) -> dict[str, object]:
     """What the study gives when nothing happens."""
     import peft_arena.execute.preload  # noqa: F401 - loaded once, here, for all children
 
-    torch.set_num_threads(1)
     runs = study.parent / "runs"
     ended = in_child(lambda: work_on(study, runs), study.parent / "said")
     assert ended.code == 0, ended.text
@@ -215,12 +207,9 @@ def resumes(study: Path, runs: Path, undisturbed: dict[str, object]) -> None:
     assert "left_by_killed_writers" not in check_path(runs)
 
 
-def params(names: dict[str, object]) -> list[object]:
-    return [pytest.param(name, id=name, marks=() if name in QUICK else pytest.mark.deep) for name in names]
-
-
+@pytest.mark.deep
 @pytest.mark.spread
-@pytest.mark.parametrize("name", params(FAULTS))
+@pytest.mark.parametrize("name", FAULTS)
 def test_a_fault(name: str, study: Path, undisturbed: dict[str, object], tmp_path: Path) -> None:
     inject, expected = FAULTS[name]
     runs = tmp_path / "runs"

@@ -34,7 +34,7 @@ def unfinished(path: Path, *, directory: bool = False, mode: int = 0o777) -> Ite
         mode: permissions, before the umask.
 
     Yields:
-        ``.NAME.8 hex digits.part`` in the same directory.
+        ``.NAME.8 letters, digits or underscores.part`` in the same directory.
 
     Raises:
         OSError: it cannot be made.

@@ -20,7 +20,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.models.architecture import architecture_of
-from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.assets import cache_root, keep, kept
 from peft_arena.models.extend import NEW_IDS
 
 if TYPE_CHECKING:
@@ -92,14 +92,15 @@ def trained_parameters(model: ModelSpec, config: Mapping[str, Any], method: Meth
         UserError: the model's shapes are not understood.
     """
     key = count_key(config, method)
-    kept = _packaged().get(key)
-    if kept is not None:
-        return Count(kept)
+    shipped = _packaged().get(key)
+    if shipped is not None:
+        return Count(shipped)
     file = cache_root() / "counts" / __version__ / f"{key}.json"
-    if file.is_file():
-        return Count(**json.loads(file.read_text(encoding="utf-8")))
+    held = kept(file)
+    if held.keys() == set(Count._fields):
+        return Count(**held)
     found = count(model, method)
-    write_atomically(file, json.dumps(found._asdict()).encode())
+    keep(file, found._asdict())
     return found
 
 

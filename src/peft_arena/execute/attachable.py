@@ -8,7 +8,6 @@ small is then made with random weights and tried. What was found is kept on disk
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.cost.counts import is_shipped
 from peft_arena.methods.base import Attached, Calibration, Capability, Method
 from peft_arena.models.architecture import config_at_hand
-from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.assets import cache_root, keep, kept
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,11 +55,11 @@ class Attachable:
         key = content_id([self._config, self.spec.dtype, spec.model_dump(mode="json"), *map(version, LIBRARIES)])
         if key not in self._found:
             file = cache_root() / "attachable" / __version__ / f"{key}.json"
-            if file.is_file():
-                self._found[key] = str(json.loads(file.read_text(encoding="utf-8"))["refused"])
-            else:
-                self._found[key] = self._quietly_tried(method)
-                write_atomically(file, json.dumps({"refused": self._found[key]}).encode())
+            said = kept(file).get("refused")
+            if not isinstance(said, str):
+                said = self._quietly_tried(method)
+                keep(file, {"refused": said})
+            self._found[key] = said
         return self._found[key]
 
     @cached_property

@@ -16,7 +16,7 @@ from peft_arena.execute.known import Note
 from peft_arena.execute.lengths import context_at_hand, training_lengths
 from peft_arena.execute.study import Study
 from peft_arena.execute.written import check_written
-from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.assets import cache_root, keep, kept
 
 
 def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
@@ -68,10 +68,10 @@ def check_model(model: ModelSpec, *, weights: bool) -> None:
         return
     key = content_id([model.revision, model.dtype, version("transformers")])
     file = cache_root() / "sound" / __version__ / f"{key}.json"
-    if file.is_file():
+    if kept(file).get("sound") is True:
         return
     skeleton(model)
-    write_atomically(file, b"{}")
+    keep(file, {"sound": True})
 
 
 def check_arms(study: Study) -> None:

@@ -10,10 +10,14 @@ import sys
 
 from peft_arena.core.ending import end_with_parent
 
+COMMAND = "PEFT_ARENA_COMMAND"
+"""Environment variable with the number of the command's process."""
 SERVER = os.getpid()
 """The process that workers are forked from, as they see it."""
 if any("multiprocessing.forkserver" in word for word in sys.orig_argv):  # not where a test imports this
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    if os.environ.get(COMMAND, str(os.getppid())) != str(os.getppid()):
+        os._exit(1)  # the command was gone before
     with contextlib.suppress(Exception):  # what cannot be imported is said by each worker, in one line
         import peft_arena.execute.preload  # noqa: F401

@@ -7,7 +7,6 @@ is kept in the cache on disk, under a name that changes with the data, the model
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena import __version__
-from peft_arena.core.bounded import read_table, user_path
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RLSpec, TrainSpec
@@ -23,7 +22,7 @@ from peft_arena.execute.known import known_items, task_at_hand
 from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import config_at_hand
-from peft_arena.models.assets import cache_root, write_atomically
+from peft_arena.models.assets import cache_root, keep, kept
 from peft_arena.models.chat import RENDERING, configure
 from peft_arena.models.extend import add_tokens
 from peft_arena.models.load import PACKAGED, Source, is_commit, is_pinned_remote, load_tokenizer, resolve
@@ -243,12 +242,13 @@ def kept_table(
     """
     name = content_id([*key, model.model_dump(mode="json")])
     file = cache_root() / "lengths" / f"{__version__}-{RENDERING}" / f"{name}.json"
-    if file.is_file():
-        return read_table(file)
+    held = kept(file)
+    if held:
+        return held
     tokenizer = tokenizer_at_hand(model)
     table = measure(tokenizer)
     if tokenizer is not None:
-        write_atomically(file, json.dumps(table).encode())
+        keep(file, table)
     return table
 
 

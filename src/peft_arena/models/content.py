@@ -6,16 +6,12 @@ was changed within seconds of being hashed, whose times could then be those of a
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import tempfile
 import time
 from pathlib import Path
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id, file_hash
-from peft_arena.models.assets import cache_root
+from peft_arena.models.assets import cache_root, keep, kept
 from peft_arena.models.stored import named_files
 
 READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})
@@ -55,17 +51,14 @@ def kept_hash(file: Path) -> str:
     if file.stat().st_size < LARGE:
         return file_hash(file)
     path, facts = file.resolve(), _facts(file)
-    kept = cache_root() / "hashes" / f"{content_id([str(path)], 40)}.json"
-    try:
-        held = json.loads(kept.read_text(encoding="utf-8"))
-        if held["facts"] == facts and isinstance(held["sha256"], str):
-            return str(held["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # not there yet, or damaged: it is made anew
+    place = cache_root() / "hashes" / f"{content_id([str(path)], 40)}.json"
+    held = kept(place)
+    if held.get("facts") == facts and isinstance(held.get("sha256"), str):
+        return str(held["sha256"])
     found = file_hash(file)
     newest = max(facts[1:3]) / 1e9
     if _facts(file) == facts and time.time() - newest > SETTLED_S:
-        _keep(kept, {"path": str(path), "facts": facts, "sha256": found})
+        keep(place, {"path": str(path), "facts": facts, "sha256": found})
     return found
 
 
@@ -73,16 +66,3 @@ def _facts(file: Path) -> list[int]:
     """Return size, times of change of content and of inode in ns, inode and device of a file."""
     found = file.stat()
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_dev]
-
-
-def _keep(path: Path, table: dict[str, object]) -> None:
-    """Write an entry that a reader sees whole or not at all; a disk that refuses costs only the speed."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as opened:
-                json.dump(table, opened)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)

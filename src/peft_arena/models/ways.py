@@ -45,6 +45,7 @@ PROMPT = 12
 WINDOW = 64
 """Attention windows up to this length are crossed by the longest prompt."""
 STEPS = 4
+_CACHE = "with its cache"
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError)
 """What a model or its cache raises where it was not written for what is asked of it."""
@@ -81,6 +82,8 @@ class _Known:
         self.ways: dict[str, Way] = {}
         self.seen = False
         """Whether logits of its use were looked at."""
+        self.banned = ""
+        """Why its cache is not used again, whatever a trial gives: it was seen to be wrong in use."""
         self.said: set[str] = set()
         """Notices that were given."""
 
@@ -102,14 +105,13 @@ def decoding_way(model: nn.Module, *, own: bool = False) -> Way:
         UserError: the model is not causal, gives other logits each time, cannot be run, or, where its own ``generate``
             is needed, that does not give what a full forward pass gives.
     """
-    known = _known(model)
-    known.uses += 1
+    known = _used(model)
     if not _is_model(model):
         return _unproved(model, own)
     name = "own" if own else "steps"
-    if known.uses & (known.uses - 1) == 0:
-        known.ways.clear()
     if name not in known.ways:
+        if known.banned and not own:
+            return without_cache(model, known.banned)
         found = _search(model, _OWN if own else _VIRTUAL if virtual_tokens(model) else _STEPS)
         if found is None:
             return _unproved(model, own)
@@ -124,7 +126,10 @@ def reading_way(model: nn.Module) -> Way:
     Raises:
         UserError: as :func:`decoding_way`.
     """
-    known = _known(model)
+    return _reading(model, _used(model))
+
+
+def _reading(model: nn.Module, known: _Known) -> Way:
     if not _is_model(model):
         return _READING[0][0]
     if "reading" not in known.ways:
@@ -156,7 +161,7 @@ def seen_wrong(model: nn.Module, rows: Sequence[Sequence[int]], logits: Tensor) 
         for place in dict.fromkeys((order[0], order[-1]))
     ]
     wrong = min(errors) > ROUNDED if _rounds(model) else max(errors) > IN_USE
-    return _differ(max(errors)) if wrong else ""
+    return _differ(max(errors), _CACHE) if wrong else ""
 
 
 def without_cache(model: nn.Module, why: str) -> Way:
@@ -166,7 +171,8 @@ def without_cache(model: nn.Module, why: str) -> Way:
         UserError: as :func:`decoding_way`.
     """
     known = _known(model)
-    found = known.ways["steps"] = replace(reading_way(model), why=why)
+    known.banned = why
+    found = known.ways["steps"] = replace(_reading(model, known), why=why)
     _say(model, known, found)
     return found
 
@@ -195,7 +201,17 @@ def _known(model: nn.Module) -> _Known:
     known = _KNOWN.setdefault(model, _Known())
     signature = _signature(model)
     if signature != known.signature:
-        known.signature, known.uses, known.ways, known.seen = signature, 0, {}, False
+        known.signature, known.uses, known.ways, known.seen, known.banned = signature, 0, {}, False, ""
+    return known
+
+
+def _used(model: nn.Module) -> _Known:
+    """Count a use; at the second, fourth, eighth, ... what was found is tried and looked at again."""
+    known = _known(model)
+    known.uses += 1
+    if known.uses & (known.uses - 1) == 0:
+        known.ways.clear()
+        known.seen = False
     return known
 
 
@@ -329,7 +345,7 @@ def _search(model: nn.Module, candidates: Sequence[tuple[Way, Callable[[_Sample]
         sample = _Sample(model)
         try:
             finite = all(bool(torch.isfinite(truth).all()) for truth in sample.truth)
-            why = _differs(sample, _Sample.causal) if finite else ""
+            why = _differs(sample, _Sample.causal, "of a beginning alone") if finite else ""
         except FAULTS as error:
             _no_memory(error)
             raise _refused(model, f"its forward pass fails: {first_line(error)}") from error
@@ -341,7 +357,9 @@ def _search(model: nn.Module, candidates: Sequence[tuple[Way, Callable[[_Sample]
         for way, run in candidates:
             if way.together and way.cached and not accepts(model, "position_ids"):
                 continue
-            why = _differs(sample, run)
+            why = _differs(
+                sample, run, _CACHE if way.cached else "of its own steps" if way.own else "in a padded batch"
+            )
             if not why:
                 return replace(way, why="" if way.cached else reasons[0] if reasons else "")
             reasons.append(why)
@@ -356,8 +374,8 @@ def _refused(model: nn.Module, why: str) -> UserError:
     return UserError(f"models of type {_kind(model)} cannot be decoded here: {why}")
 
 
-def _differs(sample: _Sample, run: Callable[[_Sample], list[float]]) -> str:
-    """Say how a way differs from full forward passes; empty if only by rounding."""
+def _differs(sample: _Sample, run: Callable[[_Sample], list[float]], what: str) -> str:
+    """Say how a way, whose logits ``what`` names, differs from full forward passes; empty if only by rounding."""
     try:
         errors = run(sample)
         if max(errors) > TOLERANCE and _rounds(sample.model) and statistics.median(errors) <= ROUNDED:
@@ -365,13 +383,13 @@ def _differs(sample: _Sample, run: Callable[[_Sample], list[float]]) -> str:
                 errors = run(sample)
     except (*FAULTS, UserError) as error:
         _no_memory(error)
-        return f"{type(error).__name__} in its cache: {first_line(error)}"
+        return f"{type(error).__name__} for logits {what}: {first_line(error)}"
     worst = max(errors)
-    return "" if worst <= TOLERANCE else _differ(worst)
+    return "" if worst <= TOLERANCE else _differ(worst, what)
 
 
-def _differ(worst: float) -> str:
-    return f"logits with its cache differ from those of a full forward pass by {worst:.2g} of their spread"
+def _differ(worst: float, what: str) -> str:
+    return f"logits {what} differ from those of a full forward pass by {worst:.2g} of their spread"
 
 
 def _no_memory(error: Exception) -> None:

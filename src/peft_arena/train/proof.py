@@ -12,8 +12,6 @@ and 0.05 where a weight is split into a rounded residual and two factors. Deeper
 from __future__ import annotations
 
 import copy
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import seed_for
+from peft_arena.core.parts import unfinished
 from peft_arena.core.specs import RunSpec
 from peft_arena.cost.memory import unmeasured
 from peft_arena.methods.adapter import PREFIX, PeftMethod
@@ -146,13 +145,9 @@ class Proof:
         moved = {
             name: p.detach() + MOVED * torch.randn(p.shape, generator=generator).to(p) for name, p in trained.items()
         }
-        path = run.path / f".proof-{uuid.uuid4().hex[:8]}.part"
-        try:
-            with swapped(trained, moved):
-                write_checkpoint(path, attached.save)
-                self.read_back(run, path, attached, "written to be tried before the first step")
-        finally:
-            shutil.rmtree(path, ignore_errors=True)
+        with unfinished(run.path / "proof", directory=True) as part, swapped(trained, moved):
+            write_checkpoint(part / "checkpoint", attached.save)
+            self.read_back(run, part / "checkpoint", attached, "written to be tried before the first step")
 
     def read_back(self, run: RunDirectory, path: Path, attached: Attached, which: str) -> None:
         """Restore a checkpoint of what is in place, on another model, and compare what the two say.

@@ -67,7 +67,7 @@ class Session(ABC, Generic[C]):
         self.optimizer = _optimizer(attached, spec.learning_rate, spec.weight_decay)
         self.buffer: dict[str, Tensor] = {}
         """Tensors of the resume state beyond weights and optimizer."""
-        found = read_state(run, counters, attached, self.optimizer)
+        found = read_state(run, counters, attached, self.optimizer, self.save_at)
         self.counters, self.buffer = found if found is not None else (counters, {})
         self.gradients = GradientWatch(attached, total - self.counters.step)
         self.proof: Proof | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -93,7 +93,7 @@ def write_state(
 
 
 def read_state(
-    run: RunDirectory, begin: C, attached: Attached, optimizer: Optimizer
+    run: RunDirectory, begin: C, attached: Attached, optimizer: Optimizer, save_at: Collection[int] = ()
 ) -> tuple[C, dict[str, Tensor]] | None:
     """Put the newest whole resume state in place.
 
@@ -104,6 +104,8 @@ def read_state(
         begin: the counters of a training that begins: a state must be of their type and plan.
         attached: gets the weights.
         optimizer: gets its moments.
+        save_at: steps of the save points; a state after one whose checkpoint is damaged or gone cannot be used, because
+            that would never be written again.
 
     Returns:
         What had been counted, and the further tensors; None if training starts from the beginning, and then nothing
@@ -111,6 +113,8 @@ def read_state(
     """
     for path in sorted(_found(run), reverse=True):
         try:
+            for step in sorted(one for one in save_at if 0 < one <= int(path.name)):
+                verify_checkpoint(run.checkpoint(step))
             return _restore(path, begin, attached, optimizer)
         except UserError as error:
             run.event("resume_state_ignored", level="warning", path=path.name, reason=str(error))
