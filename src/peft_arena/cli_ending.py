@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from peft_arena.core.ending import Ended, ended_by_signals, open_standard_streams
+from peft_arena.core.ending import Ended, ended_by_signals, open_standard_streams, silence_leaks
 from peft_arena.core.errors import UserError, first_line, refused_by_machine
 from peft_arena.core.text import one_line, shown
 
@@ -42,6 +42,7 @@ def guarded(app: Callable[[], object]) -> None:
     file to be reported; 128 and its number: a signal.
     """
     open_standard_streams()
+    silence_leaks()
     try:
         with ended_by_signals():
             app()

@@ -1,9 +1,14 @@
 """Settings of a single run: what ``--set`` makes of them, before anything is trained."""
 
+import shutil
+
 import pytest
+from safetensors.torch import load_file, save_file
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute import single
+from peft_arena.execute import local, single
+from peft_arena.models.load import PACKAGED
+from peft_arena.models.stored import SINGLE
 
 
 def train(tmp_path, *settings):
@@ -70,3 +75,17 @@ def test_a_wrong_setting_is_one_line(tmp_path, settings, message):
 def test_a_start_that_is_no_table_names_what_a_single_run_takes(tmp_path):
     with pytest.raises(UserError, match="or run: RUN for a single run, got 'lora-1'"):
         train(tmp_path, "train.objective=grpo", "train.learning_rate=1e-3", "train.init_from=lora-1")
+
+
+def test_a_model_that_is_not_whole_is_refused_before_runs_are_made(tmp_path, monkeypatch):
+    model = shutil.copytree(PACKAGED["micro"], tmp_path / "model")
+    held = load_file(model / SINGLE)
+    held.pop("model.norm.weight")
+    save_file(held, model / SINGLE, metadata={"format": "pt"})
+    monkeypatch.setattr(local, "run_orders", lambda *given: pytest.fail("work was begun"))
+    settings = ["train.schedule.steps=2", "train.learning_rate=1e-3"]
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"model\.norm\.weight") as caught:
+            single.train_one(str(model), "lora", "micro-reverse", settings, tmp_path / "out", quiet=True)
+        assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()

@@ -157,7 +157,7 @@ def test_the_command_is_ended(
     command.process.send_signal(number)
     code = command.is_over()
     text = command.said.read_text()
-    assert "Traceback" not in text and "Aborted" not in text
+    assert "Traceback" not in text and "Aborted" not in text and "leaked" not in text
     if number == signal.SIGKILL:
         assert code == -signal.SIGKILL
     else:

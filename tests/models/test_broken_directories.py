@@ -1,21 +1,24 @@
 """A model directory that is not all of a model, or more than it, is refused by name; and all that is read is hashed."""
 
 import json
+import logging
 import os
 import shutil
+import warnings
 
 import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, MixtralConfig
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GptOssConfig, LlamaConfig, MambaConfig, MixtralConfig
+from transformers.utils import logging as notes
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models import content
 from peft_arena.models.content import content_of, kept_hash
 from peft_arena.models.load import PACKAGED, load, load_model, pin, resolve, skeleton
-from peft_arena.models.stored import INDEX, SINGLE
+from peft_arena.models.stored import INDEX, SINGLE, unreported
 from peft_arena.testing.subject import tiny_model
 from peft_arena.weights.base import base_weights
 from peft_arena.weights.effective import effective_weights
@@ -174,8 +177,8 @@ def test_shards_pass_and_each_that_is_broken_does_not(model):
     ("text", "message"),
     [
         ("{", "is damaged: "),
-        ("[]", "has no table weight_map"),
-        ('{"weight_map": [1]}', "has no table weight_map"),
+        ("[]", "must hold an object"),
+        ('{"weight_map": [1]}', "weight_map must be an object"),
         ('{"weight_map": {}}', "its weight_map is empty"),
         ('{"weight_map": {"a": 3}}', "the file of a is 3"),
         ('{"weight_map": {"a": ""}}', "the file of a is ''"),
@@ -296,20 +299,124 @@ def test_a_large_file_is_hashed_once_until_it_changes(model, tmp_path, monkeypat
     assert kept_hash(file) != first
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": 50}
+HEADS = {"intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+
+
+def written(directory, config):
+    """Write a tiny model of a configuration that loads, and return what is in its file."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
+    spec = ModelSpec(name=str(directory))
+    skeleton(spec)
+    bare(spec)
+    return load_file(directory / SINGLE)
+
+
+def bare(spec):
+    """Load a model without its tokenizer."""
+    return load_model(resolve(spec), spec)
+
+
 @pytest.mark.parametrize("part", ["w1", "w2"])
 def test_an_expert_that_lacks_a_part_is_named(part, tmp_path):
     """transformers puts experts together, and cannot say which of them is not there."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
-    config = MixtralConfig(**sizes, vocab_size=50, num_hidden_layers=2, num_local_experts=3)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    spec = ModelSpec(name=str(tmp_path / "model"))
-    skeleton(spec)
-    load_model(resolve(spec), spec)
-    held = load_file(tmp_path / "model" / SINGLE)
+    held = written(tmp_path / "model", MixtralConfig(**SIZES, **HEADS, num_local_experts=3))
     (name,) = [name for name in held if f"1.block_sparse_moe.experts.2.{part}" in name]
     rewrite(tmp_path / "model", without(name))
-    for line in said(tmp_path / "model", skeleton, lambda given: load_model(resolve(given), given)):
+    for line in said(tmp_path / "model", skeleton, bare):
         assert name in line
+
+
+@pytest.mark.parametrize("number", ["7", "02"])
+def test_experts_have_their_numbers(number, tmp_path):
+    """transformers puts experts together in the order of their numbers, whatever these are."""
+    written(tmp_path / "model", MixtralConfig(**SIZES, **HEADS, num_local_experts=3))
+    old, new = "1.block_sparse_moe.experts.1.", f"1.block_sparse_moe.experts.{number}."
+    rewrite(tmp_path / "model", lambda held: {name.replace(old, new): value for name, value in held.items()})
+    for line in said(tmp_path / "model", skeleton, bare):
+        assert f"holds model.layers.{new[:-1]}" in line and "without a gap" in line
+
+
+@pytest.mark.parametrize(
+    ("config", "end", "kind"),
+    [
+        (MambaConfig(**SIZES, state_size=4), "1.mixer.A_log", torch.int32),
+        (GptOssConfig(**SIZES, **HEADS, head_dim=8, num_local_experts=2), "1.self_attn.sinks", torch.int8),
+        (GptOssConfig(**SIZES, **HEADS, head_dim=8, num_local_experts=2), "1.mlp.experts.gate_up_proj", torch.int8),
+    ],
+)
+def test_weights_are_floats_whatever_their_names(config, end, kind, tmp_path):
+    held = written(tmp_path / "model", config)
+    (name,) = [name for name in held if name.endswith(end)]
+    rewrite(tmp_path / "model", lambda held: {**held, name: held[name].to(kind)})
+    for line in said(tmp_path / "model", skeleton, bare):
+        assert f"1 tensor ({name}) as I" in line
+
+
+def test_a_mask_of_older_versions_is_no_weight(tmp_path):
+    config = GPTNeoXConfig(**SIZES, intermediate_size=24, num_attention_heads=2)
+    written(tmp_path / "model", config)
+    spec = ModelSpec(name=str(tmp_path / "model"))
+    before = bare(spec)
+    mask = {"gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 8, 8, dtype=torch.bool)}
+    rewrite(tmp_path / "model", lambda held: {**held, **mask})
+    skeleton(spec)
+    for name, parameter in bare(spec).named_parameters():
+        assert torch.equal(parameter, before.get_parameter(name))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"quantization_config": {"quant_method": "none"}},
+        {"quantization_config": {"bits": 8}},
+        {"compression_config": {"quant_method": "compressed-tensors"}},
+    ],
+)
+def test_only_a_quantisation_that_is_applied_counts(table, model):
+    rewrite(model, lambda held: {**held, UP: held[UP].to(torch.int8)})
+    file = model / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | table))
+    for line in said(model, skeleton):
+        assert f"1 tensor ({UP}) as I8" in line
+    for line in said(model, load):
+        assert str(model) in line
+
+
+def test_a_zero_head_is_the_model_s_own(model):
+    """Although the configuration says that it is the embeddings."""
+    rewrite(model, lambda held: {**held, HEAD: torch.zeros_like(held["model.embed_tokens.weight"])})
+    spec = ModelSpec(name=str(model))
+    assert not load(spec).model.get_output_embeddings().weight.any()
+    assert not skeleton(spec).config.tie_word_embeddings
+    assert not base_weights(spec).tensor(HEAD).any()
+
+
+@pytest.mark.parametrize(
+    ("config", "old", "new"),
+    [
+        (GPTNeoXConfig(**SIZES, intermediate_size=24, num_attention_heads=2), "embed_out.weight", HEAD),
+        (LlamaConfig(**SIZES, **HEADS), "norm.weight", NORM),
+    ],
+)
+def test_a_weight_under_two_names_is_named(config, old, new, tmp_path):
+    """One of them would be dropped without a word."""
+    held = written(tmp_path / "model", config)
+    value = held[old] if old in held else held[new]
+    rewrite(tmp_path / "model", lambda held: {**held, old: value, new: torch.zeros_like(value)})
+    for line in said(tmp_path / "model", skeleton, bare):
+        assert f"holds 1 tensor ({old}) under older names" in line
+
+
+def test_transformers_is_quiet_inside_and_as_before_after(capsys):
+    loggers = [logging.getLogger(name) for name in ("transformers", "transformers.modeling_utils")]
+    before = [logger.level for logger in loggers], notes.is_progress_bar_enabled()
+    with unreported():
+        notes.get_logger("transformers.modeling_utils").warning("noted")
+        warnings.warn("is deprecated", FutureWarning, stacklevel=1)
+        list(notes.tqdm([1], desc="Loading weights"))
+    assert capsys.readouterr().err == ""
+    assert ([logger.level for logger in loggers], notes.is_progress_bar_enabled()) == before
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1
+_NO_LEAKS = "ignore:resource_tracker:UserWarning"
 
 
 class Ended(SystemExit):
@@ -54,6 +55,15 @@ def end_with_parent() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
+
+
+def silence_leaks() -> None:
+    """Keep what tracks semaphores for this process from saying that ended workers left some, which it removes.
+
+    It is a process of its own that gets this one's options for warnings when it starts: call this before.
+    """
+    if _NO_LEAKS not in sys.warnoptions:
+        sys.warnoptions.append(_NO_LEAKS)
 
 
 def open_standard_streams() -> None:

@@ -59,7 +59,7 @@ class Attachable:
             file = cache_root() / "attachable" / __version__ / f"{key}.json"
             said = kept(file).get("refused")
             if not isinstance(said, str):
-                said = self._tried(method)
+                said = self._quietly_tried(method)
                 keep(file, {"refused": said})
             self._found[key] = said
         return self._found[key]
@@ -83,6 +83,12 @@ class Attachable:
         except UserError:
             return None  # which loading it says in its own words
         return model.to(getattr(torch, self.spec.dtype)).eval()
+
+    def _quietly_tried(self, method: Method) -> str:
+        from peft_arena.models.stored import unreported
+
+        with unreported():
+            return self._tried(method)
 
     def _tried(self, method: Method) -> str:
         if self._architecture is None or Capability.TRAINS not in method.card.capabilities:

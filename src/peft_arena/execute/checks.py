@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import os
+from importlib.metadata import version
 from pathlib import Path
 
+from peft_arena import __version__
+from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
+from peft_arena.core.ids import content_id
+from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.items import check_items
 from peft_arena.execute.known import Note
 from peft_arena.execute.lengths import context_at_hand, training_lengths
 from peft_arena.execute.study import Study
 from peft_arena.execute.written import check_written
+from peft_arena.models.assets import cache_root, keep, kept
 
 
 def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
@@ -28,6 +34,7 @@ def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
         UserError: there is nothing to run, or data and settings do not fit each other.
     """
     check_arms(study)
+    check_model(study.base.model, weights=not at_hand_only)
     notes = check_items(study, at_hand_only=at_hand_only)
     notes += check_written(study)
     for arm in study.arms:
@@ -35,6 +42,36 @@ def check_study(study: Study, *, at_hand_only: bool = False) -> list[Note]:
         if run.train is not None and not arm.refused:
             training_lengths(run.model, run.train, context_at_hand(run.model, run.method))
     return notes
+
+
+def check_model(model: ModelSpec, *, weights: bool) -> None:
+    """Refuse a model of a directory whose files are not all of it; those of other models are checked as they are made.
+
+    What is sound is kept on disk, so that a directory is looked at once and not for each plan.
+
+    Args:
+        model: pinned.
+        weights: whether it must have weights; for a plan a configuration alone will do.
+
+    Raises:
+        UserError: a file or a tensor is missing, damaged, or of another model.
+    """
+    from peft_arena.models.load import PACKAGED, skeleton
+    from peft_arena.models.stored import check_weight_files, is_bare
+
+    directory = user_path(model.name)
+    if model.name in PACKAGED or model.new_tokens or not directory.is_dir():
+        return
+    if is_bare(directory):
+        if weights:
+            check_weight_files(directory)
+        return
+    key = content_id([model.revision, model.dtype, version("transformers")])
+    file = cache_root() / "sound" / __version__ / f"{key}.json"
+    if kept(file).get("sound") is True:
+        return
+    skeleton(model)
+    keep(file, {"sound": True})
 
 
 def check_arms(study: Study) -> None:

@@ -20,7 +20,7 @@ from functools import cache
 from multiprocessing.context import ForkServerContext
 from typing import Protocol
 
-from peft_arena.core.ending import ended_by_signals
+from peft_arena.core.ending import ended_by_signals, silence_leaks
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import scratch
 from peft_arena.execute.forking import COMMAND
@@ -246,6 +246,7 @@ def _fork_server(threads: int) -> Iterator[ForkServerContext]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["peft_arena.execute.forking"])
     _own_sockets()
+    silence_leaks()
     # multiprocessing starts a killed tracker of shared memory anew; there is none here that it could have lost
     warnings.filterwarnings("ignore", message="resource_tracker: process died unexpectedly")
     try:

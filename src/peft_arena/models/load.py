@@ -213,9 +213,7 @@ def load_model(source: Source, spec: ModelSpec) -> PreTrainedModel:
     except UserError as error:
         lost = "" if files is None else lost_among_many(files)
         raise (UserError(f"model '{spec.name}': {lost}") if lost else error) from error
-    model = whole(made, f"model '{spec.name}'", files)
-    if source.kind == "hub":
-        _check_fetched(source)
+    model = whole(made, f"model '{spec.name}'", files or _fetched(source))
     model.name_or_path = model.config.name_or_path = spec.name
     say_untied(model)
     return model.eval()
@@ -225,13 +223,15 @@ def _unread(spec: ModelSpec, source: Source) -> str:
     return f"cannot load model '{spec.name}' from {source.kind} {source.location}"
 
 
-def _check_fetched(source: Source) -> None:
-    """Check the headers of a hub model's weights where the hub's cache has put them."""
+def _fetched(source: Source) -> Path | None:
+    """Return where the hub's cache has put a hub model's files, whose headers are sound; None if that is not known."""
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(source.location, "config.json", revision=source.revision)
-    if isinstance(cached, str):
-        check_weight_files(Path(cached).parent)
+    if not isinstance(cached, str):
+        return None
+    check_weight_files(Path(cached).parent)
+    return Path(cached).parent
 
 
 def weight_files(spec: ModelSpec) -> Path:
@@ -281,7 +281,7 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     if shapes is None:
         source = _located(spec)
     place = "the hub's cache" if source is None else f"{source.kind} {source.location}"
-    with reading(f"cannot read model '{spec.name}' from {place}"):
+    with reading(f"cannot read model '{spec.name}' from {place}"), unreported():
         if source is None:
             config = AutoConfig.for_model(**(shapes or {}))
         else:
@@ -317,8 +317,8 @@ def _checked(spec: ModelSpec) -> tuple[Source, str]:
         raise UserError(
             f"model '{spec.name}' ({source.kind} {source.location}) is at revision {found}, not {spec.revision}"
         )
-    if source.kind == "path":
-        check_files(Path(source.location))
+    if source.kind == "path" and not is_bare(Path(source.location)):
+        check_weight_files(Path(source.location))
     return source, found
 
 

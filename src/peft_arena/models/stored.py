@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -17,6 +18,7 @@ from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError, first_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 SINGLE = "model.safetensors"
@@ -104,15 +106,13 @@ def check_weight_files(directory: Path) -> None:
     """Check the weight files of a model directory by their headers; no tensor is read.
 
     Raises:
-        UserError: a file is missing, damaged, cut short, outside of the directory or a pickle; a tensor is in none of
-            the files, in two of them, or not in the one that the index says; or it holds whole numbers under a name
-            of weights.
+        UserError: a file is missing, damaged, cut short, outside of the directory or a pickle; or a tensor is in none
+            of the files, in two of them, or not in the one that the index says.
     """
     from safetensors import SafetensorError, safe_open
 
     sharded = named_files(directory)
     where: dict[str, Path] = {}
-    odd: dict[str, str] = {}
     for file in weight_paths(directory):
         if not file.is_file():
             raise UserError(f"{file} is missing: no weights can be read from {directory}")
@@ -122,20 +122,118 @@ def check_weight_files(directory: Path) -> None:
                     if name in where:
                         raise UserError(f"{file} holds {name}, which {where[name].name} has already")
                     where[name] = file
-                    kind = str(opened.get_slice(name).get_dtype())
-                    if kind not in FLOATS and name.endswith((".weight", ".bias")):
-                        odd[name] = kind
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged: {first_line(error)}") from error
     lost = [name for name, file in (sharded or {}).items() if where.get(name) != file]
     if lost:
         raise UserError(f"{directory} lacks {_names(lost)} where {INDEX} says they are")
-    if odd and not _packed(directory):
-        kinds = ", ".join(sorted(set(odd.values())))
+
+
+def check_members(model: PreTrainedModel, directory: Path) -> None:
+    """Check stored tensors one by one, which transformers casts and puts together without a word; reads none.
+
+    Args:
+        model: the architecture, with weights or without.
+        directory: of its files, which must be sound.
+
+    Raises:
+        UserError: one is no float where the model has floats, or the numbers of a kind, such as experts, have a gap.
+    """
+    own = model.state_dict()
+    kinds = stored_kinds(directory)
+    by_end = _by_end(own)
+    places = {name: place for name in kinds if (place := _place(name, own, by_end)) is not None}
+    _refuse_whole_numbers(model, kinds, {name: own[place] for name, place in places.items()}, directory)
+    odd = []
+    for kind, members in _numbered(kinds).items():
+        wanted = {str(number) for number in range(len(members))}
+        beyond = [f"{kind}.{number}" for number in sorted(members, key=_by_number) if number not in wanted]
+        if not any(f"{kind}.{number}.{part}" in places for number, parts in members.items() for part in parts):
+            odd += beyond
+    if odd:
         raise UserError(
-            f"{directory} holds {_names(odd)} as {kinds}: weights are F64, F32, F16 or BF16, unless config.json says "
-            "how they are quantised"
+            f"{directory} holds {', '.join(odd[:EXAMPLES])}{', ...' * (len(odd) > EXAMPLES)}, and lacks one of a lower "
+            "number: the numbers of tensors that are put together must go from 0 up without a gap"
         )
+
+
+def _refuse_whole_numbers(
+    model: PreTrainedModel, kinds: Mapping[str, str], own: Mapping[str, Tensor], directory: Path
+) -> None:
+    """Refuse stored numbers that are no floats, but for counts and masks that the model itself has or leaves out."""
+    odd: dict[str, str] = {}
+    for name, kind in kinds.items():
+        if kind in FLOATS or (name in own and not own[name].is_floating_point()):
+            continue
+        if name in own or not _left_out(model, name):
+            odd[name] = kind
+    if odd and not _packed(directory):
+        found = ", ".join(sorted(set(odd.values())))
+        raise UserError(
+            f"{directory} holds {_names(odd)} as {found}: weights are F64, F32, F16 or BF16, unless config.json says "
+            "how they are quantised, in a way that transformers knows"
+        )
+
+
+def _refuse_doubles(model: PreTrainedModel, directory: Path) -> None:
+    """Refuse tensors under older names where the files hold all weights under their own: one of both is dropped.
+
+    Args:
+        model: loaded, and no tensor had no place.
+        directory: of its files.
+
+    Raises:
+        UserError: there are such tensors.
+    """
+    kinds = stored_kinds(directory)
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    there = named & set(kinds)
+    there |= {end for pair in tied.items() if there & set(pair) for end in pair}
+    state = model.state_dict()
+    twice = [name for name in kinds if name not in state and not _left_out(model, name)]
+    if there >= named and twice and not _packed(directory):
+        raise UserError(
+            f"{directory} holds {_names(twice)} under older names, and the same weights under those of today: one of "
+            "each two would be dropped"
+        )
+
+
+def _left_out(model: PreTrainedModel, name: str) -> bool:
+    """Say whether transformers leaves out a stored tensor that older versions wrote, and says nothing."""
+    patterns = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _by_end(own: Iterable[str]) -> dict[str, str]:
+    """Return a model's names by what is left of them when their first parts are taken away."""
+    return {end: name for name in own for end in _ends(name)}
+
+
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[first:]) for first in range(1, len(parts))]
+
+
+def _place(name: str, own: Mapping[str, Tensor], by_end: Mapping[str, str]) -> str | None:
+    """Return a model's name of a stored tensor, which may lack its first parts or have more; None if it has none."""
+    if name in own:
+        return name
+    return by_end.get(name) or next((end for end in _ends(name) if end in own), None)
+
+
+def _numbered(names: Iterable[str]) -> dict[str, dict[str, set[str]]]:
+    """Return by each kind of numbered tensors inside of a block, such as experts, the parts that each number has."""
+    kinds: dict[str, dict[str, set[str]]] = {}
+    for name in names:
+        numbered = re.fullmatch(r"(.*\.\d+\..+)\.(\d+)\.(.+)", name)
+        if numbered:
+            kinds.setdefault(numbered[1], {}).setdefault(numbered[2], set()).add(numbered[3])
+    return kinds
+
+
+def _by_number(text: str) -> tuple[int, str]:
+    return int(text), text
 
 
 def lost_among_many(directory: Path) -> str:
@@ -143,26 +241,29 @@ def lost_among_many(directory: Path) -> str:
 
     transformers puts such tensors together, and what it then says of one that is missing does not name it.
     """
-    every = stored_shapes(directory)
-    kinds: dict[str, dict[str, set[str]]] = {}
-    for name in every:
-        numbered = re.fullmatch(r"(.*\.\d+\..+)\.(\d+)\.(.+)", name)
-        if numbered:
-            kinds.setdefault(numbered[1], {}).setdefault(numbered[2], set()).add(numbered[3])
     lost = []
-    for kind, members in kinds.items():
+    for kind, members in _numbered(stored_shapes(directory)).items():
         parts = set().union(*members.values())
         lost += [f"{kind}.{number}.{part}" for number, held in members.items() for part in sorted(parts - held)]
     return f"its files lack {_names(sorted(lost))}, which others of the kind have" if lost else ""
 
 
 def _packed(directory: Path) -> bool:
-    """Say whether a model's configuration says that its weights are quantised; one that is damaged says nothing."""
+    """Say whether a model's configuration names a quantisation that transformers applies; a damaged one names none."""
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
     try:
         table = read_table(directory / "config.json")
     except UserError:
         return False
-    return bool(table.get("quantization_config") or table.get("compression_config"))
+    inner = table.get("text_config")
+    found = table.get("quantization_config") or (isinstance(inner, dict) and inner.get("quantization_config"))
+    if not isinstance(found, dict):
+        return False
+    if found.get("load_in_8bit") or found.get("load_in_4bit"):
+        return True
+    named = found.get("quant_method")
+    return isinstance(named, str) and named in AUTO_QUANTIZATION_CONFIG_MAPPING
 
 
 def whole(
@@ -175,12 +276,15 @@ def whole(
     Args:
         made: what ``from_pretrained`` returned, with ``ignore_mismatched_sizes``: shapes are in the report then.
         where: names the files in messages.
-        directory: of the files, to say which of many tensors that are put together is missing; None: not at hand.
+        directory: of the files, to look at what transformers casts and puts together; None: not at hand.
 
     Raises:
-        UserError: a tensor is missing, has no place or another shape, or holds an entry that is no finite number.
+        UserError: a tensor is missing, has no place, another shape or another type, or holds an entry that is no finite
+            number.
     """
     model, report = made
+    if directory is not None:
+        check_members(model, directory)
     mismatched = sorted(report.get("mismatched_keys") or ())
     if mismatched:
         lost = "" if directory is None else lost_among_many(directory)
@@ -201,6 +305,8 @@ def whole(
         raise UserError(f"{where}: its files {' and '.join(said)}")
     if report.get("error_msgs"):
         raise UserError(f"{where}: {str(report['error_msgs'][0]).splitlines()[0]}")
+    if directory is not None:
+        _refuse_doubles(model, directory)
     refuse_not_finite(model, where)
     return model
 
@@ -216,11 +322,12 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
         directory: of its files.
 
     Raises:
-        UserError: a tensor is missing, has no place or another shape.
+        UserError: a tensor is missing, has no place, another shape or another type.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
+    check_members(model, directory)
     shapes = stored_shapes(directory)
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
@@ -244,12 +351,23 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
 
 def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
     """Return the shape of every tensor in a model directory's files, which must be sound, by name; reads none."""
+    return {name: shape for name, (shape, _) in _headers(directory).items()}
+
+
+def stored_kinds(directory: Path) -> dict[str, str]:
+    """Return the type of every tensor in a model directory's files, as safetensors writes it, by name; reads none."""
+    return {name: kind for name, (_, kind) in _headers(directory).items()}
+
+
+def _headers(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     from safetensors import safe_open
 
-    found: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
     for file in weight_paths(directory):
         with safe_open(file, framework="pt") as opened:
-            found |= {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+                part = opened.get_slice(name)
+                found[name] = (tuple(part.get_shape()), str(part.get_dtype()))
     return found
 
 
@@ -274,14 +392,23 @@ def refuse_not_finite(model: PreTrainedModel, where: str) -> None:
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """Keep transformers from printing its table of missing tensors inside the block: ours is one line."""
-    logger = logging.getLogger("transformers.modeling_utils")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keep transformers from printing bars, notes and tables of tensors inside the block: ours is one line."""
+    from transformers.utils import logging as notes
+
+    loggers = [logging.getLogger(name) for name in ("transformers", "transformers.modeling_utils")]
+    levels, bars = [logger.level for logger in loggers], notes.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    notes.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
-        logger.setLevel(before)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars:
+            notes.enable_progress_bar()
 
 
 def _names(names: Iterable[str]) -> str:

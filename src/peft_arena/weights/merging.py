@@ -152,7 +152,7 @@ def foreign_model(base: BaseWeights, directory: Path) -> Changes:
             )
     except FOREIGN as error:
         raise UserError(f"cannot load the model in {directory}: {first_line(error)}") from error
-    loaded = whole(made, f"{directory} is no tuned version of this model")
+    loaded = whole(made, f"{directory} is no tuned version of this model", directory)
     return merged_weights(base, loaded, str(directory))
 
 
