@@ -179,7 +179,7 @@ def test_a_record_out_of_place_is_refused(finished, tmp_path):
     half = own.point(final.step, 0.5)
     name = f"eval-{uniform.choose_on[1].key}"
     shutil.copy(own.record_path(final, name), own.record_path(half, name))
-    with pytest.raises(UserError, match="out of place: it holds micro-sort of .* at 000006-1"):
+    with pytest.raises(UserError, match="out of place: what it holds belongs into records.000006-1"):
         own.evaluation(half, uniform.choose_on[1])
 
 
