@@ -87,11 +87,21 @@ def read_bytes(path: Path, limit: int) -> bytes:
     """
     with opened(path) as handle:
         size = os.fstat(handle.fileno()).st_size
-        content = b"" if size > limit else handle.read(limit + 1)
+        content = b"" if size > limit else _read(handle, limit)
     if size > limit or len(content) > limit:
         held = f"holds {size} bytes" if size > limit else "has no end"
         raise UserError(f"cannot read {shown(path)}: it {held}, and at most {limit} are read")
     return content
+
+
+def _read(handle: BufferedReader, limit: int) -> bytes:
+    """Return what is left of a file, at most one byte more than the limit."""
+    parts: list[bytes] = []
+    room = limit + 1
+    while room > 0 and (part := handle.read(min(room, MIB))):  # a large request would take its memory at once
+        parts.append(part)
+        room -= len(part)
+    return b"".join(parts)
 
 
 def _regular(descriptor: int, path: Path) -> int:

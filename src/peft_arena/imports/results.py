@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from peft_arena.core.bounded import read_json
 from peft_arena.core.errors import UserError
 from peft_arena.imports.results_schema import (
     AT_END,
@@ -24,7 +25,6 @@ from peft_arena.imports.results_schema import (
 )
 from peft_arena.imports.translate import method_named
 from peft_arena.imports.translation import ADAMW
-from peft_arena.store.files import read_json
 from peft_arena.store.published import (
     SUCCESS,
     PublishedColumn,

@@ -31,7 +31,7 @@ def in_float32(model: nn.Module, values: Values | None = None) -> Iterator[None]
     names = {id(p): name for name, p in model.named_parameters()} if values is not None else {}
     hooks = []
     replaced = []
-    for unit in _units(model):
+    for unit in dict.fromkeys(_units(model)):  # adapters hold modules of the model a second time
         held = {
             t: names.get(id(t)) for t in (*unit.parameters(), *unit.buffers()) if t.dtype in HALVES or id(t) in names
         }
