@@ -12,8 +12,7 @@ import pytest
 from peft_arena.execute.study import read_study
 from peft_arena.store.store import Store
 
-from .conftest import arena_process as arena
-from .conftest import results
+from .conftest import arena, results
 
 
 @pytest.fixture(scope="module")
