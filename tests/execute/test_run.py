@@ -12,7 +12,8 @@ import pytest
 from peft_arena.execute.study import read_study
 from peft_arena.store.store import Store
 
-from .conftest import arena, results
+from .conftest import arena_process as arena
+from .conftest import results
 
 
 @pytest.fixture(scope="module")
