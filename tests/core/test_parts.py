@@ -1,10 +1,13 @@
 """Unfinished files go with their writer, and what another process writes is left alone."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
@@ -80,3 +83,15 @@ def test_temporary_directories_are_ones_own(monkeypatch: pytest.MonkeyPatch, tmp
     with scratch("kind") as one, scratch("kind") as other:
         assert one != other and one.stat().st_mode & 0o777 == 0o700
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_forked_child_drops_stays_the_parents(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept = ExitStack()
+    folder = kept.enter_context(scratch("kind"))
+    Finalize(None, kept.close, exitpriority=0)  # children of multiprocessing drop such, and with them the block's copy
+    del kept
+    child = multiprocessing.get_context("fork").Process(target=int)
+    child.start()
+    child.join()
+    assert child.exitcode == 0 and folder.is_dir() and abandoned(tmp_path) == []

@@ -26,7 +26,8 @@ _NAME = re.compile(r"\.(?P<whole>.+)\.[0-9a-z_]{8}\.part", re.DOTALL)
 def unfinished(path: Path, *, directory: bool = False, mode: int = 0o777) -> Iterator[Path]:
     """Give a new file or directory beside a path; it is gone at the end of the block, unless it was moved away.
 
-    What killed writers left of the same path is removed before.
+    What killed writers left of the same path is removed before. A process that is forked inside the block leaves it to
+    this one, however it ends.
 
     Args:
         path: what is going to be made; the directory it is in must exist.
@@ -41,11 +42,13 @@ def unfinished(path: Path, *, directory: bool = False, mode: int = 0o777) -> Ite
     """
     for old in abandoned(path.parent, path.name):
         _remove(old)
+    maker = os.getpid()
     handle, part = _made(path, directory, mode)
     try:
         yield part
     finally:
-        _delete(part)
+        if os.getpid() == maker:  # a forked child has a copy of this block, and ends it when it drops what it inherited
+            _delete(part)
         os.close(handle)
 
 

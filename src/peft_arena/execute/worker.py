@@ -76,7 +76,9 @@ class Worker:
             self._process.start()
         except (EOFError, OSError) as error:
             self._from.close()
-            raise ServerLostError("was ended before it had forked a worker") from error
+            raise ServerLostError(
+                f"was gone before it had forked a worker ({type(error).__name__}: {error})"
+            ) from error
         finally:
             to.close()
         try:
