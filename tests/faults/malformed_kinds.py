@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from peft_arena.core.bounded import MIB, RECORD_BYTES
+
 Break = Callable[[Path], None]
 DEEP = 100_000
 
@@ -55,7 +57,10 @@ def _sparse(size: int) -> Break:
 
 def _padded(path: Path) -> None:
     content = path.read_bytes() if path.is_file() else b"{}"
-    replaced(path, content + b" " * (200 << 20))
+    replaced(path, content)
+    with path.open("ab") as handle:
+        for _ in range(RECORD_BYTES // MIB + 1):
+            handle.write(b" " * MIB)
 
 
 PLACES: dict[str, Break] = {

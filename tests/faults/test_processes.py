@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import psutil
 import pytest
 
 from peft_arena.execute.check import check_path
-from tests.execute.conftest import arena, results
+from tests.execute.conftest import arena_process, results
 
 from .faulty import STUDY, in_child, work_on
 
@@ -53,7 +54,12 @@ class Command:
         return found
 
     def named(self, text: str) -> list[psutil.Process]:
-        return [one for one in self.ours() if text in " ".join(one.cmdline()) and one.ppid() == self.process.pid]
+        found = []
+        for process in self.ours():
+            with contextlib.suppress(psutil.NoSuchProcess):  # it may end between two questions
+                if process.ppid() == self.process.pid and text in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
     def workers(self) -> list[psutil.Process]:
         return [child for server in self.named("forkserver") for child in server.children()]
@@ -78,7 +84,7 @@ class Command:
         """Go on in a forked child, which is fast, or by the same command, which also clears temporary files away."""
         before = {path: path.read_bytes() for path in self.runs.glob("*/records/**/*.json")}
         if by_command:
-            done = arena(*self.arguments, TMPDIR=str(self.folder))
+            done = arena_process(*self.arguments, TMPDIR=str(self.folder))
             assert done.returncode == 0, done.stderr
             assert not list(self.folder.rglob("*.part"))
         else:
@@ -219,6 +225,6 @@ def test_it_has_no_standard_streams(command: Command, undisturbed: dict[str, obj
 
 
 def test_the_locale_is_plain(command: Command, undisturbed: dict[str, object]) -> None:
-    done = arena(*command.arguments, LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    done = arena_process(*command.arguments, LC_ALL="C", LANG="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0, done.stderr
     assert results(command.runs) == undisturbed
