@@ -76,7 +76,9 @@ class Command:
         code = self.process.wait(WAIT_S)
         deadline = time.monotonic() + 5
         while left := self.ours():
-            assert time.monotonic() < deadline, [one.cmdline() for one in left]
+            assert time.monotonic() < deadline, "\n".join(
+                f"{one.pid} {one.ppid()} {one.status()} {one.cmdline()}" for one in left
+            )
             time.sleep(0.05)
         return code
 

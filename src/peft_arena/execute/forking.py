@@ -14,9 +14,18 @@ COMMAND = "PEFT_ARENA_COMMAND"
 """Environment variable with the number of the command's process."""
 SERVER = os.getpid()
 """The process that workers are forked from, as they see it."""
+
+
+def _bind_worker() -> None:
+    """Let a worker end with this process from its first moment on: it may be stopped before it says so itself."""
+    if os.getppid() == SERVER:  # and not what a worker forks
+        end_with_parent()
+
+
 if any("multiprocessing.forkserver" in word for word in sys.orig_argv):  # not where a test imports this
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent()
+    os.register_at_fork(after_in_child=_bind_worker)
     if os.environ.get(COMMAND, str(os.getppid())) != str(os.getppid()):
         os._exit(1)  # the command was gone before
     with contextlib.suppress(Exception):  # what cannot be imported is said by each worker, in one line

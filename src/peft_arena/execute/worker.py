@@ -76,9 +76,9 @@ class Worker:
             self._process.start()
         except (EOFError, OSError) as error:
             self._from.close()
-            raise ServerLostError(
-                f"was gone before it had forked a worker ({type(error).__name__}: {error})"
-            ) from error
+            gone = isinstance(error, EOFError | ConnectionError)
+            how = "was ended before it had forked a worker" if gone else f"could not be asked for a worker ({error})"
+            raise ServerLostError(how) from error
         finally:
             to.close()
         try:
