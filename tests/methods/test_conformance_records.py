@@ -23,7 +23,7 @@ def test_every_shipped_method_has_a_record_and_no_other() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_record_is_of_this_suite_and_these_settings(name: str) -> None:
     record = conformance_of(name)
-    assert record is not None and record.method == METHODS.get(name).card.name
+    assert record is not None and record.name == METHODS.get(name).card.name
     assert record.suite == SUITE, "run `make conformance`"
     said = {*record.passed, *record.known_failures, *(place.partition(" on ")[0] for place in record.not_tested)}
     assert said == set(CHECKS), "run `make conformance`"
