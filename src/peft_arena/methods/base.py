@@ -93,9 +93,9 @@ class MethodCard(BaseModel):
     parameters: str
     """Formula of the trainable parameter count."""
     equation: str | None = None
-    """The tuned weight of an adapted linear layer, see :mod:`peft_arena.core.equation`: of the pretrained weight ``W``,
-    the number settings, and the layer's tensors by the first part of their names; ``R`` is the weight that the method
-    left in the layer's place. The conformance suite computes it. None: not stated."""
+    """The tuned weight of an adapted linear layer, see :mod:`peft_arena.testing.equation`: of the pretrained weight
+    ``W``, the number settings, and the layer's tensors by the first part of their names; ``R`` is the weight that the
+    method left in the layer's place. The conformance suite computes it. None: not stated."""
     learning_rate: float | None
     """A rate from which a search may start on models of billions of parameters; None for the base model."""
     micro_learning_rate: float | None = None
