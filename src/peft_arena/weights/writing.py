@@ -25,7 +25,7 @@ from torch import Tensor
 
 from peft_arena.core.ending import ended_by_signals
 from peft_arena.core.errors import UserError
-from peft_arena.core.parts import unfinished
+from peft_arena.core.parts import is_unfinished, unfinished
 from peft_arena.models.stored import INDEX, SINGLE
 
 CODES = {
@@ -226,8 +226,7 @@ def _elsewhere(error: OSError, folder: Path) -> bool:
     if not isinstance(error.filename, str):
         return False
     place = Path(error.filename).absolute()
-    parts = re.compile(r"\..*\.[0-9a-f]{8}\.part")
-    inside = any(parts.fullmatch(name) for name in place.parts)
+    inside = any(map(is_unfinished, place.parts))
     return not inside and place != folder and place not in folder.parents
 
 
