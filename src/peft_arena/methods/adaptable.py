@@ -12,11 +12,13 @@ import ast
 import inspect
 import operator
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+from peft_arena.core.text import few
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,13 +62,13 @@ def notice(model: PreTrainedModel) -> str:
     found = left_out(model)
     names = list(found)
     reasons = dict.fromkeys(found.values())
-    said = [f"{_few([name for name in names if found[name] == reason])}: {reason}" for reason in reasons]
+    said = [f"{few(_leaves(name for name in names if found[name] == reason), 4)}: {reason}" for reason in reasons]
     return f"{len(names)} of {len(every)} linear layers cannot be adapted: {'; '.join(said)}" if names else ""
 
 
-def _few(names: list[str]) -> str:
-    leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-    return ", ".join(leaves[:4]) + (f" and {len(leaves) - 4} more" if len(leaves) > 4 else "")
+def _leaves(names: Iterable[str]) -> Iterable[str]:
+    """Return the last parts of some names, each once."""
+    return dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
 
 
 def _tied(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_problem
 from peft_arena.store.files import read_json
 
 NAME = "conformance.json"
@@ -101,9 +101,7 @@ def read_conformance(path: Path) -> Mapping[str, MethodRecord]:
     try:
         return ConformanceFile.model_validate(read_json(path)).methods
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is no file of conformance records: {place}: {first['msg']}") from None
+        raise UserError(f"{path} is no file of conformance records: {first_problem(error)}") from None
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_problem
 from peft_arena.core.geometry import What
 from peft_arena.core.measure import Better, Measure
 from peft_arena.core.text import shown
@@ -116,8 +116,7 @@ def _of_tables(record: Record) -> str:
         for field, kind in tables:
             kind.model_validate(getattr(record, field))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        return f"{'.'.join([field, *map(str, problem['loc'])])}: {problem['msg']}"
+        return first_problem(error, within=field)
     return ""
 
 
