@@ -18,6 +18,8 @@ from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.attachable import Attachable, on_shapes, on_stand_in
 from peft_arena.execute.study import _method_spec
 from peft_arena.methods.adaptable import left_out, notice
+from peft_arena.methods.base import Attached, Calibration, CalibrationError
+from peft_arena.methods.lora import Lora
 from peft_arena.methods.registry import make_method
 
 from .zoo import _USUAL, FAMILIES, tiny, write
@@ -164,3 +166,32 @@ def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     again = Attachable(spec)
     monkeypatch.setattr(Attachable, "_tried", lambda *_: pytest.fail("tried again"))
     assert again.refusal(method, _method_spec("lora", method)) == first
+
+
+class Doubting(Lora):
+    """Finds fault with whatever data it is given."""
+
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
+        raise CalibrationError("rank: the examples are too few")
+
+
+def test_data_that_the_plan_made_up_refuses_no_method() -> None:
+    """What a plan tries a method on is not the run's data."""
+    assert on_shapes(Doubting(), meta("llama")) is None
+    assert on_stand_in(Doubting(), meta("llama")) == ""
+    long = make_method("cartridge", {"num_virtual_tokens": 12, "calibration_examples": 1})
+    assert on_shapes(long, meta("llama")) is None
+    assert on_stand_in(long, meta("llama")) == "", "one example of eight tokens is the plan's, not the user's"
+
+
+def test_a_library_is_not_believed_where_the_model_itself_needs_values() -> None:
+    model = meta("llama")
+    model.model.norm = NeedsValues()
+    assert on_shapes(make_method("lora", {"rank": 2}), model) is None
+
+
+class NeedsValues(nn.Module):
+    """Computes with numbers that only the CPU has."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + torch.zeros(hidden.shape[-1], device="cpu")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_arena.core.errors import UserError
 from peft_arena.methods.boundary import guard
 
 if TYPE_CHECKING:
@@ -65,6 +66,10 @@ class PathKind(StrEnum):
     """Factors, lengths or angles of rows or columns go from those of W0 to the tuned ones."""
     NONE = "none"
     """The tuned model cannot be said in weights: there is no path."""
+
+
+class CalibrationError(UserError):
+    """The examples that a method was given to choose its start by do not do; other examples may."""
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,6 @@ class Attached(ABC):
         raise self._unsupported("be merged")
 
     def _unsupported(self, what: str) -> Exception:
-        from peft_arena.core.errors import UserError
-
         return UserError(f"{type(self).__name__} cannot {what}: its card does not declare it")
 
 
