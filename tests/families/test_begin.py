@@ -97,6 +97,35 @@ def test_a_layer_that_is_never_called_is_left_out_and_an_expert_without_tokens_i
     assert any("experts.1" in name for name in attached.trained())
 
 
+class Fails(nn.Module):
+    """Ends in an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no values"), RuntimeError("sizes"), TypeError("meta to numpy")])
+def test_a_module_that_needs_values_hides_nothing_of_the_others(error: Exception) -> None:
+    model: Any = meta("llama")
+    model.model.layers[0].mlp = Fails(error)
+    model.model.layers[1].mlp = ReadsWeight()
+    assert leaves(left_out(model)) == {"read", "idle"}, "inner is not proved to be idle"
+
+
+@pytest.mark.parametrize("error", [AssertionError("ours"), ZeroDivisionError("ours"), torch.OutOfMemoryError("full")])
+def test_an_error_that_is_no_refusal_is_not_swallowed(error: Exception) -> None:
+    for model in (meta("llama"), tiny("llama")):
+        inner: Any = model.model
+        inner.layers[0].mlp = Fails(error)
+        with pytest.raises(type(error)):
+            left_out(model)
+
+
 @pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "zamba2"])
 @pytest.mark.parametrize("name", ["lora", "pissa"])
 def test_what_was_trained_is_read_back_although_peft_rewrites_its_settings(
@@ -179,9 +208,9 @@ def test_data_that_the_plan_made_up_refuses_no_method() -> None:
     """What a plan tries a method on is not the run's data."""
     assert on_shapes(Doubting(), meta("llama")) is None
     assert on_stand_in(Doubting(), meta("llama")) == ""
-    long = make_method("cartridge", {"num_virtual_tokens": 12, "calibration_examples": 1})
+    long = make_method("cartridge", {"num_virtual_tokens": 20, "calibration_examples": 1})
     assert on_shapes(long, meta("llama")) is None
-    assert on_stand_in(long, meta("llama")) == "", "one example of eight tokens is the plan's, not the user's"
+    assert on_stand_in(long, meta("llama")) == "", "two rows of eight tokens are the plan's, not the user's"
 
 
 def test_a_library_is_not_believed_where_the_model_itself_needs_values() -> None:

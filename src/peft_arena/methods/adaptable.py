@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from peft_arena.core.text import few
+from peft_arena.methods.boundary import LIBRARY, is_refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -235,8 +236,9 @@ class _Seen:
                 ids = torch.arange(1, TOKENS + 1, device=device).repeat(2, 1)
                 model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
             self.whole = True
-        except Exception:  # noqa: BLE001 - a model that cannot be run like this says so when it is attached to
-            self.whole = False
+        except LIBRARY as error:  # a model that cannot be run like this says so when it is attached to
+            if not is_refusal(error):
+                raise
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -268,9 +270,9 @@ class _Seen:
             self.called.add(name)
             try:
                 output = forward(*args, **kwargs)
-            except Exception:
+            except LIBRARY as error:
                 given = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
-                if not passes_on or given is None:
+                if not passes_on or given is None or not is_refusal(error):
                     raise
                 self.unproven.add(name)  # most modules of a residual stream give what they are given, in shape
                 return given

@@ -14,6 +14,11 @@ LIBRARY = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 """How peft, transformers and torch refuse."""
 
 
+def is_refusal(error: BaseException) -> bool:
+    """Say whether an error is of the kind by which libraries refuse; running out of memory is none, nor are others."""
+    return isinstance(error, LIBRARY) and type(error).__name__ != "OutOfMemoryError"
+
+
 @contextmanager
 def one_line(method: str, doing: str, model: object) -> Iterator[None]:
     """Turn a library's refusal inside the block into a user's error; its cause is kept.
@@ -32,7 +37,7 @@ def one_line(method: str, doing: str, model: object) -> Iterator[None]:
     try:
         yield
     except LIBRARY as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if not is_refusal(error):
             raise
         raise UserError(f"{method} cannot be {doing} {type_of(model)}: {words_of(error)}") from error
 
