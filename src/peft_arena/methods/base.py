@@ -38,7 +38,7 @@ class Capability(StrEnum):
     NEEDS_CALIBRATION = "needs_calibration"
     """Attaching needs examples of the training data, see :class:`Calibration`."""
     CHANGES_BASE = "changes_base"
-    """Attaching or training writes to the pretrained weights in memory."""
+    """Attaching, training or restoring writes to the pretrained weights in memory."""
     ONLINE_RL = "online_rl"
     """Works with objectives that sample from the policy."""
     QUANTIZED_BASE = "quantized_base"
@@ -316,6 +316,15 @@ class Method(ABC):
     def calibration_examples(self) -> int:
         """How many training examples :meth:`attach` is to be given; 0 unless the method needs calibration."""
         return int(getattr(self.config, "calibration_examples", 0))
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many trained vectors take room of the model's context; 0 unless the card says that some do."""
+        return (
+            int(getattr(self.config, "num_virtual_tokens", 0))
+            if Capability.VIRTUAL_TOKENS in self.card.capabilities
+            else 0
+        )
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
