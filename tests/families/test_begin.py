@@ -16,20 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.attachable import Attachable, on_shapes, on_stand_in
-from peft_arena.execute.study import _method_spec
+from peft_arena.execute.study import method_spec
 from peft_arena.methods.adaptable import left_out, notice
 from peft_arena.methods.base import Attached, Calibration, CalibrationError
 from peft_arena.methods.lora import Lora
 from peft_arena.methods.registry import make_method
 
-from .zoo import _USUAL, FAMILIES, tiny, write
+from .zoo import FAMILIES, USUAL, tiny, write
 
 
 def meta(family: str) -> PreTrainedModel:
     """Return a tiny model without weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(family, **{**_USUAL, **FAMILIES[family]})
+            AutoConfig.for_model(family, **{**USUAL, **FAMILIES[family]})
         )
     return model.eval()
 
@@ -148,7 +148,7 @@ def test_what_was_trained_is_read_back_although_peft_rewrites_its_settings(
 
 
 def test_many_names_of_layers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("llama", **{**_USUAL, "num_hidden_layers": 12})
+    config = AutoConfig.for_model("llama", **{**USUAL, "num_hidden_layers": 12})
     model, fresh = (AutoModelForCausalLM.from_config(config) for _ in range(2))
     method = make_method("lora", {"rank": 2, "targets": ["q_proj", "v_proj"], "layers": list(range(11))})
     method.attach(model, seed=0).save(tmp_path / "saved")
@@ -190,11 +190,11 @@ def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PEFT_ARENA_CACHE", str(tmp_path / "cache"))
     spec = ModelSpec(name=str(write("jamba", tmp_path / "jamba")))
     method = make_method("lora", {"targets": ["dt_proj"], "rank": 2})
-    first = Attachable(spec).refusal(method, _method_spec("lora", method))
+    first = Attachable(spec).refusal(method, method_spec("lora", method))
     assert "dt_proj cannot be adapted" in first
     again = Attachable(spec)
     monkeypatch.setattr(Attachable, "_tried", lambda *_: pytest.fail("tried again"))
-    assert again.refusal(method, _method_spec("lora", method)) == first
+    assert again.refusal(method, method_spec("lora", method)) == first
 
 
 class Doubting(Lora):
