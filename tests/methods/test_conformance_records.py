@@ -50,6 +50,6 @@ def test_a_method_without_a_record_has_none() -> None:
 def test_a_damaged_file_of_records_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "conformance.json"
     file.write_text(PACKAGED[1].read_text(encoding="utf-8").replace('"suite": ', '"suit": ', 1), encoding="utf-8")
-    with pytest.raises(UserError, match="no file of conformance records") as raised:
+    with pytest.raises(UserError, match="not a file of conformance records") as raised:
         read_conformance(file)
     assert "\n" not in str(raised.value)

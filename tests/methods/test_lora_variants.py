@@ -85,7 +85,7 @@ def test_bdlora_factors_are_block_diagonal() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"rank": 9}, "rank 9 is no multiple of blocks 2"),
+        ({"rank": 9}, "rank 9 is not a multiple of blocks 2"),
         ({"rank": 12, "blocks": 3}, "blocks: 3 does not divide the output size 64 of .*q_proj"),
         ({"row_parallel": ("out_proj",)}, "unknown linear layer 'out_proj' .*Did you mean 'o_proj'"),
         ({"row_parallel": ("o_proj", "down_projx")}, "Did you mean 'down_proj'"),

@@ -201,7 +201,7 @@ def restored(point: Tuned) -> Callable[[PreTrainedModel], nn.Module]:
 
 
 def restored_from(point: Tuned) -> Callable[[PreTrainedModel, Path], nn.Module] | None:
-    """Return what puts adapter files of the same kind on the pretrained model; None where the point is no adapter."""
+    """Return what puts adapter files of the same kind on the pretrained model; None: the point is not an adapter."""
     if point.directory is None or not (point.directory / SETTINGS).exists():
         return None
 

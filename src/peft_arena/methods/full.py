@@ -182,7 +182,7 @@ class Full(Method):
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = first_line(error)
             raise UserError(f"cannot read the model in {directory}: {first}") from error
-        loaded = whole(made, f"{directory} is no checkpoint of this model")
+        loaded = whole(made, f"{directory} is not a checkpoint of this model")
         pretrained = Pretrained(model)
         targets = dict(model.named_parameters())
         dtypes = {name: p.dtype for name, p in targets.items()}

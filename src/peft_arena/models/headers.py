@@ -36,7 +36,7 @@ def read_headers(files: Iterable[Path], directory: Path | None = None) -> dict[s
         if not file.is_file():
             raise UserError(f"{file} is missing: no weights can be read from {directory or file.parent}")
         with reading(f"{file} is damaged"), safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
+            for name in opened.keys():  # noqa: SIM118 - it is not a mapping
                 if name in found:
                     raise UserError(f"{file} holds {name}, which {found[name].file.name} has already")
                 part = opened.get_slice(name)

@@ -101,7 +101,7 @@ def read_conformance(path: Path) -> Mapping[str, MethodRecord]:
     try:
         return ConformanceFile.model_validate(read_json(path)).methods
     except ValidationError as error:
-        raise UserError(f"{path} is no file of conformance records: {first_problem(error)}") from None
+        raise UserError(f"{path} is not a file of conformance records: {first_problem(error)}") from None
 
 
 @functools.cache

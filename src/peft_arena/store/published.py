@@ -117,7 +117,7 @@ class PublishedTable(_Frozen):
                 value = row.values[column.name]
                 if value is not None and column.unit == "fraction" and not 0 <= value <= 1:
                     place = f"table '{self.id}', row '{row.label}', column {column.name}"
-                    raise ValueError(f"{place}: {value} is no fraction; write percent divided by 100")
+                    raise ValueError(f"{place}: {value} is not a fraction; write percent divided by 100")
         return self
 
 
@@ -138,7 +138,7 @@ def read_published(path: Path) -> tuple[PublishedTable, ...]:
     try:
         return PublishedFile.model_validate(read_json(path)).tables
     except ValidationError as error:
-        raise UserError(f"{path} is no file of published tables: {first_problem(error)}") from None
+        raise UserError(f"{path} is not a file of published tables: {first_problem(error)}") from None
 
 
 def shipped_tables() -> dict[str, PublishedTable]:

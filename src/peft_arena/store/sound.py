@@ -229,4 +229,4 @@ def _of_whom(record: Record, path: Path, run: RunDirectory) -> tuple[str, Path |
         point = run.point(0 if record.step is None else record.step, record.factor)
         rest = path.stem.removeprefix(f"geometry-{record.what}-") if path.name.startswith("geometry-") else ""
         return record.subject, run.record_path(point, f"geometry-{record.what}-{rest}")
-    raise AssertionError(f"{type(record).__name__} is no record of a run")
+    raise AssertionError(f"{type(record).__name__} is not a record of a run")

@@ -238,7 +238,7 @@ def refuse_taken(out: Path) -> None:
     """
     out = out.expanduser()
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists and is no directory; nothing is replaced, choose another one")
+        raise UserError(f"{out} exists and is not a directory; nothing is replaced, choose another one")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; nothing is replaced, choose another one")
     place = out.resolve()
