@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from peft_arena.core.text import few
 from peft_arena.execute.data_command import Lengths, Looked
 
 SHOWN_LABELS = 10
@@ -38,8 +39,7 @@ def lines_of(found: Looked) -> list[str]:
     if found.labels:
         total = sum(found.labels.values())
         shown = [f"{label} {count:,} ({count / total:.0%})" for label, count in found.labels.items()]
-        more = f", and {len(shown) - SHOWN_LABELS} more" if len(shown) > SHOWN_LABELS else ""
-        lines.append(f"labels: {', '.join(shown[:SHOWN_LABELS])}{more}")
+        lines.append(f"labels: {few(shown, SHOWN_LABELS)}")
     lines.append(f"scorer: {found.scorer} ({found.scorer_why})")
     if not found.refused and not found.unfit:
         lines.append("refused: nothing")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from peft_arena.core.text import few
+
 if TYPE_CHECKING:
     from peft_arena.execute.estimate import ArmEstimate, StudyEstimate
     from peft_arena.execute.plan import RunPlan, State
@@ -129,8 +131,7 @@ def plan_footer(estimates: StudyEstimate | None, totals: Mapping[str, float | in
         "docs/estimates.md; --gpu NAME takes another, execution.estimate of the study says what is known better",
     ]
     for text, about in estimates.notes.items():
-        more = f" and {len(about) - FEW} more" if len(about) > FEW else ""
-        lines.append(f"  {text}: {', '.join(about[:FEW])}{more}")
+        lines.append(f"  {text}: {few(about, FEW)}")
     return lines
 
 

@@ -6,7 +6,7 @@ import pytest
 from cost_toys import Adapter, llama
 
 from peft_arena.core.errors import UserError
-from peft_arena.cost import generation
+from peft_arena.cost import latency
 from peft_arena.cost.generation import (
     BASE,
     MERGED,
@@ -69,7 +69,7 @@ def test_variants_take_turns_and_ratios_are_of_the_same_round(monkeypatch: pytes
         tokens = ((1, 2, 3),) if name != MERGED else ((1, 2, 4),)
         return Timing(drift[name] * load, drift[name] * load, tokens)
 
-    monkeypatch.setattr(generation, "time_generation", timed)
+    monkeypatch.setattr(latency, "time_generation", timed)
     found = {one.metric: one for one in generation_measures(models, spec(4, 8, repeats=3))}
     rounds = [order[start : start + 6] for start in range(0, len(order), 6)]
     assert len(rounds) == 4 and all(sorted(one) == sorted(rounds[0]) for one in rounds)

@@ -314,7 +314,7 @@ def test_gguf_without_its_converter_or_a_model(model, tmp_path, monkeypatch):
         export(str(model), tmp_path / "out", "gguf")
     with pytest.raises(UserError, match=f"which has no {CONVERTER}"):
         converter({"LLAMA_CPP": str(tmp_path)})
-    with pytest.raises(UserError, match="is no model directory: write one first with peft-arena merge some-run"):
+    with pytest.raises(UserError, match="is not a model directory: write one first with peft-arena merge some-run"):
         export("some-run", tmp_path / "out", "gguf")
     with pytest.raises(UserError, match="cannot write a GGUF file as 'int4'"):
         export(str(model), tmp_path / "out", "gguf", dtype="int4")

@@ -16,18 +16,20 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.execute.attachable import Attachable, on_shapes, on_stand_in
-from peft_arena.execute.study import _method_spec
+from peft_arena.execute.study import method_spec
 from peft_arena.methods.adaptable import left_out, notice
+from peft_arena.methods.base import Attached, Calibration, CalibrationError
+from peft_arena.methods.lora import Lora
 from peft_arena.methods.registry import make_method
 
-from .zoo import _USUAL, FAMILIES, tiny, write
+from .zoo import FAMILIES, USUAL, tiny, write
 
 
 def meta(family: str) -> PreTrainedModel:
     """Return a tiny model without weights."""
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(family, **{**_USUAL, **FAMILIES[family]})
+            AutoConfig.for_model(family, **{**USUAL, **FAMILIES[family]})
         )
     return model.eval()
 
@@ -95,6 +97,35 @@ def test_a_layer_that_is_never_called_is_left_out_and_an_expert_without_tokens_i
     assert any("experts.1" in name for name in attached.trained())
 
 
+class Fails(nn.Module):
+    """Ends in an error."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+        self.inner = nn.Linear(32, 32)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [NotImplementedError("no values"), RuntimeError("sizes"), TypeError("meta to numpy")])
+def test_a_module_that_needs_values_hides_nothing_of_the_others(error: Exception) -> None:
+    model: Any = meta("llama")
+    model.model.layers[0].mlp = Fails(error)
+    model.model.layers[1].mlp = ReadsWeight()
+    assert leaves(left_out(model)) == {"read", "idle"}, "inner is not proved to be idle"
+
+
+@pytest.mark.parametrize("error", [AssertionError("ours"), ZeroDivisionError("ours"), torch.OutOfMemoryError("full")])
+def test_an_error_that_is_no_refusal_is_not_swallowed(error: Exception) -> None:
+    for model in (meta("llama"), tiny("llama")):
+        inner: Any = model.model
+        inner.layers[0].mlp = Fails(error)
+        with pytest.raises(type(error)):
+            left_out(model)
+
+
 @pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe", "deepseek_v3", "zamba2"])
 @pytest.mark.parametrize("name", ["lora", "pissa"])
 def test_what_was_trained_is_read_back_although_peft_rewrites_its_settings(
@@ -117,7 +148,7 @@ def test_what_was_trained_is_read_back_although_peft_rewrites_its_settings(
 
 
 def test_many_names_of_layers_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    config = AutoConfig.for_model("llama", **{**_USUAL, "num_hidden_layers": 12})
+    config = AutoConfig.for_model("llama", **{**USUAL, "num_hidden_layers": 12})
     model, fresh = (AutoModelForCausalLM.from_config(config) for _ in range(2))
     method = make_method("lora", {"rank": 2, "targets": ["q_proj", "v_proj"], "layers": list(range(11))})
     method.attach(model, seed=0).save(tmp_path / "saved")
@@ -159,8 +190,37 @@ def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("PEFT_ARENA_CACHE", str(tmp_path / "cache"))
     spec = ModelSpec(name=str(write("jamba", tmp_path / "jamba")))
     method = make_method("lora", {"targets": ["dt_proj"], "rank": 2})
-    first = Attachable(spec).refusal(method, _method_spec("lora", method))
+    first = Attachable(spec).refusal(method, method_spec("lora", method))
     assert "dt_proj cannot be adapted" in first
     again = Attachable(spec)
     monkeypatch.setattr(Attachable, "_tried", lambda *_: pytest.fail("tried again"))
-    assert again.refusal(method, _method_spec("lora", method)) == first
+    assert again.refusal(method, method_spec("lora", method)) == first
+
+
+class Doubting(Lora):
+    """Finds fault with whatever data it is given."""
+
+    def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:
+        raise CalibrationError("rank: the examples are too few")
+
+
+def test_data_that_the_plan_made_up_refuses_no_method() -> None:
+    """What a plan tries a method on is not the run's data."""
+    assert on_shapes(Doubting(), meta("llama")) is None
+    assert on_stand_in(Doubting(), meta("llama")) == ""
+    long = make_method("cartridge", {"num_virtual_tokens": 20, "calibration_examples": 1})
+    assert on_shapes(long, meta("llama")) is None
+    assert on_stand_in(long, meta("llama")) == "", "two rows of eight tokens are the plan's, not the user's"
+
+
+def test_a_library_is_not_believed_where_the_model_itself_needs_values() -> None:
+    model = meta("llama")
+    model.model.norm = NeedsValues()
+    assert on_shapes(make_method("lora", {"rank": 2}), model) is None
+
+
+class NeedsValues(nn.Module):
+    """Computes with numbers that only the CPU has."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + torch.zeros(hidden.shape[-1], device="cpu")

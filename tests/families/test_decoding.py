@@ -26,9 +26,9 @@ from peft_arena.store.records import DECODING, READING
 from peft_arena.tasks.base import Kind
 from peft_arena.train.rollouts import Rollouts
 
-from .zoo import FAMILIES, _tokenizer, tiny
+from .zoo import FAMILIES, plain_tokenizer, tiny
 
-TOKENIZER = _tokenizer()
+TOKENIZER = plain_tokenizer()
 LIMIT = 6
 SLOW = {
     "recurrent_gemma": "its cache gives other logits",

@@ -20,9 +20,9 @@ from peft_arena.train.loss import TokenLoss
 from peft_arena.train.policy import scores
 from peft_arena.train.rollouts import Rollouts
 
-from .zoo import _USUAL, _tokenizer, tiny
+from .zoo import USUAL, plain_tokenizer, tiny
 
-TOKENIZER = _tokenizer()
+TOKENIZER = plain_tokenizer()
 LONGROPE = {"short_factor": [1.0] * 4, "long_factor": [9.0] * 4, "original_max_position_embeddings": 32}
 KINDS: dict[str, dict[str, Any]] = {
     "phi3": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 10000.0, **LONGROPE}},
@@ -37,7 +37,7 @@ SPEC = RLSpec(objective="grpo", task=TaskSpec(name="t", revision="1"), schedule=
 
 
 def model_of(kind: str) -> PreTrainedModel:
-    config = AutoConfig.for_model(kind, **{**_USUAL, "original_max_position_embeddings": 32, **KINDS[kind]})
+    config = AutoConfig.for_model(kind, **{**USUAL, "original_max_position_embeddings": 32, **KINDS[kind]})
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     with torch.no_grad():

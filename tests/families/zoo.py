@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 WORDS = 128
 """Rows of every model's embedding."""
 
-_USUAL: dict[str, Any] = {
+USUAL: dict[str, Any] = {
     "vocab_size": WORDS,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -190,7 +190,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """Return a tiny model with random weights, in evaluation mode."""
-    config = AutoConfig.for_model(family, **{**_USUAL, **FAMILIES[family]})
+    config = AutoConfig.for_model(family, **{**USUAL, **FAMILIES[family]})
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="eager")
     with torch.no_grad():
@@ -203,11 +203,12 @@ def tiny(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreT
 def write(family: str, directory: Path) -> Path:
     """Write a tiny model with a tokenizer of single characters and a chat template; return the directory."""
     tiny(family).save_pretrained(directory)
-    _tokenizer().save_pretrained(directory)
+    plain_tokenizer().save_pretrained(directory)
     return directory
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def plain_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer of single characters."""
     words = ["<pad>", "<s>", "</s>", "<unk>", *(chr(code) for code in range(32, 127)), "\n"]
     model = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     model.pre_tokenizer = Split(Regex(r"[\s\S]"), "isolated")

@@ -83,7 +83,7 @@ def test_a_measured_zero_is_a_zero(tmp_path):
         ({"train_info__metrics": 5}, r"one\.json: train_info\.metrics must be a list"),
         ({"run_info__train_config": []}, r"one\.json: run_info\.train_config must be a mapping"),
         ({"train_info__metrics": [{"test accuracy": 0.5, "bleu": 1}]}, r"train_info\.metrics has 'bleu'"),
-        ({"train_info__metrics": [{"test accuracy": 47.8}]}, r"column accuracy: 47\.8 is no fraction"),
+        ({"train_info__metrics": [{"test accuracy": 47.8}]}, r"column accuracy: 47\.8 is not a fraction"),
     ],
 )
 def test_another_schema_is_refused_with_file_and_key(tmp_path, change, said):

@@ -23,7 +23,7 @@ def test_every_shipped_method_has_a_record_and_no_other() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_record_is_of_this_suite_and_these_settings(name: str) -> None:
     record = conformance_of(name)
-    assert record is not None and record.method == METHODS.get(name).card.name
+    assert record is not None and record.name == METHODS.get(name).card.name
     assert record.suite == SUITE, "run `make conformance`"
     said = {*record.passed, *record.known_failures, *(place.partition(" on ")[0] for place in record.not_tested)}
     assert said == set(CHECKS), "run `make conformance`"
@@ -50,6 +50,6 @@ def test_a_method_without_a_record_has_none() -> None:
 def test_a_damaged_file_of_records_is_one_line(tmp_path: Path) -> None:
     file = tmp_path / "conformance.json"
     file.write_text(PACKAGED[1].read_text(encoding="utf-8").replace('"suite": ', '"suit": ', 1), encoding="utf-8")
-    with pytest.raises(UserError, match="no file of conformance records") as raised:
+    with pytest.raises(UserError, match="not a file of conformance records") as raised:
         read_conformance(file)
     assert "\n" not in str(raised.value)

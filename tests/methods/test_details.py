@@ -154,7 +154,7 @@ def test_full_keeps_no_second_model_in_memory_and_saves_the_type_of_the_base(tmp
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
     assert {p.dtype for p in attached.model.parameters()} == {torch.float32}
     held = [value for value in vars(attached).values() if isinstance(value, torch.Tensor)]
-    assert not held and not any(isinstance(value, torch.Tensor) for value in vars(attached._pretrained).values())
+    assert not held and not any(isinstance(value, torch.Tensor) for value in vars(attached.pretrained).values())
 
 
 def test_settings_reach_the_adapter_file(tmp_path: Path) -> None:

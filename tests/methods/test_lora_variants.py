@@ -85,7 +85,7 @@ def test_bdlora_factors_are_block_diagonal() -> None:
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        ({"rank": 9}, "rank 9 is no multiple of blocks 2"),
+        ({"rank": 9}, "rank 9 is not a multiple of blocks 2"),
         ({"rank": 12, "blocks": 3}, "blocks: 3 does not divide the output size 64 of .*q_proj"),
         ({"row_parallel": ("out_proj",)}, "unknown linear layer 'out_proj' .*Did you mean 'o_proj'"),
         ({"row_parallel": ("o_proj", "down_projx")}, "Did you mean 'down_proj'"),
@@ -296,7 +296,8 @@ def test_asa_leaves_exactly_the_target_and_freezes_the_rest() -> None:
 def test_peft_leaves_one_subspace_less_than_asked() -> None:
     attached = attach("adamss_asa", {"interval": 1})
     train(attached, 1e-2, steps=2)
-    attached._training = {name: [True] * 8 for name in attached._training}
+    state = attached.state()
+    attached.load_state({name: torch.ones(8) if name.startswith("training.") else held for name, held in state.items()})
     backward(attached)
     layers = [m for m in attached.model.modules() if hasattr(m, "adamss_A")]
     for layer in layers:

@@ -157,9 +157,9 @@ def test_the_documentation_names_every_rule_and_setting():
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
-        ("NoRule", "no subclass of peft_arena.paths.base.Rule"),
+        ("NoRule", "not a subclass of peft_arena.paths.base.Rule"),
         ("NoCard", "it has no card"),
-        ("NoConfig", "its Config is no subclass of RuleConfig"),
+        ("NoConfig", "its Config is not a subclass of RuleConfig"),
     ],
 )
 def test_a_plugin_that_cannot_be_used_is_one_line(install, target, reason):

@@ -23,7 +23,7 @@ TABLE = {
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"rows": [{"label": "a", "values": {"score": 50.0}}]}, "is no fraction"),
+        ({"rows": [{"label": "a", "values": {"score": 50.0}}]}, "is not a fraction"),
         ({"rows": [{"label": "a", "values": {}}]}, "columns and values differ in score"),
         ({"rows": [{"label": "a", "status": "failed", "values": {"score": 0.1}}]}, "is failed and yet has numbers"),
         ({"rows": TABLE["rows"] * 2}, "has a row twice: a"),

@@ -141,7 +141,10 @@ def test_a_spec_holds_every_default_and_makes_the_same_reward() -> None:
     [
         (("taks",), "unknown reward 'taks' (in s.yaml line 3). Did you mean 'task'?"),
         (("format", 1.0, {"patern": "x"}), "unknown key 'patern' (in reward format, s.yaml line 3)"),
-        (("format", 1.0, {"pattern": "(x"}), "pattern: is no regular expression: missing ), unterminated subpattern"),
+        (
+            ("format", 1.0, {"pattern": "(x"}),
+            "pattern: is not a regular expression: missing ), unterminated subpattern",
+        ),
         (("length",), "'buffer' is required (in reward length, s.yaml line 3)"),
         (("length", 1.0, {"buffer": 0}), "buffer: input should be greater than or equal to 1"),
         (("task", math.nan), "weight: input should be a finite number"),
@@ -220,7 +223,7 @@ def test_a_score_that_can_be_won_says_so_where_it_is_the_reward() -> None:
 def test_what_cannot_be_a_reward_is_told() -> None:
     assert problem_of("odd", Odd) == ""
     assert "called 'odd'" in problem_of("even", Odd)
-    assert "no subclass" in problem_of("x", int)
+    assert "not a subclass" in problem_of("x", int)
     assert "no card" in problem_of("x", type("X", (Odd,), {"card": None}))
     assert "Config" in problem_of("odd", type("X", (Odd,), {"Config": dict}))
 

@@ -103,7 +103,7 @@ def test_the_record_says_what_was_tried_found_and_not_tested(tmp_path: Any) -> N
     record = check_method(Lora(LoraConfig(rank=4, targets=("q_proj",))))
     assert set(record.passed) | set(record.not_tested) == set(CHECKS)
     assert record.not_tested["calibration"] == "the method takes no calibration data"
-    assert record.config["rank"] == 4 and record.method == "lora" and record.source.startswith("peft-arena ")
+    assert record.config["rank"] == 4 and record.name == "lora" and record.source.startswith("peft-arena ")
     assert record.models["untied"].parameters == 2 * 4 * (64 + 64) and "torch" in record.versions
     file = tmp_path / "records.json"
     file.write_text(conformance_text({"lora": record}))

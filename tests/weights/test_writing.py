@@ -119,7 +119,7 @@ def test_an_empty_directory_is_taken_and_a_full_one_is_not(tmp_path):
     with pytest.raises(UserError, match="exists and is not empty"), new_directory(out):
         raise AssertionError("not reached")
     assert (out / "file").read_text() == "first"
-    with pytest.raises(UserError, match="is no directory"), new_directory(out / "file"):
+    with pytest.raises(UserError, match="is not a directory"), new_directory(out / "file"):
         raise AssertionError("not reached")
 
 

@@ -30,6 +30,7 @@ from peft_arena.analyze.pscp import FLOPS
 from peft_arena.analyze.random_effects import FEWEST, OverEffects, over_independent, over_shared_items
 from peft_arena.analyze.resamples import Resamples
 from peft_arena.core.measure import POINTS
+from peft_arena.core.text import few
 from peft_arena.cost.pscp import PscpChoice
 from peft_arena.cost.pscp_band import Band, PscpBands, PscpInputs, pscp_bands
 
@@ -169,9 +170,9 @@ def _why_no_mean(targets: Sequence[TargetEffects], found: Sequence[ArmEffects | 
         if gain is None or gain.delta is None or gain.tuned is None
     ]
     if without:
-        return f"nothing on {_some(without)}"
+        return f"nothing on {few(without)}"
     odd = [target.label for target in targets if target.task is not None and not _averaged(target.task)]
-    return f"no fraction or correlation that is better when higher: {_some(odd)}" if odd else ""
+    return f"no fraction or correlation that is better when higher: {few(odd)}" if odd else ""
 
 
 def _arm(
@@ -293,7 +294,3 @@ def _inputs(arm: ArmOverTargets, names: Sequence[str]) -> PscpInputs | None:
     if arm.score is None or arm.score < 0 or len(values) < len(names):
         return None
     return PscpInputs(arm.label, arm.score, *values)
-
-
-def _some(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"

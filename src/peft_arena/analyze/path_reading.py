@@ -22,6 +22,7 @@ from peft_arena.analyze.paths import PRETRAINED, path_ends
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point
+from peft_arena.core.text import few
 from peft_arena.store.records import EvaluationRecord, PathRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.registry import display_name
@@ -160,8 +161,7 @@ class ScanReader:
     def _tell(self, who: str, what: str) -> None:
         """Turn the evaluations that lack into one gap."""
         if self._lacking:
-            more = f" and {len(self._lacking) - 3} more" if len(self._lacking) > 3 else ""
-            self.gaps.append(Gap(who, what, "missing", f"not evaluated: {', '.join(self._lacking[:3])}{more}"))
+            self.gaps.append(Gap(who, what, "missing", f"not evaluated: {few(self._lacking)}"))
         self._lacking = []
 
 

@@ -62,7 +62,7 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     """Open a regular file to read bytes; a link is followed.
 
     Raises:
-        UserError: nothing is there, it is no regular file, or it cannot be read, also while it is open.
+        UserError: nothing is there, it is not a regular file, or it cannot be read, also while it is open.
     """
     try:
         # a pipe without a writer would be waited for
@@ -83,7 +83,7 @@ def read_bytes(path: Path, limit: int) -> bytes:
         limit: most bytes.
 
     Raises:
-        UserError: nothing is there, it is no regular file, it is longer, or it cannot be read.
+        UserError: nothing is there, it is not a regular file, it is longer, or it cannot be read.
     """
     with opened(path) as handle:
         size = os.fstat(handle.fileno()).st_size

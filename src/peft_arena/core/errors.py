@@ -7,8 +7,12 @@ import errno
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from peft_arena.core.text import shown
+from peft_arena.core.text import one_line, shown
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 
 class UserError(Exception):
@@ -50,6 +54,22 @@ def first_line(error: BaseException) -> str:
     """Return the first line of an error's text, or its type; the second too where the first only announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def first_problem(error: ValidationError, within: str = "") -> str:
+    """Return the first problem that pydantic found as one line: the field, what is allowed there, what was given.
+
+    Args:
+        error: what pydantic raised.
+        within: the field whose value was validated; empty: the whole of what is named elsewhere.
+    """
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(map(str, [within, *problem["loc"]] if within else problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem["input"]
+    scalar = isinstance(given, str | int | float) or given is None
+    got = f", got {shown(repr(given), 60)}" if scalar and problem["type"] != "missing" else ""
+    return one_line(f"{shown(place)}: {message}{got}" if place else f"{message}{got}")
 
 
 _OF_THE_MACHINE = frozenset(

@@ -8,6 +8,17 @@ from contextlib import contextmanager
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.text import one_line, shown
 
+LONGEST = 500
+"""Characters of a library's words that are shown."""
+_BARE = (LookupError, AttributeError)
+"""Errors whose text is a name and says little without their type."""
+
+
+def words_of(error: BaseException) -> str:
+    """Return what a library says in an error, as one line of bounded length that can be printed."""
+    text = first_line(error)
+    return shown(one_line(f"{type(error).__name__}: {text}" if isinstance(error, _BARE) else text), LONGEST)
+
 
 @contextmanager
 def reading(what: str) -> Iterator[None]:
@@ -27,4 +38,4 @@ def reading(what: str) -> Iterator[None]:
         # a panic is no Exception, and its class cannot be imported
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{what}: {shown(one_line(first_line(error)), 500)}") from error
+        raise UserError(f"{what}: {words_of(error)}") from error

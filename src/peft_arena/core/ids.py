@@ -38,7 +38,7 @@ def file_hash(path: Path, limit: int = WEIGHTS_BYTES) -> str:
         limit: most bytes it may have.
 
     Raises:
-        UserError: nothing is there, it is no regular file, it is longer, or it cannot be read.
+        UserError: nothing is there, it is not a regular file, it is longer, or it cannot be read.
     """
     with opened(path) as handle:
         size = os.fstat(handle.fileno()).st_size

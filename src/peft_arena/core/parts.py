@@ -68,6 +68,11 @@ def scratch(kind: str) -> Iterator[Path]:
         yield folder
 
 
+def is_unfinished(name: str) -> bool:
+    """Say whether a name is one that :func:`unfinished` gives."""
+    return _NAME.fullmatch(name) is not None
+
+
 def abandoned(folder: Path, name: str | None = None) -> list[Path]:
     """Return the unfinished files and directories in a directory whose writer is gone, sorted; removes nothing.
 

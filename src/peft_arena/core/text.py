@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 _HALF = re.compile("[\ud800-\udfff]")
 
@@ -37,6 +38,18 @@ def shown(value: object, longest: int = _LONGEST) -> str:
     if len(text) > longest:
         text = f"{text[: longest // 2]}... ({len(text)} characters)"
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def few(names: Iterable[str], most: int = 3) -> str:
+    """Return the first of some names for a message, and how many more there are.
+
+    Args:
+        names: in the order to be shown.
+        most: of them that are shown.
+    """
+    every = list(names)
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import Spec
 from peft_arena.cost.flops import sample_ids
-from peft_arena.cost.latency import Timing, median_measure, said_slow, time_generation
+from peft_arena.cost.latency import Timing, median_measure, said_slow, time_as_it_works
 from peft_arena.cost.memory import PeakMemory
 from peft_arena.models.modes import context_length, evaluation_mode
 from peft_arena.models.ways import decoding_way
@@ -152,9 +152,7 @@ def generation_measures(
 def _generate(model: nn.Module, length: int, spec: GenerationSpec, clock: Callable[[], float]) -> Timing:
     ids = sample_ids(model, spec.batch_size, length)
     with evaluation_mode(model):
-        way = decoding_way(model, own=True)
-        timing = time_generation(model, ids, spec.new_tokens, clock, **({} if way.cached else {"use_cache": False}))
-        return timing._replace(slow=way.notice)
+        return time_as_it_works(model, ids, spec.new_tokens, clock)
 
 
 def _timed(timings: Sequence[Timing], length: int, name: str, spec: GenerationSpec) -> list[Measure]:

@@ -21,6 +21,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.measure import Measure
 from peft_arena.core.specs import EvalSpec
+from peft_arena.core.text import few
 from peft_arena.evaluate.metrics import weighted_mean
 from peft_arena.evaluate.session import session
 from peft_arena.store.records import ItemRecord, Written
@@ -161,8 +162,7 @@ def _refuse_group(manager: TaskManager, name: str) -> None:
         return
     listed = entry.tags if entry.kind is EntryKind.TAG else (entry.cfg or {}).get("task") or []
     members = sorted(str(m.get("task") or m.get("group")) if isinstance(m, Mapping) else str(m) for m in listed)
-    shown = ", ".join(members[:MEMBERS_SHOWN])
-    shown += f" and {len(members) - MEMBERS_SHOWN} more" if len(members) > MEMBERS_SHOWN else ""
+    shown = few(members, MEMBERS_SHOWN)
     raise UserError(f"{PREFIX}{name} is a group of lm-eval tasks; name its members one by one: {shown}")
 
 

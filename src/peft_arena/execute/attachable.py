@@ -18,7 +18,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.cost.counts import is_shipped
-from peft_arena.methods.base import Attached, Calibration, Capability, Method
+from peft_arena.methods.base import Attached, Calibration, CalibrationError, Capability, Method
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, keep, kept
 
@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 
 SMALL = 4_000_000
 """Parameters of a model that is made with random weights where shapes alone do not tell."""
-DATA = "calibration_examples"
-"""The setting that a method names where the calibration data does not do."""
-TRIAL = 2
+TRIAL = 3
 """Of what is tried; what an older trial found does not count."""
 LIBRARIES = ("torch", "transformers", "peft")
 ROWS, TOKENS = 2, 8
@@ -104,25 +102,33 @@ class Attachable:
 def on_shapes(method: Method, model: PreTrainedModel) -> str | None:
     """Return why a method cannot be attached to a model on the meta device; empty if it can, None: not known.
 
-    What a library refuses counts only if a plain Llama takes the method without weights: else it is their lack.
+    What a library refuses counts only if the model runs without weights, and a plain model takes the method without
+    weights: else it is their lack. So too where the made-up calibration data does not do.
 
     Args:
         method: with its settings.
         model: to be used up.
     """
-    refused = _without_weights(method, model)
-    if refused is None or refused.__cause__ is None:
-        return "" if refused is None else str(refused)
-    if isinstance(refused.__cause__, _ValuelessError) or _without_weights(method, _plain_llama()) is not None:
+    from peft_arena.models.load import usual_skeleton
+
+    bare = copy.deepcopy(model)
+    refused, asked = _without_weights(method, model)
+    if refused is None:
+        return ""
+    if asked or isinstance(refused, CalibrationError):
         return None
-    return str(refused)
+    if refused.__cause__ is None:
+        return str(refused)
+    if isinstance(refused.__cause__, NotImplementedError) or not _runs_bare(bare):
+        return None
+    return str(refused) if _without_weights(method, usual_skeleton())[0] is None else None
 
 
-class _ValuelessError(Exception):
-    """Something hung on values, and there are none."""
+def _without_weights(method: Method, model: PreTrainedModel) -> tuple[UserError | None, bool]:
+    """Return what a method refuses of a model on the meta device, and whether values were asked for that are not there.
 
-
-def _without_weights(method: Method, model: PreTrainedModel) -> UserError | None:
+    What attaching asked for does not count once it has succeeded.
+    """
     import torch
 
     from peft_arena.methods.imagined import imagined
@@ -130,29 +136,31 @@ def _without_weights(method: Method, model: PreTrainedModel) -> UserError | None
     with imagined(model) as mode, torch.device("meta"):
         try:
             attached = _attach(method, model)
-            mode.answered = 0  # what a forward pass asks is which tokens count, and no choice of a method's
-            _run(method, attached)
+            mode.answered = 0
+            _run(method.card.name, attached.model)
         except UserError as error:
-            cause = error.__cause__
-            if mode.answered or isinstance(cause, NotImplementedError) or "meta" in str(cause or "").lower():
-                error.__cause__ = _ValuelessError()
-            return error
-    return None
+            return error, mode.answered > 0
+    return None, False
 
 
-def _plain_llama() -> PreTrainedModel:
-    """Return a Llama of usual widths and two blocks on the meta device."""
+def _runs_bare(model: PreTrainedModel) -> bool:
+    """Say whether a model on the meta device runs without any method."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    with torch.device("meta"):
-        return LlamaForCausalLM(LlamaConfig(num_hidden_layers=2)).eval()
+    from peft_arena.methods.imagined import imagined
+
+    with imagined(model), torch.device("meta"):
+        try:
+            _run("", model)
+        except UserError:
+            return False
+    return True
 
 
 def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
     """Return why a method cannot be attached to a model of an architecture with random weights; empty if it can.
 
-    A refusal for the sake of :data:`DATA` says nothing: the data is made up too.
+    A refusal of the calibration data says nothing: the data is made up too.
     """
     import torch
 
@@ -162,9 +170,11 @@ def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
     try:
         with local_random(0), torch.device("cpu"):
             model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
-            _run(method, _attach(method, model))
+            _run(method.card.name, _attach(method, model).model)
+    except CalibrationError:
+        return ""
     except UserError as error:
-        return "" if str(error).startswith(DATA) else str(error)
+        return str(error)
     return ""
 
 
@@ -175,16 +185,16 @@ def _attach(method: Method, model: PreTrainedModel) -> Attached:
     return method.attach(model, seed=0, calibration=Calibration([shown] * wanted) if wanted else None)
 
 
-def _run(method: Method, attached: Attached) -> None:
+def _run(method: str, model: nn.Module) -> None:
+    """Run a model in both modes; what a library refuses names the method."""
     import torch
 
     from peft_arena.methods.boundary import one_line
 
-    model = attached.model
     ids = _ids(model)
     with torch.no_grad():
         for doing, mode in (("attached to", False), ("trained on", True)):  # models have code that only training runs
-            with one_line(method.card.name, doing, model):
+            with one_line(method, doing, model):
                 model.train(mode)(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
     model.eval()
 

@@ -34,7 +34,6 @@ from peft_arena.execute.known import Note, known_items, made_task, planned
 from peft_arena.execute.labels import stated_sizes, task_labels
 from peft_arena.execute.lengths import Lengths, context_at_hand, evaluation_lengths, training_lengths
 from peft_arena.execute.study import Arm, Study
-from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import Architecture, architecture_of, config_at_hand
 from peft_arena.tasks.base import Kind
@@ -191,11 +190,7 @@ class _Estimator:
         count = trained_parameters(run.model, self.config, run.method)
         if count.trained is None or run.train is None:
             return ArmEstimate(arm.label, target, name, notes=(Note(arm.label, f"not estimated: {count.why}"),))
-        method = method_of(run.method)
-        virtual = 0
-        if Capability.VIRTUAL_TOKENS in method.card.capabilities:
-            virtual = int(getattr(method.config, "num_virtual_tokens", 0))
-        subject = self._subject(count.trained, virtual)
+        subject = self._subject(count.trained, method_of(run.method).virtual_tokens)
         notes: list[Note] = []
         if isinstance(run.train, RLSpec):
             updates, rollouts = self._reinforced(run, run.train, subject, notes)

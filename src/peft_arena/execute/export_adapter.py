@@ -31,7 +31,7 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
     """Copy the files of an adapter without anything of a training, and show that it loads.
 
     Raises:
-        UserError: the checkpoint is no adapter of peft, is damaged, or does not fit its base.
+        UserError: the checkpoint is not an adapter of peft, is damaged, or does not fit its base.
     """
     from peft_arena.weights.model_directory import TOKENIZER
     from peft_arena.weights.writing import new_directory
@@ -42,7 +42,7 @@ def copy_adapter(point: Tuned, out: Path, to: To = "adapter") -> Exported:
     refuse_binaries(directory)
     lacking = [name for name in (SETTINGS, WEIGHTS) if not (directory / name).is_file()]
     if lacking:
-        kind = "is a model" if (directory / "config.json").exists() else "is no adapter of peft's"
+        kind = "is a model" if (directory / "config.json").exists() else "is not an adapter of peft's"
         raise UserError(f"{directory} has no {lacking[0]}: it {kind}; peft-arena merge writes models")
     needed = sum((directory / name).stat().st_size for name in (SETTINGS, WEIGHTS))
     with new_directory(out, needed, directory) as part:

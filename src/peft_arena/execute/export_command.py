@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,16 +53,15 @@ def export(
     """
     from peft_arena.weights.writing import read_size, refuse_taken
 
-    if to not in KINDS:
-        raise unknown("form to export to", to, KINDS)
-    unused = {"--rank": (rank, "lora"), "--settings": (settings, "adapter")}
-    for option, (value, kind) in unused.items():
-        if value is not None and to != kind:
-            raise UserError(f"{option} is for --to {kind}, and this is --to {to}")
-    if accept_error and to != "lora":
-        raise UserError(f"--accept-error is for --to lora, and this is --to {to}")
-    if dtype is not None and to not in ("model", "gguf"):
-        raise UserError(f"--dtype is for --to model and gguf, and this is --to {to}")
+    _refuse_options(
+        to,
+        {
+            "--rank": (rank is not None, ("lora",)),
+            "--settings": (settings is not None, ("adapter",)),
+            "--accept-error": (accept_error, ("lora",)),
+            "--dtype": (dtype is not None, ("model", "gguf")),
+        },
+    )
     limit = read_size(shard_size)
     quiet()
     refuse_taken(out)
@@ -85,12 +85,29 @@ def export(
     from peft_arena.execute.export_model import gathered_model, whole_model
 
     if shards is None:
-        if not (directory / "config.json").is_file() or (directory / SETTINGS).is_file() or name != checkpoint:
-            raise UserError(
-                f"{checkpoint} is a run or an adapter: its model is written by peft-arena merge {checkpoint}"
-            )
+        _refuse_other_than_model(checkpoint, directory, name)
         shards = whole_model(directory)
     return gathered_model(shards, out, base, dtype, limit, progress)
+
+
+def _refuse_other_than_model(checkpoint: str, directory: Path, name: str) -> None:
+    """Refuse what is no directory of a whole model: a run, whose name differs from what was given, or an adapter."""
+    if not (directory / "config.json").is_file() or (directory / SETTINGS).is_file() or name != checkpoint:
+        raise UserError(f"{checkpoint} is a run or an adapter: its model is written by peft-arena merge {checkpoint}")
+
+
+def _refuse_options(to: str, given: Mapping[str, tuple[bool, tuple[str, ...]]]) -> None:
+    """Refuse an unknown form, and options that are for another one.
+
+    Args:
+        to: the form.
+        given: by option, whether it was given and the forms it is for.
+    """
+    if to not in KINDS:
+        raise unknown("form to export to", to, KINDS)
+    for option, (present, kinds) in given.items():
+        if present and to not in kinds:
+            raise UserError(f"{option} is for --to {' and '.join(kinds)}, and this is --to {to}")
 
 
 def _shards(directory: Path) -> Shards | None:

@@ -45,13 +45,13 @@ def to_gguf(checkpoint: str, out: Path, dtype: str | None) -> Exported:
     """Convert a model directory.
 
     Raises:
-        UserError: it is no model directory, the converter is not there or fails, or the disk refuses.
+        UserError: it is not a model directory, the converter is not there or fails, or the disk refuses.
     """
     from peft_arena.weights.writing import new_directory
 
     directory = user_path(checkpoint)
     if not (directory / "config.json").is_file() or (directory / SETTINGS).exists():
-        raise UserError(f"{checkpoint} is no model directory: write one first with peft-arena merge {checkpoint}")
+        raise UserError(f"{checkpoint} is not a model directory: write one first with peft-arena merge {checkpoint}")
     if dtype is not None and dtype not in TYPES:
         raise UserError(f"cannot write a GGUF file as '{dtype}'. Known: {', '.join(TYPES)}")
     tool = converter()

@@ -22,19 +22,13 @@ if TYPE_CHECKING:
 def whole_model(directory: Path) -> Shards:
     """Return the tensors of a model directory, such as one of transformers' trainer."""
     import torch
-    from safetensors import safe_open
 
     from peft_arena.weights.files import model_files
     from peft_arena.weights.writing import CODES
 
     files = model_files(directory)
     types = {code: kind for kind, code in CODES.items()}
-    stored = {}
-    for file in files.files:
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                code = opened.get_slice(name).get_dtype()
-                stored[name] = Stored(files.places[name].shape, types.get(code, torch.float32))
+    stored = {name: Stored(place.shape, types.get(place.kind, torch.float32)) for name, place in files.places.items()}
     return Shards(directory, "safetensors", stored, files.read)
 
 

@@ -97,7 +97,7 @@ class GeometryPlan:
         twice = sorted(set(table) & {*shared, "what"})
         if twice:
             raise UserError(
-                f"geometry.{part}.{twice[0]} is no setting of that part (in {self._locate(('geometry', part))}); "
+                f"geometry.{part}.{twice[0]} is not a setting of that part (in {self._locate(('geometry', part))}); "
                 "general, target and prompts are set for all parts"
             )
         return build(

@@ -19,7 +19,6 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import EvalSpec, MethodSpec, ModelSpec, RLSpec, TrainSpec
 from peft_arena.execute.known import known_items, task_at_hand
-from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, keep, kept
@@ -83,9 +82,7 @@ def context_at_hand(model: ModelSpec, method: MethodSpec | None = None) -> int |
     limit = _context(model)
     if limit is None or method is None:
         return limit
-    found = method_of(method)
-    virtual = Capability.VIRTUAL_TOKENS in found.card.capabilities
-    return limit - (int(getattr(found.config, "num_virtual_tokens", 0)) if virtual else 0)
+    return limit - method_of(method).virtual_tokens
 
 
 @lru_cache(maxsize=8)

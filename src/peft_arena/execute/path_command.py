@@ -108,8 +108,7 @@ def scan_run(
     hush()
     run = Store(runs).find(name)
     path = path_for(run, rule, settings, way)
-    if run.final_point() is None:
-        raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
+    _final(run)
     try:
         factors = read_grid(grid)
     except ValueError as error:
@@ -129,6 +128,18 @@ def scan_run(
             held = f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s"
             raise UserError(f"{held}; try again later") from None
     return run, record, view_of_scan(run, spec)
+
+
+def _final(run: RunDirectory) -> Point:
+    """Return the end of a run, from which a path goes back.
+
+    Raises:
+        UserError: it is not trained to its end.
+    """
+    final = run.final_point()
+    if final is None:
+        raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
+    return final
 
 
 def _claims(run: RunDirectory, tasks: Sequence[str] | None, items: int | None) -> list[EvalSpec]:
@@ -240,12 +251,8 @@ def rewind(
     hush()
     run = Store(runs).find(name)
     path = path_for(run, rule, settings, way)
-    final = run.final_point()
-    if final is None:
-        raise UserError(f"run {run.run_id} is not trained to its end: there is no final point to go back from")
-    record = _scanned(run, final, path, settings) if factor == AUTO else None
-    value = _number(factor) if record is None else record.chosen
-    assert value is not None, "a scan without a choice is refused"
+    final = _final(run)
+    value, record = _asked_factor(run, final, path, settings, factor)
     tuned = tuned_run(run, final.step)
     placer = Placer(tuned, path)
     said = {
@@ -274,6 +281,17 @@ def rewind(
             progress=progress,
         )
     return {**said, **merged.summary(), "written": "weights"}
+
+
+def _asked_factor(
+    run: RunDirectory, final: Point, path: PathSpec, settings: Sequence[str], factor: str
+) -> tuple[float, PathRecord | None]:
+    """Return the factor that is asked for, and the scan that chose it; None: it was given as a number."""
+    if factor != AUTO:
+        return _number(factor), None
+    record = _scanned(run, final, path, settings)
+    assert record.chosen is not None, "a scan without a choice is refused"
+    return record.chosen, record
 
 
 def _read_by(tuned: Tuned, files: AdapterFiles) -> Tuned:

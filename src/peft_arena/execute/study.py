@@ -259,7 +259,8 @@ def task_spec(name: str, config: Mapping[str, Any], where: str) -> TaskSpec:
     )
 
 
-def _method_spec(name: str, method: Method) -> MethodSpec:
+def method_spec(name: str, method: Method) -> MethodSpec:
+    """Return what a run's spec says of a method: its registered name and every setting written out."""
     return MethodSpec(name=name, config=method.config.model_dump(mode="json"), plugin=METHODS.plugin(name))
 
 
@@ -354,7 +355,7 @@ class _Reader:
                 method, spent = self.sizer.fit(method, budget, method.size in entry.config, where)
             except UserError as error:
                 refused = str(error)
-        spec = _method_spec(entry.method, method)
+        spec = method_spec(entry.method, method)
         refused = refused or self.attachable(model).refusal(method, spec)
         runs = []
         for seed, start in zip(self.seeds(index), starts, strict=True):

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from peft_arena.core.bounded import read_json
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_problem
 from peft_arena.imports.results_schema import (
     AT_END,
     COSTS,
@@ -69,7 +69,7 @@ def import_results(paths: Sequence[Path]) -> PublishedFile:
             )
         )
     except ValidationError as error:
-        raise UserError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from None
+        raise UserError(first_problem(error)) from None
 
 
 def result_files(paths: Sequence[Path]) -> list[Path]:

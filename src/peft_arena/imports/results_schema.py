@@ -156,7 +156,7 @@ def check_keys(found: Any, wanted: Sequence[str], where: str, path: object) -> M
     """Return a mapping that has exactly the keys of the schema.
 
     Raises:
-        UserError: it is no mapping, or a key is missing or unknown; names file and key.
+        UserError: it is not a mapping, or a key is missing or unknown; names file and key.
     """
     if not isinstance(found, dict):
         raise UserError(f"{path}: {where or 'the file'} must be a mapping, got {type(found).__name__}")

@@ -12,11 +12,14 @@ import ast
 import inspect
 import operator
 import textwrap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
+
+from peft_arena.core.text import few
+from peft_arena.methods.boundary import LIBRARY, is_refusal
 
 if TYPE_CHECKING:
     from torch import nn
@@ -60,13 +63,13 @@ def notice(model: PreTrainedModel) -> str:
     found = left_out(model)
     names = list(found)
     reasons = dict.fromkeys(found.values())
-    said = [f"{_few([name for name in names if found[name] == reason])}: {reason}" for reason in reasons]
+    said = [f"{few(_leaves(name for name in names if found[name] == reason), 4)}: {reason}" for reason in reasons]
     return f"{len(names)} of {len(every)} linear layers cannot be adapted: {'; '.join(said)}" if names else ""
 
 
-def _few(names: list[str]) -> str:
-    leaves = list(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
-    return ", ".join(leaves[:4]) + (f" and {len(leaves) - 4} more" if len(leaves) > 4 else "")
+def _leaves(names: Iterable[str]) -> Iterable[str]:
+    """Return the last parts of some names, each once."""
+    return dict.fromkeys(name.rsplit(".", 1)[-1] for name in names)
 
 
 def _tied(model: PreTrainedModel, linears: Mapping[str, nn.Linear]) -> dict[str, str]:
@@ -233,8 +236,9 @@ class _Seen:
                 ids = torch.arange(1, TOKENS + 1, device=device).repeat(2, 1)
                 model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
             self.whole = True
-        except Exception:  # noqa: BLE001 - a model that cannot be run like this says so when it is attached to
-            self.whole = False
+        except LIBRARY as error:  # a model that cannot be run like this says so when it is attached to
+            if not is_refusal(error):
+                raise
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -266,9 +270,9 @@ class _Seen:
             self.called.add(name)
             try:
                 output = forward(*args, **kwargs)
-            except Exception:
+            except LIBRARY as error:
                 given = next((one for one in (*args, *kwargs.values()) if isinstance(one, torch.Tensor)), None)
-                if not passes_on or given is None:
+                if not passes_on or given is None or not is_refusal(error):
                     raise
                 self.unproven.add(name)  # most modules of a residual stream give what they are given, in shape
                 return given

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from peft_arena.core.errors import UserError
 from peft_arena.methods.boundary import guard
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Capability(StrEnum):
     NEEDS_CALIBRATION = "needs_calibration"
     """Attaching needs examples of the training data, see :class:`Calibration`."""
     CHANGES_BASE = "changes_base"
-    """Attaching or training writes to the pretrained weights in memory."""
+    """Attaching, training or restoring writes to the pretrained weights in memory."""
     ONLINE_RL = "online_rl"
     """Works with objectives that sample from the policy."""
     QUANTIZED_BASE = "quantized_base"
@@ -67,6 +68,10 @@ class PathKind(StrEnum):
     """The tuned model cannot be said in weights: there is no path."""
 
 
+class CalibrationError(UserError):
+    """The examples that a method was given to choose its start by do not do; other examples may."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Examples of the training data for methods that choose their start by it; the same for the same run."""
@@ -93,9 +98,9 @@ class MethodCard(BaseModel):
     parameters: str
     """Formula of the trainable parameter count."""
     equation: str | None = None
-    """The tuned weight of an adapted linear layer, see :mod:`peft_arena.core.equation`: of the pretrained weight ``W``,
-    the number settings, and the layer's tensors by the first part of their names; ``R`` is the weight that the method
-    left in the layer's place. The conformance suite computes it. None: not stated."""
+    """The tuned weight of an adapted linear layer, see :mod:`peft_arena.testing.equation`: of the pretrained weight
+    ``W``, the number settings, and the layer's tensors by the first part of their names; ``R`` is the weight that the
+    method left in the layer's place. The conformance suite computes it. None: not stated."""
     learning_rate: float | None
     """A rate from which a search may start on models of billions of parameters; None for the base model."""
     micro_learning_rate: float | None = None
@@ -250,8 +255,6 @@ class Attached(ABC):
         raise self._unsupported("be merged")
 
     def _unsupported(self, what: str) -> Exception:
-        from peft_arena.core.errors import UserError
-
         return UserError(f"{type(self).__name__} cannot {what}: its card does not declare it")
 
 
@@ -313,6 +316,15 @@ class Method(ABC):
     def calibration_examples(self) -> int:
         """How many training examples :meth:`attach` is to be given; 0 unless the method needs calibration."""
         return int(getattr(self.config, "calibration_examples", 0))
+
+    @property
+    def virtual_tokens(self) -> int:
+        """How many trained vectors take room of the model's context; 0 unless the card says that some do."""
+        return (
+            int(getattr(self.config, "num_virtual_tokens", 0))
+            if Capability.VIRTUAL_TOKENS in self.card.capabilities
+            else 0
+        )
 
     @abstractmethod
     def attach(self, model: PreTrainedModel, *, seed: int, calibration: Calibration | None = None) -> Attached:

@@ -45,7 +45,7 @@ class BdLoraConfig(RankConfig):
     @model_validator(mode="after")
     def _divides(self) -> Self:
         if self.rank % self.blocks:
-            raise ValueError(f"rank {self.rank} is no multiple of blocks {self.blocks}")
+            raise ValueError(f"rank {self.rank} is not a multiple of blocks {self.blocks}")
         return self
 
 

@@ -7,19 +7,24 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
-from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.errors import UserError
+from peft_arena.core.foreign import words_of
 
 LIBRARY = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 """How peft, transformers and torch refuse."""
-_BARE = (LookupError, AttributeError)
-"""Errors whose text is a name and says little without their type."""
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Say whether an error is of the kind by which libraries refuse; running out of memory is none, nor are others."""
+    return isinstance(error, LIBRARY) and type(error).__name__ != "OutOfMemoryError"
 
 
 @contextmanager
 def one_line(method: str, doing: str, model: object) -> Iterator[None]:
     """Turn a library's refusal inside the block into a user's error; its cause is kept.
 
-    Running out of memory is no refusal and passes.
+    Running out of memory and errors of other kinds pass: unlike a reader of files
+    (:func:`peft_arena.core.foreign.reading`), the block runs code of ours too, whose bugs are to be seen.
 
     Args:
         method: the method's name.
@@ -32,10 +37,9 @@ def one_line(method: str, doing: str, model: object) -> Iterator[None]:
     try:
         yield
     except LIBRARY as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if not is_refusal(error):
             raise
-        said = f"{type(error).__name__}: {first_line(error)}" if isinstance(error, _BARE) else first_line(error)
-        raise UserError(f"{method} cannot be {doing} {type_of(model)}: {said}") from error
+        raise UserError(f"{method} cannot be {doing} {type_of(model)}: {words_of(error)}") from error
 
 
 def type_of(model: object) -> str:

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
+from peft_arena.methods.base import CalibrationError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -55,13 +56,13 @@ def gradients(
         The name of a layer and its gradient, shape (out, in), float32; in the order given.
 
     Raises:
-        UserError: no token has a label, or a gradient is zero or not finite.
+        CalibrationError: no token has a label, or a gradient is zero or not finite.
     """
     import torch
 
     labels = [int((batch["labels"][:, 1:] != IGNORED).sum()) for batch in batches]
     if not sum(labels):
-        raise UserError("calibration: none of the training examples has a token with a label")
+        raise CalibrationError("calibration: none of the training examples has a token with a label")
     for group in _groups(layers, lambda layer: layer.weight.numel(), limit):
         weights = [layers[name].weight for name in group]
         sums = {
@@ -79,7 +80,7 @@ def gradients(
             gradient = sums.pop(name)
             _check(name, gradient, "gradient")
             if not bool(gradient.any()):
-                raise UserError(f"calibration: the gradient of {name} is zero on the training examples given")
+                raise CalibrationError(f"calibration: the gradient of {name} is zero on the training examples given")
             yield name, gradient
 
 
@@ -92,11 +93,11 @@ def check_directions(name: str, values: Tensor, largest: float) -> None:
         largest: the largest singular value of the whole gradient.
 
     Raises:
-        UserError: one of the values is zero but for rounding.
+        CalibrationError: one of the values is zero but for rounding.
     """
     found = int((values > RANK_TOLERANCE * largest).sum())
     if found < len(values):
-        raise UserError(
+        raise CalibrationError(
             f"calibration_examples: the gradient of {name} on them has only {found} of the {len(values)} directions "
             "needed; take more examples or a lower rank"
         )
@@ -142,7 +143,8 @@ def input_moments(
         The name of a layer and its sums; in the order given.
 
     Raises:
-        UserError: a layer's input is not one vector per token, or not finite.
+        UserError: a layer's input is not one vector per token.
+        CalibrationError: it is not finite, or the layer was never used.
     """
     import torch
 
@@ -164,7 +166,7 @@ def input_moments(
             moments = found.pop(name)
             _check(name, moments.square, "input")
             if not moments.tokens:
-                raise UserError(f"calibration: {name} was never used on the training examples given")
+                raise CalibrationError(f"calibration: {name} was never used on the training examples given")
             yield name, moments
 
 
@@ -192,7 +194,7 @@ def _inputs(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _check(name: str, values: Tensor, what: str) -> None:
     if not bool(values.isfinite().all()):
-        raise UserError(f"calibration: the {what} of {name} is not finite on the training examples given")
+        raise CalibrationError(f"calibration: the {what} of {name} is not finite on the training examples given")
 
 
 def _groups(layers: Mapping[str, nn.Linear], size: Callable[[nn.Linear], int], limit: int) -> Iterator[list[str]]:

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import seed_for
 from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached
-from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Attached, Calibration, CalibrationError, Capability, MethodCard, MethodConfig
 from peft_arena.methods.prefix import Prefix
 from peft_arena.methods.prompt import VIRTUAL, VirtualTokens
 
@@ -139,11 +139,11 @@ def corpus(method: str, calibration: Calibration | None, length: int, seed: int)
     """Return the first tokens of the calibration examples joined.
 
     Raises:
-        UserError: they are too few.
+        CalibrationError: they are too few.
     """
     ids = [token for row, _ in examples(calibration, method, seed) for token in row]
     if len(ids) < length:
-        raise UserError(
+        raise CalibrationError(
             f"num_virtual_tokens: {length} is above the {len(ids)} tokens of the calibration examples; "
             "lower it or raise calibration_examples"
         )

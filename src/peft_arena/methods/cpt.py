@@ -15,7 +15,7 @@ from pydantic import Field
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, TASK, PeftAttached
-from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Attached, Calibration, CalibrationError, Capability, MethodCard, MethodConfig
 from peft_arena.methods.cartridge import examples
 from peft_arena.methods.prompt import VIRTUAL, VirtualTokens, hidden_size
 from peft_arena.methods.state import check_fits, copy_into
@@ -243,7 +243,7 @@ def make_context(found: list[tuple[list[int], list[int]]], trained: int) -> Cont
         trained: how many question tokens there are to be.
 
     Raises:
-        UserError: the examples have fewer.
+        CalibrationError: the examples have fewer.
     """
     chosen: list[list[tuple[int, bool]]] = []
     missing = trained
@@ -253,7 +253,7 @@ def make_context(found: list[tuple[list[int], list[int]]], trained: int) -> Cont
         if missing <= 0:
             break
     if missing > 0:
-        raise UserError(
+        raise CalibrationError(
             f"num_virtual_tokens: {trained} is above the {trained - missing} question tokens of the calibration "
             "examples; lower it or raise calibration_examples"
         )

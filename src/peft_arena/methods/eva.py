@@ -14,7 +14,7 @@ from pydantic import Field
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.adapter import ADAPTER, WEIGHT_ADAPTER, tuner_layers
-from peft_arena.methods.base import Attached, Calibration, Capability, MethodCard, MethodConfig
+from peft_arena.methods.base import Attached, Calibration, CalibrationError, Capability, MethodCard, MethodConfig
 from peft_arena.methods.calibrate import Moments, batches_of, input_moments
 from peft_arena.methods.lora_inits import StartConfig, StartedLora
 from peft_arena.methods.targets import patterns_for
@@ -136,12 +136,12 @@ def components(name: str, moments: Moments, count: int) -> tuple[Tensor, Tensor]
         Components (count, in), orthonormal, and the share of the variance each explains (count,), descending.
 
     Raises:
-        UserError: there are too few tokens.
+        CalibrationError: there are too few tokens, or they are too alike.
     """
     import torch
 
     if moments.tokens <= count:
-        raise UserError(
+        raise CalibrationError(
             f"calibration_examples: {moments.tokens} tokens are too few for {count} components of the inputs of "
             f"{name}; take more examples, a lower rank or a lower rho"
         )
@@ -151,7 +151,7 @@ def components(name: str, moments: Moments, count: int) -> tuple[Tensor, Tensor]
     values, vectors = values.flip(0), vectors.flip(1)
     found = int((values[:count] > ROUNDING * values[0]).sum())
     if found < count:
-        raise UserError(
+        raise CalibrationError(
             f"calibration_examples: the inputs of {name} on them vary in only {found} of the {count} directions "
             "needed; take more examples, a lower rank or a lower rho"
         )

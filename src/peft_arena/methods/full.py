@@ -63,6 +63,8 @@ class FullAttached(Attached):
     """A model all of whose weights are tuned, or some of them."""
 
     model: PreTrainedModel
+    pretrained: Pretrained
+    """The weights it started from, in a file."""
 
     def __init__(self, model: PreTrainedModel, pretrained: Pretrained, dtypes: dict[str, torch.dtype]) -> None:
         """Hold a model.
@@ -73,7 +75,7 @@ class FullAttached(Attached):
             dtypes: the base's type of every tuned parameter, by name.
         """
         self.model = model
-        self._pretrained = pretrained
+        self.pretrained = pretrained
         self._dtypes = dtypes
 
     def tuned(self) -> dict[str, nn.Parameter]:
@@ -90,7 +92,7 @@ class FullAttached(Attached):
     def disabled(self) -> Iterator[nn.Module]:
         """Give the pretrained model's outputs inside the block; its weights are read back from disk."""
         parameters = self.tuned()
-        values = {name: self._pretrained.tensor(name).to(p.device) for name, p in parameters.items()}
+        values = {name: self.pretrained.tensor(name).to(p.device) for name, p in parameters.items()}
         with swapped(parameters, values):
             yield self.model
 
@@ -105,7 +107,7 @@ class FullAttached(Attached):
         name = next(name for name, p in self.model.named_parameters() if p is weight)
         if name not in self._dtypes:
             return None
-        return weight.detach().float() - self._pretrained.tensor(name).to(weight.device).float()
+        return weight.detach().float() - self.pretrained.tensor(name).to(weight.device).float()
 
     def merged(self) -> PreTrainedModel:
         """Return the model in the base's type."""
@@ -180,7 +182,7 @@ class Full(Method):
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             first = first_line(error)
             raise UserError(f"cannot read the model in {directory}: {first}") from error
-        loaded = whole(made, f"{directory} is no checkpoint of this model")
+        loaded = whole(made, f"{directory} is not a checkpoint of this model")
         pretrained = Pretrained(model)
         targets = dict(model.named_parameters())
         dtypes = {name: p.dtype for name, p in targets.items()}

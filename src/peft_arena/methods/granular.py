@@ -49,7 +49,7 @@ class GraloraConfig(RankConfig):
     @model_validator(mode="after")
     def _whole_tiles(self) -> Self:
         if self.rank % self.blocks:
-            raise ValueError(f"rank {self.rank} is no multiple of blocks {self.blocks}")
+            raise ValueError(f"rank {self.rank} is not a multiple of blocks {self.blocks}")
         return self
 
 

@@ -18,12 +18,12 @@ GROUP = "peft_arena.methods"
 def problem_of(name: str, found: object) -> str:
     """Say why an object cannot be the method of a name; empty if it can."""
     if not (isinstance(found, type) and issubclass(found, Method)):
-        return "it is no subclass of peft_arena.methods.base.Method"
+        return "it is not a subclass of peft_arena.methods.base.Method"
     card, config = getattr(found, "card", None), getattr(found, "Config", None)
     if not isinstance(card, MethodCard):
         return "it has no card"
     if not (isinstance(config, type) and issubclass(config, MethodConfig)):
-        return "its Config is no subclass of MethodConfig"
+        return "its Config is not a subclass of MethodConfig"
     return "" if card.name == name else f"its card says the method is called '{card.name}'"
 
 

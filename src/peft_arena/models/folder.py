@@ -307,7 +307,7 @@ def _stored(directory: Path, name: str) -> Tensor | None:
     for file in weight_paths(directory):
         try:
             with safe_open(file, framework="pt") as opened:
-                if name in opened.keys():  # noqa: SIM118 - it is no mapping
+                if name in opened.keys():  # noqa: SIM118 - it is not a mapping
                     found: Tensor = opened.get_tensor(name)
                     return found
         except (SafetensorError, OSError):

@@ -297,6 +297,25 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     return model
 
 
+def usual_skeleton(blocks: int = 2) -> PreTrainedModel:
+    """Return a model of the packaged one's family and of usual widths on the meta device: what most methods take.
+
+    Args:
+        blocks: of the decoder.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from peft_arena.models.architecture import config_at_hand
+
+    packaged = config_at_hand(ModelSpec(name=MICRO)) or {}
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(packaged["model_type"], num_hidden_layers=blocks)
+        )
+    return model.eval()
+
+
 def _located(spec: ModelSpec) -> Source:
     """Return where the files are that a model is loaded from; with new tokens that is a directory made from them."""
     if not spec.new_tokens:

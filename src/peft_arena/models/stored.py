@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.models.headers import read_headers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,22 +110,9 @@ def check_weight_files(directory: Path) -> None:
         UserError: a file is missing, damaged, cut short, outside of the directory or a pickle; or a tensor is in none
             of the files, in two of them, or not in the one that the index says.
     """
-    from safetensors import SafetensorError, safe_open
-
     sharded = named_files(directory)
-    where: dict[str, Path] = {}
-    for file in weight_paths(directory):
-        if not file.is_file():
-            raise UserError(f"{file} is missing: no weights can be read from {directory}")
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                    if name in where:
-                        raise UserError(f"{file} holds {name}, which {where[name].name} has already")
-                    where[name] = file
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{file} is damaged: {first_line(error)}") from error
-    lost = [name for name, file in (sharded or {}).items() if where.get(name) != file]
+    where = read_headers(weight_paths(directory), directory)
+    lost = [name for name, file in (sharded or {}).items() if name not in where or where[name].file != file]
     if lost:
         raise UserError(f"{directory} lacks {_names(lost)} where {INDEX} says they are")
 
@@ -140,7 +128,7 @@ def check_members(model: PreTrainedModel, directory: Path) -> None:
         UserError: one is no float where the model has floats, or the numbers of a kind, such as experts, have a gap.
     """
     own = model.state_dict()
-    kinds = stored_kinds(directory)
+    kinds = {name: place.kind for name, place in read_headers(weight_paths(directory)).items()}
     by_end = _by_end(own)
     places = {name: place for name in kinds if (place := _place(name, own, by_end)) is not None}
     _refuse_whole_numbers(model, kinds, {name: own[place] for name, place in places.items()}, directory)
@@ -185,7 +173,7 @@ def _refuse_doubles(model: PreTrainedModel, directory: Path) -> None:
     Raises:
         UserError: there are such tensors.
     """
-    kinds = stored_kinds(directory)
+    kinds = {name: place.kind for name, place in read_headers(weight_paths(directory)).items()}
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     named = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     there = named & set(kinds)
@@ -242,7 +230,7 @@ def lost_among_many(directory: Path) -> str:
     transformers puts such tensors together, and what it then says of one that is missing does not name it.
     """
     lost = []
-    for kind, members in _numbered(stored_shapes(directory)).items():
+    for kind, members in _numbered(read_headers(weight_paths(directory))).items():
         parts = set().union(*members.values())
         lost += [f"{kind}.{number}.{part}" for number, held in members.items() for part in sorted(parts - held)]
     return f"its files lack {_names(sorted(lost))}, which others of the kind have" if lost else ""
@@ -328,7 +316,7 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     check_members(model, directory)
-    shapes = stored_shapes(directory)
+    shapes = {name: place.shape for name, place in read_headers(weight_paths(directory)).items()}
     state = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     if all(name in shapes or tied.get(name) in shapes for name in state) and shapes.items() <= state.items():
@@ -347,28 +335,6 @@ def check_names(model: PreTrainedModel, directory: Path) -> None:
         lost = lost_among_many(directory)
         raise UserError(f"{directory}: {lost}" if lost else f"cannot load {directory}: {first_line(error)}") from error
     whole(made, str(directory), directory)
-
-
-def stored_shapes(directory: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in a model directory's files, which must be sound, by name; reads none."""
-    return {name: shape for name, (shape, _) in _headers(directory).items()}
-
-
-def stored_kinds(directory: Path) -> dict[str, str]:
-    """Return the type of every tensor in a model directory's files, as safetensors writes it, by name; reads none."""
-    return {name: kind for name, (_, kind) in _headers(directory).items()}
-
-
-def _headers(directory: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    from safetensors import safe_open
-
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
-    for file in weight_paths(directory):
-        with safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                part = opened.get_slice(name)
-                found[name] = (tuple(part.get_shape()), str(part.get_dtype()))
-    return found
 
 
 def refuse_not_finite(model: PreTrainedModel, where: str) -> None:

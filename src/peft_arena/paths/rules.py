@@ -20,12 +20,12 @@ GROUP = "peft_arena.rules"
 def problem_of(name: str, found: object) -> str:
     """Say why an object cannot be the rule of a name; empty if it can."""
     if not (isinstance(found, type) and issubclass(found, Rule)):
-        return "it is no subclass of peft_arena.paths.base.Rule"
+        return "it is not a subclass of peft_arena.paths.base.Rule"
     card, config = getattr(found, "card", None), getattr(found, "Config", None)
     if not isinstance(card, RuleCard):
         return "it has no card"
     if not (isinstance(config, type) and issubclass(config, RuleConfig)):
-        return "its Config is no subclass of RuleConfig"
+        return "its Config is not a subclass of RuleConfig"
     return "" if card.name == name else f"its card says the rule is called '{card.name}'"
 
 

@@ -38,7 +38,7 @@ def write_checkpoint(path: Path, save: Callable[[Path], None]) -> None:
             (part / HASHES).write_text("\n".join(lines) + "\n", encoding="utf-8")
             (part / DONE).write_text("", encoding="utf-8")
             for file in _files(part):
-                _sync(file)
+                sync(file)
             if path.exists():
                 shutil.rmtree(path)
             part.rename(path)
@@ -89,7 +89,12 @@ def _files(directory: Path) -> list[Path]:
     return sorted(file for file in directory.rglob("*") if file.is_file())
 
 
-def _sync(file: Path) -> None:
+def sync(file: Path) -> None:
+    """Wait until what was written to a file is on the disk.
+
+    Raises:
+        OSError: the disk refused it.
+    """
     descriptor = os.open(file, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""What the conformance suite tried on each method, found, and did not test; and the shipped records of our methods.
+"""What a conformance suite tried on a method or task, found, and did not test; and the shipped records of our methods.
 
-A record exists only of a method that passed: what fails is an error of the suite, which says what and where.
+A record exists only of what passed: what fails is an error of the suite, which says what and where.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_problem
 from peft_arena.store.files import read_json
 
 NAME = "conformance.json"
@@ -51,22 +51,32 @@ class Facts(_Frozen):
     last_loss: float
 
 
-class MethodRecord(_Frozen):
-    """What the conformance suite tried on one method with some settings, found, and did not test."""
+class ConformanceRecord(_Frozen):
+    """What a conformance suite tried on one method or task with some settings, found, and did not test."""
 
-    method: str
+    name: str
+    """Of the method or task, as on its card."""
+    suite: int
+    """Version of the suite; raised when a check is added or finds more."""
+    config: Mapping[str, Any]
+    """Every setting, defaults written out."""
+    passed: tuple[str, ...]
+    """Checks that were tried in full or in part, in the order of the suite."""
+    not_tested: Mapping[str, str] = Field(default_factory=dict)
+    """Checks, or ``check on model``, that were not tried or were waived: why."""
+
+
+class MethodRecord(ConformanceRecord):
+    """The same of a method, with what was measured on it."""
+
+    name: str = Field(validation_alias=AliasChoices("method", "name"), serialization_alias="method")
+    """As on its card; files call it ``method``."""
     source: str
     """Package and version the method is from."""
     suite: int = SUITE
-    config: Mapping[str, Any]
-    """Every setting of the method, defaults written out."""
     learning_rate: float
     versions: Mapping[str, str]
     """Of the libraries that were used."""
-    passed: tuple[str, ...]
-    """Checks that were tried in full or in part."""
-    not_tested: Mapping[str, str] = Field(default_factory=dict)
-    """Checks, or ``check on model``, that were not tried: why."""
     known_failures: Mapping[str, str] = Field(default_factory=dict)
     """Checks that failed, as the card says: the card's reason."""
     models: Mapping[str, Facts]
@@ -91,9 +101,7 @@ def read_conformance(path: Path) -> Mapping[str, MethodRecord]:
     try:
         return ConformanceFile.model_validate(read_json(path)).methods
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is no file of conformance records: {place}: {first['msg']}") from None
+        raise UserError(f"{path} is not a file of conformance records: {first_problem(error)}") from None
 
 
 @functools.cache
@@ -123,7 +131,7 @@ def conformance_text(records: Mapping[str, MethodRecord]) -> str:
 
 
 def _line(record: MethodRecord) -> str:
-    return json.dumps(_rounded(record.model_dump(mode="json")), sort_keys=True, allow_nan=False)
+    return json.dumps(_rounded(record.model_dump(mode="json", by_alias=True)), sort_keys=True, allow_nan=False)
 
 
 def _rounded(value: Any) -> Any:

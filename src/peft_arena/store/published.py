@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from peft_arena.core.errors import UserError, unknown
+from peft_arena.core.errors import UserError, first_problem, unknown
 from peft_arena.core.measure import Better
 from peft_arena.core.specs import Name, Objective
 from peft_arena.store.files import read_json
@@ -117,7 +117,7 @@ class PublishedTable(_Frozen):
                 value = row.values[column.name]
                 if value is not None and column.unit == "fraction" and not 0 <= value <= 1:
                     place = f"table '{self.id}', row '{row.label}', column {column.name}"
-                    raise ValueError(f"{place}: {value} is no fraction; write percent divided by 100")
+                    raise ValueError(f"{place}: {value} is not a fraction; write percent divided by 100")
         return self
 
 
@@ -138,9 +138,7 @@ def read_published(path: Path) -> tuple[PublishedTable, ...]:
     try:
         return PublishedFile.model_validate(read_json(path)).tables
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is no file of published tables: {place}: {first['msg']}") from None
+        raise UserError(f"{path} is not a file of published tables: {first_problem(error)}") from None
 
 
 def shipped_tables() -> dict[str, PublishedTable]:

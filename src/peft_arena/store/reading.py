@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from peft_arena.core.errors import UserError
-from peft_arena.core.text import half_character, one_line, shown
+from peft_arena.core.errors import UserError, first_problem
+from peft_arena.core.text import half_character, shown
 from peft_arena.store.files import parsed_json
 from peft_arena.store.records import SCHEMA, Record
 from peft_arena.store.sound import doubt
@@ -36,7 +36,7 @@ def read_record(kind: type[R], path: Path) -> R:
             record = kind.model_validate_json(content, strict=True)
     except ValidationError as error:
         raise UserError(
-            f"{shown(path)} is not a {kind.__name__} of schema {SCHEMA}: {_first(error)}{_newer(found)}"
+            f"{shown(path)} is not a {kind.__name__} of schema {SCHEMA}: {first_problem(error)}{_newer(found)}"
         ) from None
     if why := doubt(record):
         raise UserError(f"{shown(path)} contradicts itself: {why}; move it away to have it made anew")
@@ -65,14 +65,3 @@ def _newer(found: Any) -> str:
     version = found.get("schema_version", SCHEMA) if isinstance(found, dict) else SCHEMA
     newer = isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA
     return "; a newer peft-arena wrote it" if newer else ""
-
-
-def _first(error: ValidationError) -> str:
-    """Return the first problem of a record: the field, what is allowed there, and what was given."""
-    problem = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    message = problem["msg"].removeprefix("Value error, ")
-    given = problem["input"]
-    scalar = isinstance(given, str | int | float) or given is None
-    got = f", got {shown(repr(given), 60)}" if scalar and problem["type"] != "missing" else ""
-    return one_line(f"{shown(place)}: {message}{got}" if place else f"{message}{got}")

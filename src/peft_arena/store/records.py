@@ -333,9 +333,9 @@ class GeometryRecord(Record):
 
     kind: Literal["geometry"] = "geometry"
     subject: str
-    """Run id, or the path of a checkpoint that is no run of ours."""
+    """Run id, or the path of a checkpoint that is not a run of ours."""
     step: Count | None
-    """None for a checkpoint that is no run of ours."""
+    """None for a checkpoint that is not a run of ours."""
     base: ModelSpec | None = None
     """The pretrained model it was measured against, pinned; None in a record that was made before this was kept."""
     factor: float

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_arena.core.errors import UserError
+from peft_arena.core.errors import UserError, first_problem
 from peft_arena.core.geometry import What
 from peft_arena.core.measure import Better, Measure
 from peft_arena.core.text import shown
@@ -116,8 +116,7 @@ def _of_tables(record: Record) -> str:
         for field, kind in tables:
             kind.model_validate(getattr(record, field))
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        return f"{'.'.join([field, *map(str, problem['loc'])])}: {problem['msg']}"
+        return first_problem(error, within=field)
     return ""
 
 
@@ -230,4 +229,4 @@ def _of_whom(record: Record, path: Path, run: RunDirectory) -> tuple[str, Path |
         point = run.point(0 if record.step is None else record.step, record.factor)
         rest = path.stem.removeprefix(f"geometry-{record.what}-") if path.name.startswith("geometry-") else ""
         return record.subject, run.record_path(point, f"geometry-{record.what}-{rest}")
-    raise AssertionError(f"{type(record).__name__} is no record of a run")
+    raise AssertionError(f"{type(record).__name__} is not a record of a run")

@@ -27,10 +27,10 @@ GROUP = "peft_arena.tasks"
 def problem_of(name: str, found: object) -> str:
     """Say why an object cannot be the task of a name; empty if it can."""
     if not (isinstance(found, type) and issubclass(found, Task)):
-        return "it is no subclass of peft_arena.tasks.base.Task"
+        return "it is not a subclass of peft_arena.tasks.base.Task"
     card, config = getattr(found, "card", None), getattr(found, "Config", None)
     if not (isinstance(config, type) and issubclass(config, TaskConfig)):
-        return "its Config is no subclass of TaskConfig"
+        return "its Config is not a subclass of TaskConfig"
     if isinstance(card, TaskCard) and card.name != name:
         return f"its card says the task is called '{card.name}'"
     return ""

@@ -137,7 +137,7 @@ class FormatConfig(RewardConfig):
         try:
             re.compile(pattern or "", re.DOTALL)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"is no regular expression: {error}") from None
+            raise ValueError(f"is not a regular expression: {error}") from None
         return pattern
 
 
@@ -220,12 +220,12 @@ class LengthReward(Reward):
 def problem_of(name: str, found: object) -> str:
     """Say why an object cannot be the reward of a name; empty if it can."""
     if not (isinstance(found, type) and issubclass(found, Reward)):
-        return "it is no subclass of peft_arena.tasks.rewards.Reward"
+        return "it is not a subclass of peft_arena.tasks.rewards.Reward"
     card, config = getattr(found, "card", None), getattr(found, "Config", None)
     if not isinstance(card, RewardCard):
         return "it has no card"
     if not (isinstance(config, type) and issubclass(config, RewardConfig)):
-        return "its Config is no subclass of RewardConfig"
+        return "its Config is not a subclass of RewardConfig"
     return "" if card.name == name else f"its card says the reward is called '{card.name}'"
 
 

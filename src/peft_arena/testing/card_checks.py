@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from peft_arena.core.equation import names_in
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Calibration, Capability, Method
 from peft_arena.methods.registry import METHODS
+from peft_arena.testing.equation import names_in
 from peft_arena.testing.equation_checks import FUNCTIONS
 from peft_arena.testing.subject import Subject, calibration, refuses, tiny_model
 from peft_arena.testing.trial import Life, Trial, on_each_model

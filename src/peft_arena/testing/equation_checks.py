@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.equation import compute, names_in
 from peft_arena.methods.base import Attached, Capability
 from peft_arena.testing.alternatives import alternative_value
+from peft_arena.testing.equation import compute, names_in
 from peft_arena.testing.subject import MERGE, STEPS, Subject, difference, logits, tokens
 from peft_arena.testing.trial import Trial, linear_weights
 

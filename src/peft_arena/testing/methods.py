@@ -171,7 +171,7 @@ def record_of(trial: Trial, results: Sequence[Result]) -> MethodRecord:
     """Return the record of a trial whose checks were run."""
     method = trial.plain.make()
     return MethodRecord(
-        method=trial.name,
+        name=trial.name,
         source=trial.source(),
         config=method.config.model_dump(mode="json"),
         learning_rate=trial.plain.learning_rate,

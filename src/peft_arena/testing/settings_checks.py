@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft_arena.core.equation import names_in
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached, Capability
 from peft_arena.testing.alternatives import Tried, all_changed, alternative_value, alternatives_of, tried
+from peft_arena.testing.equation import names_in
 from peft_arena.testing.life_checks import reload_limit
 from peft_arena.testing.subject import EXACT, MERGE, difference, logits, tokens
 from peft_arena.testing.trial import Life, Trial, linear_weights

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
 from peft_arena.models.assets import Wheel, wheel_path
+from peft_arena.store.conformance import ConformanceRecord
 from peft_arena.tasks.base import Task
 from peft_arena.testing import (
     task_answer_checks,
@@ -17,7 +18,6 @@ from peft_arena.testing import (
     task_near_checks,
     task_prompt_checks,
 )
-from peft_arena.testing.conformance_record import Check, ConformanceRecord
 from peft_arena.testing.task_answer_checks import NASTY_TEXTS
 from peft_arena.testing.task_child import LOADING
 from peft_arena.testing.task_trial import NotTestedError, TaskTrial
@@ -91,7 +91,7 @@ def check_task(task: Task, sample: int = 40, tokenizer: PreTrainedTokenizerBase 
         tokenizer: of a model that is to answer; the answers are then written in its tokens too.
 
     Returns:
-        Every check with its outcome: passed, or not tested and why.
+        Which checks passed, and which were not tested and why.
 
     Raises:
         AssertionError: the task breaks the contract; the message names the check and says how.
@@ -108,24 +108,31 @@ def check_task(task: Task, sample: int = 40, tokenizer: PreTrainedTokenizerBase 
         f"{task.card.name}: the card waives {', '.join(sorted(stray))}; only {', '.join(sorted(WAIVABLE))} may be"
     )
     trial = TaskTrial(task, sample, tokenizer)
-    checks = tuple(_outcome(trial, name, waived.get(name)) for name in CHECKS)
+    left = {name: _untested(trial, name, waived.get(name)) for name in CHECKS}
     return ConformanceRecord(
-        name=task.card.name, suite=SUITE, checks=checks, settings=task.config.model_dump(mode="json")
+        name=task.card.name,
+        suite=SUITE,
+        config=task.config.model_dump(mode="json"),
+        passed=tuple(name for name, why in left.items() if not why),
+        not_tested={name: why for name, why in left.items() if why},
     )
 
 
-def _outcome(trial: TaskTrial, name: str, reason: str | None) -> Check:
-    """Try one check; one that is waived must fail, unless there is nothing to try."""
+def _untested(trial: TaskTrial, name: str, reason: str | None) -> str:
+    """Try one check and return why it was not tested, empty if it passed; one that is waived must fail.
+
+    A waived check need not fail where there is nothing to try.
+    """
     try:
         CHECKS[name](trial)
     except NotTestedError as why:
-        return Check(check=name, outcome="not tested", why=str(why))
+        return str(why)
     except AssertionError as error:
         if reason is not None:
-            return Check(check=name, outcome="not tested", why=f"waived: {reason} (found: {error})")
+            return f"waived: {reason} (found: {error})"
         raise AssertionError(f"{trial.name}, check {name}: {error}") from error
     assert reason is None, f"{trial.name}: check {name} is waived and does not fail; remove it from the card's waived"
-    return Check(check=name, outcome="passed")
+    return ""
 
 
 def need_wheel(wheel: Wheel) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from peft_arena.core.errors import UserError
+from peft_arena.core.text import few
 from peft_arena.methods.base import Attached
 
 FIRST_STEPS = 3
 """Optimizer steps after which a parameter without a gradient is an error."""
-NAMED = 3
-"""Parameters that a message names."""
 
 
 class GradientWatch:
@@ -108,13 +107,6 @@ def element(name: str) -> str:
     parts = name.split(".")
     numbers = [place for place, part in enumerate(parts[:-1]) if part.isdigit()]
     return ".".join(parts[: numbers[-1] + 1]) if numbers else ""
-
-
-def few(names: Iterable[str]) -> str:
-    """Return some names for a message, and how many more there are."""
-    every = list(names)
-    more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
-    return ", ".join(every[:NAMED]) + more
 
 
 def unsound(parameters: Mapping[str, nn.Parameter]) -> list[str]:

@@ -25,7 +25,7 @@ from peft_arena.core.ids import seed_for
 from peft_arena.core.parts import unfinished
 from peft_arena.core.specs import RunSpec
 from peft_arena.cost.memory import unmeasured
-from peft_arena.methods.adapter import PREFIX, PeftMethod
+from peft_arena.methods.adapter import PREFIX
 from peft_arena.methods.base import Attached, Capability, Method
 from peft_arena.methods.boundary import one_line
 from peft_arena.methods.state import swapped
@@ -87,7 +87,7 @@ class Proof:
         able = method.card.capabilities
         if self.dtype == "bfloat16" and Capability.CHANGES_BASE in able:
             self.allowed = ROUNDED
-        shares = isinstance(method, PeftMethod) and Capability.CHANGES_BASE not in able
+        shares = Capability.CHANGES_BASE not in able
         self._twin: PreTrainedModel | None = twin(loaded.model) if shares else None
         self.batch = _batch(spec, loaded, task, method)
         self._before: Tensor | None = None
@@ -254,8 +254,7 @@ def _has_weight(module: nn.Module) -> bool:
 def _batch(spec: RunSpec, loaded: Loaded, task: Task, method: Method) -> Batch:
     """Return rows of what the run trains on, every token labelled; plain tokens where no row can be had."""
     room = context_length(loaded.model)
-    virtual = int(getattr(method.config, "num_virtual_tokens", 0))
-    limit = TOKENS if room is None else max(min(TOKENS, room - virtual), 2)
+    limit = TOKENS if room is None else max(min(TOKENS, room - method.virtual_tokens), 2)
     rows: list[Example] = []
     if spec.train is not None:
         try:

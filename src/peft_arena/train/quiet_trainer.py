@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from transformers import PrinterCallback
 
-from peft_arena.train.gradients import few, unsound
+from peft_arena.core.text import few
+from peft_arena.train.gradients import unsound
 from peft_arena.train.outcome import TrainingFailed
 from peft_arena.train.recompute import checkpointing
 

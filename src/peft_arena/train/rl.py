@@ -68,6 +68,25 @@ def train_rl(
     from peft_arena.train.rl_session import RLSession
 
     spec = checked(run, loaded, attached, task, RLSpec, resume_every)
+    _refuse(run, spec, task, start)
+    data = _read(spec, run, loaded, attached, task)
+
+    def record(session: RLSession, resumed_at: int | None) -> TrainingRecord:
+        return training_record(
+            session,
+            resumed_at,
+            task=task,
+            examples=len(data.train.kept),
+            dropped=data.train.dropped,
+            rollouts=_rollouts(session),
+            start=start,
+        )
+
+    return follow(lambda: RLSession(run, loaded, attached, data), record, resume_every, progress, on_step, proof)
+
+
+def _refuse(run: RunDirectory, spec: RLSpec, task: Task, start: Start | None) -> None:
+    """Refuse what cannot be trained like this: by the method's card, the rollouts, the start or the rewards."""
     name = run.spec.method.name
     card = METHODS.get(name).card
     if Capability.ONLINE_RL not in card.capabilities:
@@ -81,33 +100,23 @@ def train_rl(
     for reward in spec.rewards:
         if problem := refusal(reward_of(reward), task, answer_limit(spec, task)):
             raise UserError(problem)
-    data = _read(spec, run, loaded, attached, task)
 
-    def record(session: RLSession, resumed_at: int | None) -> TrainingRecord:
-        counters = session.counters
-        rollouts = Rollouts(
-            engine=session.rollouts.describe(),
-            completions=counters.completions,
-            groups=counters.groups,
-            prompt_tokens=counters.prompt_tokens,
-            generated_tokens=counters.generated_tokens,
-            unscored=counters.unscored,
-            rollout_seconds=counters.rollout_seconds,
-            scoring_seconds=counters.scoring_seconds,
-            update_seconds=max(counters.seconds - counters.rollout_seconds, 0.0),
-            samples=tuple(counters.samples),
-        )
-        return training_record(
-            session,
-            resumed_at,
-            task=task,
-            examples=len(data.train.kept),
-            dropped=data.train.dropped,
-            rollouts=rollouts,
-            start=start,
-        )
 
-    return follow(lambda: RLSession(run, loaded, attached, data), record, resume_every, progress, on_step, proof)
+def _rollouts(session: RLSession) -> Rollouts:
+    """Return what a session has counted of its rollouts."""
+    counters = session.counters
+    return Rollouts(
+        engine=session.rollouts.describe(),
+        completions=counters.completions,
+        groups=counters.groups,
+        prompt_tokens=counters.prompt_tokens,
+        generated_tokens=counters.generated_tokens,
+        unscored=counters.unscored,
+        rollout_seconds=counters.rollout_seconds,
+        scoring_seconds=counters.scoring_seconds,
+        update_seconds=max(counters.seconds - counters.rollout_seconds, 0.0),
+        samples=tuple(counters.samples),
+    )
 
 
 def _read(spec: RLSpec, run: RunDirectory, loaded: Loaded, attached: Attached, task: Task) -> RLData:

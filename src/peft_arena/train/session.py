@@ -14,13 +14,14 @@ from transformers import TrainerCallback
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import TrainBase
+from peft_arena.core.text import few
 from peft_arena.methods.base import Attached
 from peft_arena.methods.boundary import LIBRARY, one_line
 from peft_arena.models.load import Loaded
 from peft_arena.store.checkpoint import write_checkpoint
 from peft_arena.store.records import LogEntry
 from peft_arena.store.store import RunDirectory
-from peft_arena.train.gradients import GradientWatch, few
+from peft_arena.train.gradients import GradientWatch
 from peft_arena.train.loss import TokenLoss
 from peft_arena.train.outcome import OnStep, StepInfo
 from peft_arena.train.proof import Proof

@@ -309,7 +309,8 @@ def effective_weights(base: BaseWeights, directory: Path | None, method: Method 
             changes = own_merge(base, directory, method)
         else:
             raise UserError(
-                f"{directory} is no checkpoint: it has neither an adapter ({SETTINGS}) nor a model ({CONFIG}, {SINGLE})"
+                f"{directory} is not a checkpoint: it has neither an adapter ({SETTINGS}) "
+                f"nor a model ({CONFIG}, {SINGLE})"
             )
     return EffectiveWeights(base, changes)
 

@@ -6,22 +6,14 @@ import copy
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peft_arena.core.errors import UserError
-from peft_arena.core.foreign import reading
+from peft_arena.models.headers import Place, read_headers
 from peft_arena.models.stored import INDEX, named_files, weight_paths
-
-
-class Place(NamedTuple):
-    """Where a tensor is."""
-
-    file: Path
-    shape: tuple[int, ...]
-
 
 KEPT_OPEN = 2**25
 """Files of at most so many bytes stay open: an adapter of hundreds of small tensors is read several times faster."""
@@ -40,19 +32,8 @@ class TensorFiles:
             UserError: a file is missing or damaged, or two of them have a tensor of the same name.
         """
         self.files = files
-        self.places: dict[str, Place] = {}
+        self.places: dict[str, Place] = read_headers(files)
         self._open: dict[Path, Any] = {}
-        for file in files:
-            self._enter(file)
-
-    def _enter(self, file: Path) -> None:
-        if not file.exists():
-            raise UserError(f"{file} is missing: no weights can be read from {file.parent}")
-        with reading(f"{file} is damaged"), safe_open(file, framework="pt") as opened:
-            for name in opened.keys():  # noqa: SIM118 - it is no mapping
-                if name in self.places:
-                    raise UserError(f"{file} holds {name}, which {self.places[name].file.name} has already")
-                self.places[name] = Place(file, tuple(opened.get_slice(name).get_shape()))
 
     def __contains__(self, name: str) -> bool:
         """Say whether there is a tensor of that name."""

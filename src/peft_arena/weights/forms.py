@@ -106,7 +106,7 @@ class Adapter:
             module = name.removeprefix(PREFIX).removesuffix(f".{suffix}")
             if module not in modules:
                 raise UserError(
-                    f"{self.directory} is no adapter of this model: it changes {module}, which "
+                    f"{self.directory} is not an adapter of this model: it changes {module}, which "
                     f"{type(self.base.architecture).__name__} does not have here"
                 )
             if isinstance(modules[module], nn.Embedding):
@@ -175,7 +175,7 @@ def open_adapter(base: BaseWeights, directory: Path) -> Adapter:
     refuse_both(directory)
     table = read_table(directory / SETTINGS)
     if not isinstance(table.get("peft_type"), str):
-        raise UserError(f"{directory / SETTINGS} is damaged: it is no adapter configuration, it has no peft_type")
+        raise UserError(f"{directory / SETTINGS} is damaged: it is not an adapter configuration, it has no peft_type")
     refuse_unknown_fields(table, str(directory / SETTINGS))
     files = TensorFiles((directory / WEIGHTS,))
     refuse_other_vocabulary(base, directory, table, files.places)

@@ -82,7 +82,7 @@ def in_float32(model: nn.Module) -> None:
 
 
 def foreign_merge(base: BaseWeights, directory: Path) -> Changes:
-    """Return the changes of a PEFT adapter that is no checkpoint of ours, by peft's own merge in float32.
+    """Return the changes of a PEFT adapter that is not a checkpoint of ours, by peft's own merge in float32.
 
     Raises:
         UserError: peft cannot load or merge it, or it does not fit the base.
@@ -99,7 +99,7 @@ def foreign_merge(base: BaseWeights, directory: Path) -> Changes:
 
 
 def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) -> PeftModel:
-    """Put a PEFT adapter that is no checkpoint of ours on a model, in evaluation mode.
+    """Put a PEFT adapter that is not a checkpoint of ours on a model, in evaluation mode.
 
     Raises:
         UserError: peft cannot load it, a tensor of the file has no place, or of the model none in the file, or an entry

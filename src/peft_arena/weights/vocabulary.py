@@ -15,8 +15,8 @@ from peft_arena.core.errors import UserError
 from peft_arena.models.folder import refuse_lost_tokens, tokens_in
 
 if TYPE_CHECKING:
+    from peft_arena.models.headers import Place
     from peft_arena.weights.base import BaseWeights
-    from peft_arena.weights.files import Place
 
 PREFIX = "base_model.model."
 WRAPPERS = frozenset({"base_layer", "original_module", "modules_to_save", "default", "weight", "token_adapter"})

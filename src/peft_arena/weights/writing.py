@@ -25,7 +25,7 @@ from torch import Tensor
 
 from peft_arena.core.ending import ended_by_signals
 from peft_arena.core.errors import UserError
-from peft_arena.core.parts import unfinished
+from peft_arena.core.parts import is_unfinished, unfinished
 from peft_arena.models.stored import INDEX, SINGLE
 
 CODES = {
@@ -226,8 +226,7 @@ def _elsewhere(error: OSError, folder: Path) -> bool:
     if not isinstance(error.filename, str):
         return False
     place = Path(error.filename).absolute()
-    parts = re.compile(r"\..*\.[0-9a-f]{8}\.part")
-    inside = any(parts.fullmatch(name) for name in place.parts)
+    inside = any(map(is_unfinished, place.parts))
     return not inside and place != folder and place not in folder.parents
 
 
@@ -239,7 +238,7 @@ def refuse_taken(out: Path) -> None:
     """
     out = out.expanduser()
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise UserError(f"{out} exists and is no directory; nothing is replaced, choose another one")
+        raise UserError(f"{out} exists and is not a directory; nothing is replaced, choose another one")
     if out.is_dir() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty; nothing is replaced, choose another one")
     place = out.resolve()

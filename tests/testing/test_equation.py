@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy
 import pytest
 
-from peft_arena.core.equation import compute, names_in
 from peft_arena.core.errors import UserError
+from peft_arena.testing.equation import compute, names_in
 
 
 def test_an_equation_is_computed_with_names_for_its_parts() -> None:
