@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.errors import UserError, first_line, is_of_machine
 from peft_arena.core.text import one_line, shown
 
 LONGEST = 500
@@ -24,6 +24,8 @@ def words_of(error: BaseException) -> str:
 def reading(what: str) -> Iterator[None]:
     """Turn what a library raises about a file into a user error, panics of libraries written in Rust among it.
 
+    What the machine refuses (memory, disk, open files) says nothing of the file and is passed on.
+
     Args:
         what: cannot be done, for example ``cannot load model 'x' from path y``; begins the message.
 
@@ -35,6 +37,8 @@ def reading(what: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
+        if is_of_machine(error):
+            raise
         # a panic is no Exception, and its class cannot be imported
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
