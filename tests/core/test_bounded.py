@@ -1,5 +1,6 @@
 """Files that somebody else wrote are read within bounds, and settings hold plain values only."""
 
+import errno
 import os
 import time
 from datetime import datetime
@@ -129,11 +130,14 @@ def test_what_a_library_raises_is_a_line_and_a_panic_too():
     class PanicException(BaseException):
         """What Rust's libraries raise."""
 
-    for error in (KeyError("x"), PanicException("y"), MemoryError()):
+    for error in (KeyError("x"), PanicException("y"), ValueError("z"), FileNotFoundError("w")):
         with pytest.raises(UserError, match="^cannot read it: "), reading("cannot read it"):
             raise error
     with pytest.raises(KeyboardInterrupt), reading("cannot read it"):
         raise KeyboardInterrupt
+    for refusal in (MemoryError(), OSError(errno.ENOSPC, "No space left on device")):  # says nothing of the file
+        with pytest.raises(type(refusal)), reading("cannot read it"):
+            raise refusal
 
 
 def test_what_takes_too_long_is_interrupted():

@@ -1,6 +1,5 @@
 """Ids, streams, errors, registry, measures, the strict builder and the YAML reader."""
 
-import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.core.foreign import reading
 from peft_arena.core.ids import canonical_json, content_id, seed_for
 from peft_arena.core.measure import Measure
 from peft_arena.core.registry import Registry
@@ -210,11 +208,3 @@ def test_import_is_light():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
-
-
-@pytest.mark.parametrize("refusal", [MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
-def test_what_the_machine_refuses_is_not_said_of_the_file(refusal: Exception) -> None:
-    with pytest.raises(type(refusal)), reading("cannot read a.json"):
-        raise refusal
-    with pytest.raises(UserError, match="cannot read a.json: no such column"), reading("cannot read a.json"):
-        raise ValueError("no such column")
