@@ -35,6 +35,8 @@ TRIAL = 2
 LIBRARIES = ("torch", "transformers", "peft")
 ROWS, TOKENS = 2, 8
 """Of the forward pass; calibration gets rows of the same length."""
+SHOWN = 64
+"""Most rows of a batch of calibration: a method may ask for thousands."""
 
 
 class Attachable:
@@ -160,8 +162,9 @@ def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
 
     kind: Any = type(architecture)
     try:
-        with local_random(0), torch.device("cpu"):
-            model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
+        with local_random(0):
+            with torch.device("cpu"):
+                model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
             _run(method, _attach(method, model))
     except UserError as error:
         return "" if str(error).startswith(DATA) else str(error)
@@ -169,10 +172,11 @@ def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
 
 
 def _attach(method: Method, model: PreTrainedModel) -> Attached:
-    ids = _ids(model)
+    wanted = method.calibration_examples
+    ids = _ids(model, rows=max(ROWS, min(SHOWN, wanted)))
     shown = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "labels": ids}
-    wanted = -(-method.calibration_examples // ROWS)
-    return method.attach(model, seed=0, calibration=Calibration([shown] * wanted) if wanted else None)
+    batches = [shown] * -(-wanted // len(ids))
+    return method.attach(model, seed=0, calibration=Calibration(batches) if wanted else None)
 
 
 def _run(method: Method, attached: Attached) -> None:
@@ -189,7 +193,7 @@ def _run(method: Method, attached: Attached) -> None:
     model.eval()
 
 
-def _ids(model: nn.Module) -> Tensor:
+def _ids(model: nn.Module, rows: int = ROWS) -> Tensor:
     import torch
 
-    return torch.arange(1, TOKENS + 1, device=next(model.parameters()).device).repeat(ROWS, 1)
+    return torch.arange(1, TOKENS + 1, device=next(model.parameters()).device).repeat(rows, 1)
