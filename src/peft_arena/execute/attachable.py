@@ -18,6 +18,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.cost.counts import is_shipped
+from peft_arena.methods.adaptable import look_at
 from peft_arena.methods.base import Attached, Calibration, Capability, Method
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, keep, kept
@@ -86,6 +87,11 @@ class Attachable:
             return None  # which loading it says in its own words
         return model.to(getattr(torch, self.spec.dtype)).eval()
 
+    @cached_property
+    def _untouched(self) -> PreTrainedModel:
+        """A copy of the architecture that nothing is attached to."""
+        return copy.deepcopy(self._architecture)
+
     def _quietly_tried(self, method: Method) -> str:
         from peft_arena.models.stored import unreported
 
@@ -95,7 +101,9 @@ class Attachable:
     def _tried(self, method: Method) -> str:
         if self._architecture is None or Capability.TRAINS not in method.card.capabilities:
             return ""
-        refused = on_shapes(method, copy.deepcopy(self._architecture))
+        model = copy.deepcopy(self._architecture)
+        look_at(self._untouched, for_model=model)
+        refused = on_shapes(method, model)
         if refused is not None:
             return refused
         if sum(p.numel() for p in self._architecture.parameters()) > SMALL:
