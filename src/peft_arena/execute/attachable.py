@@ -88,7 +88,7 @@ class Attachable:
         return model.to(getattr(torch, self.spec.dtype)).eval()
 
     @cached_property
-    def _untouched(self) -> PreTrainedModel:
+    def _untouched(self) -> PreTrainedModel | None:
         """A copy of the architecture that nothing is attached to."""
         return copy.deepcopy(self._architecture)
 
@@ -99,7 +99,7 @@ class Attachable:
             return self._tried(method)
 
     def _tried(self, method: Method) -> str:
-        if self._architecture is None or Capability.TRAINS not in method.card.capabilities:
+        if self._architecture is None or self._untouched is None or Capability.TRAINS not in method.card.capabilities:
             return ""
         model = copy.deepcopy(self._architecture)
         look_at(self._untouched, for_model=model)
