@@ -1,5 +1,6 @@
 """No test looks for a hub, whose look-ups would wait for a network; every test starts from the same random state."""
 
+import gc
 import os
 import random
 import sys
@@ -23,6 +24,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("spread") is None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
+def pytest_collection_finish() -> None:
+    """Leave what is loaded by now, libraries and tests, out of every later collection: walking it takes 0.5 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -23,6 +23,7 @@ retention:
   - {task: micro-sort, items: 12}
 train:
   schedule: {steps: 6}
+  examples: 24
   batch_size: 4
   learning_rate: 1e-3
   validation_items: 4

@@ -16,6 +16,7 @@ from peft_arena.store.store import Store
 
 SHORT = (
     "train.schedule.steps=20",
+    "train.examples=80",
     "train.batch_size=4",
     "train.validation_items=4",
     'targets=[{"task": "micro-reverse", "items": 4}]',

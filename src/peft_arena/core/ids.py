@@ -12,6 +12,8 @@ from peft_arena.core.bounded import WEIGHTS_BYTES, opened
 from peft_arena.core.errors import UserError
 from peft_arena.core.text import shown
 
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
 
 def canonical_json(value: Any) -> str:
     """Render a JSON value with sorted keys and no spaces, so that equal values give equal text.
@@ -19,7 +21,7 @@ def canonical_json(value: Any) -> str:
     Raises:
         ValueError: for NaN or infinity, which JSON cannot say.
     """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def content_id(value: Any, length: int = 12) -> str:

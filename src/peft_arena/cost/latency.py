@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from peft_arena.core.measure import Measure
 from peft_arena.cost.flops import sample_ids
 from peft_arena.models.modes import evaluation_mode
-from peft_arena.models.ways import decoding_way
+from peft_arena.models.ways import Way, decoding_way
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,12 +61,16 @@ def latency_measures(
     ids = sample_ids(model, 1, prompt_tokens)
     variants = {"": model} if base is None else {"": model, "_base": base}
     found: dict[str, list[Timing]] = {name: [] for name in variants}
+    ways: dict[str, Way] = {}
     for repeat in range(repeats + 1):
         for name, chosen in variants.items():
             with evaluation_mode(chosen):
-                timing = time_as_it_works(chosen, ids, new_tokens)
+                if name not in ways:  # once: nothing of the model changes here
+                    ways[name] = decoding_way(chosen, own=True)
+                given: dict[str, Any] = {} if ways[name].cached else {"use_cache": False}
+                timing = time_generation(chosen, ids, new_tokens, **given)
             if repeat > 0:
-                found[name].append(timing)
+                found[name].append(timing._replace(slow=ways[name].notice))
     return _measures(found, prompt_tokens, new_tokens)
 
 
@@ -115,19 +119,6 @@ def time_generation(
     )
     tokens = tuple(tuple(row) for row in output[:, -new_tokens:].tolist())
     return Timing(times[0] - start, (times[-1] - times[0]) / (len(times) - 1), tokens)
-
-
-def time_as_it_works(
-    model: nn.Module, ids: Tensor, new_tokens: int, clock: Callable[[], float] = time.perf_counter
-) -> Timing:
-    """Time a generation as :func:`time_generation`, without a cache where that gives something else.
-
-    Raises:
-        UserError: both give something else than full forward passes.
-    """
-    way = decoding_way(model, own=True)
-    given = {} if way.cached else {"use_cache": False}
-    return time_generation(model, ids, new_tokens, clock, **given)._replace(slow=way.notice)
 
 
 def _now(ids: Tensor, clock: Callable[[], float]) -> float:

@@ -18,6 +18,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.cost.counts import is_shipped
+from peft_arena.methods.adaptable import look_at
 from peft_arena.methods.base import Attached, Calibration, CalibrationError, Capability, Method
 from peft_arena.models.architecture import config_at_hand
 from peft_arena.models.assets import cache_root, keep, kept
@@ -28,11 +29,13 @@ if TYPE_CHECKING:
 
 SMALL = 4_000_000
 """Parameters of a model that is made with random weights where shapes alone do not tell."""
-TRIAL = 3
+TRIAL = 4
 """Of what is tried; what an older trial found does not count."""
 LIBRARIES = ("torch", "transformers", "peft")
 ROWS, TOKENS = 2, 8
 """Of the forward pass; calibration gets rows of the same length."""
+SHOWN = 64
+"""Most rows of a batch of calibration: a method may ask for thousands."""
 
 
 class Attachable:
@@ -82,6 +85,11 @@ class Attachable:
             return None  # which loading it says in its own words
         return model.to(getattr(torch, self.spec.dtype)).eval()
 
+    @cached_property
+    def _untouched(self) -> PreTrainedModel | None:
+        """A copy of the architecture that nothing is attached to."""
+        return copy.deepcopy(self._architecture)
+
     def _quietly_tried(self, method: Method) -> str:
         from peft_arena.models.stored import unreported
 
@@ -89,9 +97,11 @@ class Attachable:
             return self._tried(method)
 
     def _tried(self, method: Method) -> str:
-        if self._architecture is None or Capability.TRAINS not in method.card.capabilities:
+        if self._architecture is None or self._untouched is None or Capability.TRAINS not in method.card.capabilities:
             return ""
-        refused = on_shapes(method, copy.deepcopy(self._architecture))
+        model = copy.deepcopy(self._architecture)
+        look_at(self._untouched, for_model=model)
+        refused = on_shapes(method, model)
         if refused is not None:
             return refused
         if sum(p.numel() for p in self._architecture.parameters()) > SMALL:
@@ -168,8 +178,9 @@ def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
 
     kind: Any = type(architecture)
     try:
-        with local_random(0), torch.device("cpu"):
-            model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
+        with local_random(0):
+            with torch.device("cpu"):
+                model = kind._from_config(copy.deepcopy(architecture.config), dtype=architecture.dtype).eval()
             _run(method.card.name, _attach(method, model).model)
     except CalibrationError:
         return ""
@@ -179,10 +190,11 @@ def on_stand_in(method: Method, architecture: PreTrainedModel) -> str:
 
 
 def _attach(method: Method, model: PreTrainedModel) -> Attached:
-    ids = _ids(model)
+    wanted = method.calibration_examples
+    ids = _ids(model, rows=max(ROWS, min(SHOWN, wanted)))
     shown = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "labels": ids}
-    wanted = -(-method.calibration_examples // ROWS)
-    return method.attach(model, seed=0, calibration=Calibration([shown] * wanted) if wanted else None)
+    batches = [shown] * -(-wanted // len(ids))
+    return method.attach(model, seed=0, calibration=Calibration(batches) if wanted else None)
 
 
 def _run(method: str, model: nn.Module) -> None:
@@ -199,7 +211,7 @@ def _run(method: str, model: nn.Module) -> None:
     model.eval()
 
 
-def _ids(model: nn.Module) -> Tensor:
+def _ids(model: nn.Module, rows: int = ROWS) -> Tensor:
     import torch
 
-    return torch.arange(1, TOKENS + 1, device=next(model.parameters()).device).repeat(ROWS, 1)
+    return torch.arange(1, TOKENS + 1, device=next(model.parameters()).device).repeat(rows, 1)

@@ -30,7 +30,7 @@ from peft_arena.cost.estimate import (
     training_memory,
 )
 from peft_arena.execute.assumptions import Assumptions, TaskSizes
-from peft_arena.execute.known import Note, known_items, made_task, planned
+from peft_arena.execute.known import Note, known_items, planned
 from peft_arena.execute.labels import stated_sizes, task_labels
 from peft_arena.execute.lengths import Lengths, context_at_hand, evaluation_lengths, training_lengths
 from peft_arena.execute.study import Arm, Study
@@ -38,6 +38,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.models.architecture import Architecture, architecture_of, config_at_hand
 from peft_arena.tasks.base import Kind
 from peft_arena.tasks.foreign import is_foreign
+from peft_arena.tasks.registry import made_task
 
 PROMPT_TOKENS = 512.0
 """Tokens of a prompt where the study does not say."""

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import PromptedSpec
 from peft_arena.core.specs import RLSpec, TaskSpec, TrainSpec
-from peft_arena.execute.known import Note, made_task
+from peft_arena.execute.known import Note
 from peft_arena.execute.labels import task_labels
 from peft_arena.execute.study import Arm, Study
 from peft_arena.methods.registry import method_of
 from peft_arena.tasks.base import Item, Split, split_items
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import display_name
+from peft_arena.tasks.registry import display_name, made_task
 from peft_arena.tasks.rewards import caution, reward_of
 from peft_arena.train.plan import examples_wanted
 from peft_arena.train.prompts import prompt_room

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 from peft_arena.core.specs import EvalSpec, TaskSpec
 from peft_arena.tasks.base import Item, Split, Task, split_items
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import task_of
+from peft_arena.tasks.registry import made_task
 
 
 class Note(NamedTuple):
@@ -33,20 +32,6 @@ class Planned(NamedTuple):
     """Independent ones among them: groups of items that share a passage or a template, else items."""
     alike: float
     """As many units of equal size weigh as much: the squared number of items over the sum of squared sizes."""
-
-
-def made_task(spec: TaskSpec) -> Task:
-    """Return the task of a spec, made once for all who ask: reading a file takes time.
-
-    Raises:
-        UserError: the task's code or data is not of the version that the spec names.
-    """
-    return _made(spec.canonical())
-
-
-@lru_cache(maxsize=64)
-def _made(canonical: str) -> Task:
-    return task_of(TaskSpec.model_validate_json(canonical))
 
 
 def task_at_hand(spec: TaskSpec) -> Task | None:

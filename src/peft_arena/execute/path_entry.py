@@ -12,12 +12,11 @@ from peft_arena.core.build import Locate, build
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec, read_grid
 from peft_arena.core.specs import EvalSpec, Name, PathSpec, Spec, Table, TaskSpec, Way
-from peft_arena.execute.known import made_task
 from peft_arena.methods.base import MethodCard
 from peft_arena.paths.fit import path_refusal
 from peft_arena.paths.rules import rule_spec
 from peft_arena.tasks.foreign import is_foreign
-from peft_arena.tasks.registry import difference_unit
+from peft_arena.tasks.registry import difference_unit, made_task
 
 GRID = "0.1:1.0:0.1"
 ITEMS = 100

@@ -22,7 +22,7 @@ from peft_arena.execute.plan import COST_INFERENCE, TRAIN, evaluation_name, geom
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
-from peft_arena.tasks.registry import display_name
+from peft_arena.tasks.registry import display_name, made_task
 
 if TYPE_CHECKING:
     from peft_arena.execute.paths import EvaluateAt
@@ -232,7 +232,6 @@ class _Worker:
         from peft_arena.methods.adaptable import notice
         from peft_arena.methods.registry import method_of
         from peft_arena.methods.targets import TargetConfig
-        from peft_arena.tasks.registry import task_of
         from peft_arena.train.calibration import calibration_for
         from peft_arena.train.proof import Proof
         from peft_arena.train.recompute import recomputes
@@ -244,7 +243,7 @@ class _Worker:
         with PeakMemory("training") as memory:
             loaded, start = load_start(self.run)
             note_start(self.run, start)
-            task = task_of(spec.train.task)
+            task = made_task(spec.train.task)
             method = method_of(spec.method)
             proof = Proof(spec, loaded, task, method, lambda: load_start(self.run)[0].model)
             if isinstance(method.config, TargetConfig) and (left := notice(loaded.model)):
@@ -412,6 +411,7 @@ class _Point:
             factor=point.factor,
             batch_size=batch_size,
             progress=progress,
+            make=lambda *_: made_task(spec.task),
         )
         self.run.write_evaluation(point, record)
 

@@ -147,14 +147,14 @@ def _encoded(tokenizer: PreTrainedTokenizerBase, place: str, prompt: Prompt) -> 
 
 def _of_task(task_spec: TaskSpec, spec: PromptSpec) -> Iterator[Prompt]:
     from peft_arena.tasks.foreign import is_foreign
-    from peft_arena.tasks.registry import task_of
+    from peft_arena.tasks.registry import made_task
 
     if is_foreign(task_spec.name):
         raise UserError(
             f"task {task_spec.name} cannot give prompts: lm-eval makes them while it evaluates; name a task of our own "
             "or write the prompts to a txt, jsonl or json file"
         )
-    task = task_of(task_spec)
+    task = made_task(task_spec)
     items = task.items(spec.split)
     if not items:
         raise UserError(f"task {display_name(task_spec)} has no items in split {spec.split}")

@@ -32,6 +32,19 @@ _ABOUT = frozenset({"dtype", "device", "shape", "ndim", "size", "numel", "is_met
 _KNOWN: WeakKeyDictionary[nn.Module, dict[str, str]] = WeakKeyDictionary()
 
 
+_SAME: WeakKeyDictionary[nn.Module, PreTrainedModel] = WeakKeyDictionary()
+
+
+def look_at(original: PreTrainedModel, for_model: PreTrainedModel) -> None:
+    """Let layers of a model that cannot be adapted be looked for on another one, once for all that name it.
+
+    Args:
+        original: has the same code, shapes, ties and kind of device, and is never changed.
+        for_model: stands for it until it is gone.
+    """
+    _SAME[for_model] = original
+
+
 def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
     """Return every linear layer by name, except the output layer over the vocabulary."""
     from torch import nn
@@ -50,6 +63,7 @@ def left_out(model: PreTrainedModel) -> Mapping[str, str]:
     Args:
         model: not yet adapted; one forward pass of four tokens is run, without weights where it is on the meta device.
     """
+    model = _SAME.get(model, model)
     if model not in _KNOWN:
         linears = linear_layers(model)
         found = {**_uncalled(model, linears), **_read_itself(model, linears), **_tied(model, linears)}

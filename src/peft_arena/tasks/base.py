@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -130,7 +131,7 @@ class Item:
     """What the item shares with others of its task (a passage, a template): items of one group are not independent
     evidence, and errors are computed over groups. Empty: the item stands alone. No part of the id."""
 
-    @property
+    @cached_property
     def id(self) -> str:
         """Content id over every field but the group."""
         return content_id([self.question, self.answer, self.choices, self.gold, dict(self.data)])

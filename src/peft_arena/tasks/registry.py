@@ -105,6 +105,20 @@ def task_of(spec: TaskSpec) -> Task:
     return task
 
 
+def made_task(spec: TaskSpec) -> Task:
+    """Return the task of a spec, made once for all who ask in this process: its items take time.
+
+    Raises:
+        UserError: the task's code or data is not of the version that the spec names.
+    """
+    return _made(spec.canonical())
+
+
+@lru_cache(maxsize=64)
+def _made(canonical: str) -> Task:
+    return task_of(TaskSpec.model_validate_json(canonical))
+
+
 def display_name(spec: TaskSpec) -> str:
     """Return what people call a task: the name on its card, which for data of their own is not the registered one.
 

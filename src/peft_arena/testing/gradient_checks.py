@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from peft_arena.methods.base import Attached
+from peft_arena.methods.state import seed_torch
 from peft_arena.testing.subject import MERGE, STEPS, Subject, difference, logits, tokens
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _in_training(model: nn.Module, seed: int) -> Tensor:
     ids = tokens()
     model.train()
     with torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         found: Tensor = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -ids.shape[1] :].float()
     return found
 
@@ -127,7 +128,7 @@ def _loss(attached: Attached) -> Tensor:
 
     ids = tokens()
     with torch.random.fork_rng():
-        torch.manual_seed(5)
+        seed_torch(5)
         loss: Tensor = attached.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss
         extra = attached.extra_loss()
     return loss if extra is None else loss + extra

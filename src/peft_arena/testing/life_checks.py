@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached, Capability
+from peft_arena.methods.state import seed_torch
 from peft_arena.testing.subject import (
     EXACT,
     MERGE,
@@ -203,7 +204,7 @@ def check_checkpoint(life: Life) -> None:
 
     before = surface(life.attached.model)
     with torch.random.fork_rng():
-        torch.manual_seed(99)
+        seed_torch(99)
         with global_random_untouched():
             assert life.saved.is_dir(), "save() wrote no directory"
             restored = life.reread

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from peft_arena.methods.base import Attached, Capability
+from peft_arena.methods.state import seed_torch
 from peft_arena.testing.gradient_checks import check_slopes
 from peft_arena.testing.subject import STEPS, Subject, difference, tokens
 from peft_arena.testing.trial import Trial
@@ -226,7 +227,7 @@ def _pass(attached: Attached, rows: int) -> tuple[float, float]:
 
     ids = tokens()[:1].expand(rows, -1)
     with torch.random.fork_rng():
-        torch.manual_seed(5)
+        seed_torch(5)
         output = attached.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids)
         extra = attached.extra_loss()
     (output.loss if extra is None else output.loss + extra).backward()

@@ -6,6 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from peft_arena.methods.base import Capability
+from peft_arena.methods.state import seed_torch
 from peft_arena.testing.subject import ROUNDED, STEPS, difference, logits, tokens
 from peft_arena.testing.trial import Trial
 from peft_arena.train.recompute import activations_recomputed, recomputes
@@ -69,7 +70,7 @@ def _gradients(attached: Attached, recompute: bool) -> dict[str, Tensor]:
     attached.begin(STEPS)
     attached.model.train()
     with activations_recomputed(attached.model) if recompute else contextlib.nullcontext(), torch.random.fork_rng():
-        torch.manual_seed(3)
+        seed_torch(3)
         attached.model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids).loss.backward()
     return {name: p.grad for name, p in attached.trained().items() if p.grad is not None}
 
@@ -90,7 +91,7 @@ def _train(attached: Attached, learning_rate: float) -> tuple[float, float]:
         first = held_out_loss(loss, [batch])
         attached.model.train()
         for step in range(1, STEPS + 1):
-            torch.manual_seed(step)
+            seed_torch(step)
             parts = loss(batch)
             mean = parts.nats / len(batch.targets)
             (mean if parts.extra is None else mean + parts.extra).backward()

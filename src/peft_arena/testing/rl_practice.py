@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from peft_arena.core.specs import RLSpec, Schedule, TaskSpec
 from peft_arena.methods.base import Attached
+from peft_arena.methods.state import seed_torch
 from peft_arena.models.modes import base_of
 from peft_arena.tasks.base import Score
 from peft_arena.tasks.rewards import Judged
@@ -252,7 +253,7 @@ def noise_fixed(attached: Attached) -> Iterator[None]:
 
     def seed(module: Any, _: object) -> None:
         if module.training:
-            torch.manual_seed(NOISE_SEED)
+            seed_torch(NOISE_SEED)
 
     handle = attached.model.register_forward_pre_hook(seed)
     try:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
+from peft_arena.methods.adaptable import look_at
 from peft_arena.methods.base import Attached, Calibration, Capability, Method
+from peft_arena.methods.state import seed_torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,7 +81,10 @@ def tiny_model(kind: Kind = "untied", dtype: str = "float32", device: str = "cpu
         dtype: type of the weights.
         device: ``meta`` for shapes without weights.
     """
-    return copy.deepcopy(_template(kind, dtype, device))  # less than half the time of making one
+    model = copy.deepcopy(_template(kind, dtype, device))  # less than half the time of making one
+    if device == "cpu":
+        look_at(shared_model(kind, dtype), for_model=model)
+    return model
 
 
 @cache
@@ -100,7 +105,7 @@ def _template(kind: Kind, dtype: str, device: str) -> PreTrainedModel:
     sizes |= {"max_position_embeddings": 64, "initializer_range": 0.12, "tie_word_embeddings": kind == "tied"}
     sizes |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": None}
     with torch.random.fork_rng(), torch.device(device):
-        torch.manual_seed(1234)
+        seed_torch(1234)
         model = Qwen2ForCausalLM(Qwen2Config(**sizes)) if kind == "biased" else LlamaForCausalLM(LlamaConfig(**sizes))
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):
@@ -169,7 +174,7 @@ def under_noise(model: nn.Module, seed: int) -> Tensor:
     import torch
 
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        seed_torch(seed)
         return logits(model, tokens())
 
 
@@ -235,7 +240,7 @@ def advance(
     attached.model.train()
     with torch.random.fork_rng():
         for step in steps:
-            torch.manual_seed(1000 * seed + step)
+            seed_torch(1000 * seed + step)
             loss = attached.model(**_batch()).loss
             losses.append(float(loss.detach()))
             extra = attached.extra_loss()

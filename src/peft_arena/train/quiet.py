@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from peft_arena.core.ids import seed_for
+from peft_arena.methods.state import seed_torch
 from peft_arena.models.modes import base_of
 
 
@@ -20,9 +21,7 @@ def seed_step(seed: int, step: int) -> None:
     Whatever happens between two steps (validation, saving, a restart) so cannot change the dropout of the next.
     """
     number = seed_for(seed, "dropout", step)
-    torch.default_generator.manual_seed(number)  # torch.manual_seed costs 2 ms: it records a stack per absent device
-    if torch.cuda.is_available():
-        torch.cuda.manual_seed_all(number)
+    seed_torch(number)
     np.random.seed(number)
     random.seed(number)
 
