@@ -67,11 +67,34 @@ def latency_measures(
             with evaluation_mode(chosen):
                 if name not in ways:  # once: nothing of the model changes here
                     ways[name] = decoding_way(chosen, own=True)
-                given: dict[str, Any] = {} if ways[name].cached else {"use_cache": False}
-                timing = time_generation(chosen, ids, new_tokens, **given)
+                timing = time_as_it_works(chosen, ids, new_tokens, way=ways[name])
             if repeat > 0:
-                found[name].append(timing._replace(slow=ways[name].notice))
+                found[name].append(timing)
     return _measures(found, prompt_tokens, new_tokens)
+
+
+def time_as_it_works(
+    model: nn.Module,
+    ids: Tensor,
+    new_tokens: int,
+    clock: Callable[[], float] = time.perf_counter,
+    *,
+    way: Way | None = None,
+) -> Timing:
+    """Time one generation as :func:`time_generation` does, without a cache where the model's would be wrong.
+
+    Args:
+        model: in evaluation mode.
+        ids: prompts, shape (rows, tokens).
+        new_tokens: at least 2.
+        clock: seconds.
+        way: how the model can be decoded by its own ``generate``; None: it is found now.
+
+    Raises:
+        UserError: the model's ``generate`` does not give what full forward passes give, with and without a cache.
+    """
+    way = decoding_way(model, own=True) if way is None else way
+    return time_generation(model, ids, new_tokens, clock, use_cache=way.cached)._replace(slow=way.notice)
 
 
 def time_generation(
