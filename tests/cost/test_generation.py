@@ -62,7 +62,7 @@ def test_variants_take_turns_and_ratios_are_of_the_same_round(monkeypatch: pytes
     order: list[tuple[int, str]] = []
     drift = {OWN: 3.0, MERGED: 1.0, BASE: 1.0}
 
-    def timed(model: object, ids, new_tokens: int, clock: object) -> Timing:  # type: ignore[no-untyped-def]
+    def timed(model: object, ids, new_tokens: int, clock: object, **how: object) -> Timing:  # type: ignore[no-untyped-def]
         name = names[id(model)]
         order.append((ids.shape[1], name))
         load = 10.0 ** ((len(order) - 1) // 6)  # the machine gets ten times slower every round
