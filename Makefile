@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo micro test deep explore faults conformance lint readme docs install clean
+.PHONY: demo micro quick test test-deep deep explore faults conformance lint readme docs install clean
 
 install: .venv/installed
 
@@ -19,8 +19,16 @@ demo: install
 micro: install
 	$(BIN)/peft-arena run micro --runs runs --report reports/micro
 
+# While editing: everything that is fast, in under three minutes on two cores.
+quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow and not deep'
+
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# What the test command leaves out: every method, every family of models, injected faults, a real model.
+test-deep: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m deep
 
 # Every family of models with every method of the matrix; the test command has a share of it.
 deep: install
@@ -44,6 +52,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 # The numbers of the README and the docs, from the records in results/.
 readme: install

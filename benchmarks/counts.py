@@ -10,9 +10,10 @@ from typing import Any
 
 from peft_arena.core.specs import MethodSpec
 from peft_arena.cost import counts
-from peft_arena.execute.study import Study, read_study, shipped_studies
 from peft_arena.methods.registry import METHODS, make_method
-from peft_arena.models.architecture import config_at_hand
+from peft_arena.models.load import config_at_hand
+from peft_arena.study.model import Study
+from peft_arena.study.read_study import read_study, shipped_studies
 
 
 def counts_of(study: Study) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _save_adapter(job: dict[str, Any]) -> None:
 
 
 def _ours(job: dict[str, Any]) -> float | None:
-    from peft_arena.execute.merge_command import merge
+    from peft_arena.commands.merge_command import merge
 
     done = merge(job["adapter"], Path(job["out"]), base=job["model"], verify=job["verify"])
     return done.verified.written.ratio if done.verified is not None else None

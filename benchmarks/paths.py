@@ -140,7 +140,7 @@ def _merge(job: dict[str, Any], peft: Any) -> None:
 
 def _specs(job: dict[str, Any]) -> list[Any]:
     from peft_arena.core.specs import EvalSpec
-    from peft_arena.execute.study import task_spec
+    from peft_arena.study.read_study import task_spec
 
     return [EvalSpec(task=task_spec(name, {}, ""), items=items) for name, items in job["tasks"].items()]
 
@@ -163,10 +163,10 @@ def _evaluated(job: dict[str, Any]) -> dict[str, Any]:
 def _ours(job: dict[str, Any]) -> dict[str, Any]:
     from peft_arena.core.specs import OWN, MethodSpec, ModelSpec
     from peft_arena.evaluate.run import evaluate_many
-    from peft_arena.execute.paths import kept_tasks
     from peft_arena.methods.registry import make_method
     from peft_arena.models.load import pin
     from peft_arena.paths.placing import Placer
+    from peft_arena.paths.scan import kept_tasks
     from peft_arena.weights.tuned import Tuned
 
     start = time.perf_counter()

@@ -17,8 +17,9 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-from peft_arena.execute.study import Study, find_study, read_study
 from peft_arena.store.store import Store
+from peft_arena.study.model import Study
+from peft_arena.study.read_study import find_study, read_study
 
 FOLDER = Path(__file__).resolve().parents[1] / "results" / "studies"
 SHARED = ("provenance", "card", "spec", "engine", "path", "base", "cost", "start")

@@ -10,9 +10,9 @@ from typing import Any
 
 from peft_arena.analyze.study import StudyResult, TargetResult, analyze_study
 from peft_arena.analyze.view import StudyView
-from peft_arena.execute.study import find_study, read_study
-from peft_arena.execute.view import view_of
 from peft_arena.store.store import Store
+from peft_arena.study.read_study import find_study, read_study
+from peft_arena.study.study_view import view_of
 from scripts.kept import read_kept, unpack
 from scripts.measure import FOLDER
 

@@ -4,11 +4,15 @@ import gc
 import os
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests.tiers import SLOW
+
+TESTS = Path(__file__).parent
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,9 +23,12 @@ settings.register_profile("explore", derandomize=False, max_examples=2000, print
 settings.load_profile("same")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, for its fixtures, except those marked as spread over all processes."""
+    """Keep a file's tests in one process, for its fixtures, except those marked as spread; mark those of slow files."""
     for item in items:
+        if str(item.path.relative_to(TESTS).with_suffix("")) in SLOW:
+            item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("spread") is None:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 

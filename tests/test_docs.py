@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from peft_arena.core.build import build
-from peft_arena.execute.study_file import StudyFile
+from peft_arena.study.study_file import StudyFile
 from scripts.numbers import ROOT, pages
 
 YAML = re.compile(r"```yaml\n(.*?)```", re.DOTALL)

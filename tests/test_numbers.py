@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from peft_arena.analyze.study import analyze_study
-from peft_arena.models.assets import SMOLLM2
+from peft_arena.assets.wheel_files import SMOLLM2
 from peft_arena.testing.tasks import need_wheel
 from scripts.kept import keep, unpack
 from scripts.numbers import BLOCK, BLOCKS, ROOT, pages, written

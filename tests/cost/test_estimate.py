@@ -245,5 +245,5 @@ def test_an_unknown_gpu_is_one_line() -> None:
 
 
 def test_estimating_imports_no_torch() -> None:
-    code = "import sys, peft_arena.cost.estimate, peft_arena.execute.estimate; sys.exit('torch' in sys.modules)"
+    code = "import sys, peft_arena.cost.estimate, peft_arena.study.study_cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,7 +15,7 @@ from peft_arena.cost import memory
 from peft_arena.cost.flops import forward_flops
 from peft_arena.cost.latency import latency_measures, median_measure, time_generation
 from peft_arena.cost.memory import PeakMemory
-from peft_arena.cost.pscp import Operations, PscpConstants, pscp, pscp_measure
+from peft_arena.cost.pscp import PscpConstants, pscp
 from peft_arena.cost.record import inference_cost, training_cost
 from peft_arena.store.records import CostRecord, Rollouts
 
@@ -107,19 +107,6 @@ def test_pscp_exponents() -> None:
     assert pscp(1.0, 5e8, 10e12, 94e9, twice) == pytest.approx(1 / 64)
     with pytest.raises(ValueError, match="memory must be finite"):
         pscp(1.0, 0, 0, -1)
-
-
-def measure(metric: str, value: float | None, stderr: float | None = None) -> Measure:
-    return Measure(metric=metric, value=value, unit="u", better="higher", how="h", n=4, stderr=stderr)
-
-
-def test_pscp_names_its_operations_and_carries_the_error() -> None:
-    parts = measure("parameters", 5e8), measure("forward", 0.0), measure("memory", 0.0)
-    found = pscp_measure(measure("accuracy", 0.8, 0.02), *parts, Operations.EXTRA)
-    assert found.metric == "pscp_extra_flops" and "M_f = extra FLOPs (forward)" in found.how
-    assert (found.value, found.stderr, found.n) == (pytest.approx(0.4), pytest.approx(0.01), 4)
-    missing = pscp_measure(measure("accuracy", None), *parts, Operations.TOTAL)
-    assert missing.value is None and "no value of accuracy" in missing.how
 
 
 def test_training_record(tmp_path: Path) -> None:

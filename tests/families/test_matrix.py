@@ -17,16 +17,17 @@ from typing import Any
 import pytest
 import torch
 
+from peft_arena.commands.merge_command import merge
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec, RunSpec
 from peft_arena.evaluate.decode import Job, decode
-from peft_arena.execute.merge_command import merge
-from peft_arena.execute.study import Arm, study_from
-from peft_arena.execute.work import Order, do, weights_at
 from peft_arena.models.load import load
 from peft_arena.models.modes import evaluation_mode
 from peft_arena.models.render import encode_text
 from peft_arena.store.store import Store
+from peft_arena.study.model import Arm
+from peft_arena.study.read_study import study_from
+from peft_arena.work.order import Order, do, weights_at
 
 from .test_decoding import SLOW
 from .zoo import FAMILIES, write

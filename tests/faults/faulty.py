@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute.run import orders_for
-from peft_arena.execute.study import read_study
-from peft_arena.execute.work import do
 from peft_arena.store.store import Store
+from peft_arena.study.read_study import read_study
+from peft_arena.work.order import do
+from peft_arena.work.run_study import orders_for
 
 STUDY = """\
 name: faulty

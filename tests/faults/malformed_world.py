@@ -16,9 +16,9 @@ from peft_arena.models.load import PACKAGED
 from peft_arena.store.checkpoint import write_checkpoint
 from peft_arena.store.store import RunDirectory
 from scripts.kept import read_kept, unpack
-from tests.execute.made_runs import trained_run
 from tests.faults.malformed_kinds import STUDY
-from tests.imports.library import LORA, RESULT, experiment
+from tests.interop.library import LORA, RESULT, experiment
+from tests.made_runs import trained_run
 
 SECONDS = 60
 MEMORY = 6 << 30
@@ -128,7 +128,7 @@ def _become(arguments: list[str], place: Path, said: Path) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, held + MEMORY))
         os.environ["COLUMNS"] = "200"
         sys.argv = ["peft-arena", *arguments]
-        from peft_arena.cli import main
+        from peft_arena.cli.app import main
 
         main()
         code = 0

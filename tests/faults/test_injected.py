@@ -16,10 +16,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from peft_arena.commands.check import check_path
 from peft_arena.core.errors import UserError
-from peft_arena.execute.check import check_path
 from peft_arena.train.loss import LossParts
-from tests.execute.conftest import results
+from tests.running import results
 
 from .faulty import (
     CRASHED,
@@ -148,7 +148,8 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "the loss is not a number": (call("peft_arena.train.loss:TokenLoss", "__call__", 2, not_a_number), "loss"),
     "a method fails": (
-        call("peft_arena.methods.lora:Lora", "attach", 1, raised(ValueError("no rank"))), "train: ValueError: no rank"
+        call("peft_arena.methods.low_rank.lora:Lora", "attach", 1, raised(ValueError("no rank"))),
+        "train: ValueError: no rank",
     ),
     "a task has no items": (
         call(MICRO, "items", 1, raised(KeyError("split"))), "KeyError: 'split'"
@@ -184,7 +185,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(study: Path) -> dict[str, object]:
     """What the study gives when nothing happens."""
-    import peft_arena.execute.preload  # noqa: F401 - loaded once, here, for all children
+    import peft_arena.work.preload  # noqa: F401 - loaded once, here, for all children
 
     runs = study.parent / "runs"
     ended = in_child(lambda: work_on(study, runs), study.parent / "said")

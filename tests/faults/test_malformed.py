@@ -16,8 +16,6 @@ QUICK = [next(case for case in CASES if case.entry == entry) for entry in ENTRIE
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> World:
     """Make what the cases break, and import once what their commands need."""
-    import peft_arena.execute.preload
-    import peft_arena.report.build  # noqa: F401
 
     return World(tmp_path_factory.mktemp("malformed"))
 

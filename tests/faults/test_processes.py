@@ -14,8 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from peft_arena.execute.check import check_path
-from tests.execute.conftest import arena_process, results
+from peft_arena.commands.check import check_path
+from tests.running import arena_process, results
 
 from .faulty import STUDY, in_child, work_on
 
@@ -100,7 +100,7 @@ class Command:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    import peft_arena.execute.preload  # noqa: F401 - loaded once, here, for all children
+    import peft_arena.work.preload  # noqa: F401 - loaded once, here, for all children
 
     command = Command(tmp_path_factory.mktemp("undisturbed"))
     ended = in_child(lambda: work_on(command.study, command.runs), command.said)

@@ -55,7 +55,7 @@ def test_a_task_of_text_gives_its_texts(tokenizer, monkeypatch):
         def prompt(self, item):
             return "never asked"
 
-    monkeypatch.setattr("peft_arena.tasks.registry.task_of", lambda spec: Text())
+    monkeypatch.setattr("peft_arena.tasks.registry.made_task", lambda spec: Text())
     found = read([spec_of("micro-cipher")], tokenizer)
     assert [list(ids) for ids in found.ids] == [encode_text(tokenizer, "a text")]
 

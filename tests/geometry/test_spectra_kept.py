@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from peft_arena.assets import wheel_files as assets
 from peft_arena.geometry.parts import Parts
-from peft_arena.models import assets
 from peft_arena.weights import svd as module
 from peft_arena.weights.svd import SvdCache, default_root, svd
 

@@ -13,6 +13,7 @@ from peft_arena.methods.base import Capability
 from peft_arena.methods.registry import METHODS, make_method
 from peft_arena.testing.methods import check_method, tiny_model
 from tests.methods.settings import SETTINGS
+from tests.tiers import deep_but, one_of_each_family
 
 pytestmark = pytest.mark.spread
 
@@ -37,7 +38,7 @@ def test_every_method_type_of_peft_has_a_method() -> None:
     assert set(PeftType) - found == {mixture.peft_config[ADAPTER].peft_type}  # its layers are configured as LoRA
 
 
-@pytest.mark.parametrize("name", METHODS.own())
+@pytest.mark.parametrize("name", deep_but(METHODS.own(), one_of_each_family()))
 def test_method_does_what_its_card_says(name: str, tmp_path: Path, record_property: Callable[..., None]) -> None:
     facts = check_method(name, directory=tmp_path, **SETTINGS[name]).models
     plain = Capability.NEEDS_QUANTIZED_BASE not in METHODS.get(name).card.capabilities

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached, Calibration
 from peft_arena.methods.calibrate import gradients, input_moments
-from peft_arena.methods.eva import redistributed
+from peft_arena.methods.low_rank.eva import redistributed
 from peft_arena.methods.registry import METHODS, make_method
 from peft_arena.methods.targets import linear_layers
 from peft_arena.testing.methods import MERGE, difference, logits, tiny_model, tokens, train

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel
 
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Attached, Capability, MethodCard
-from peft_arena.methods.qalora import QaLora, is_quantised
+from peft_arena.methods.low_rank.qalora import QaLora, is_quantised
 from peft_arena.methods.registry import METHODS, make_method
 from peft_arena.testing.methods import EXACT, difference, logits, run_check, tiny_model, tokens, train
 from peft_arena.testing.trial import Trial

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from peft_arena import catalogue, console
-from peft_arena.cli import What, list_command
+from peft_arena.cli import catalogue, console
+from peft_arena.cli.app import What, list_command
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import Capability
 from peft_arena.methods.pages import CAN, INDEX, allowed, method_page, pages, write_pages

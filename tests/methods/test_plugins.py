@@ -17,8 +17,8 @@ import pytest
 from peft_arena.core.errors import UserError
 from peft_arena.core.registry import Registry
 from peft_arena.core.specs import MethodSpec, TaskSpec
-from peft_arena.execute.study import study_from
 from peft_arena.methods.registry import GROUP, METHODS, method_of, problem_of
+from peft_arena.study.read_study import study_from
 from peft_arena.tasks.registry import GROUP as TASK_GROUP
 from peft_arena.tasks.registry import TASKS, task_of
 from peft_arena.testing.methods import CHECKS, run_check
@@ -26,7 +26,7 @@ from peft_arena.testing.trial import Trial
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "example-method"
 GOOD = """
-from peft_arena.methods.lora import Lora
+from peft_arena.methods.low_rank.lora import Lora
 class Mine(Lora):
     card = Lora.card.model_copy(update={"name": "mine"})
 class Other(Lora):

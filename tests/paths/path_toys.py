@@ -12,10 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from peft_arena.methods.base import PathKind
 from peft_arena.methods.targets import block_of
+from peft_arena.weights.adapter_directory import Changes
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense, LowRank
 from peft_arena.weights.effective import EffectiveWeights
-from peft_arena.weights.forms import Changes
 from peft_arena.weights.rescaled import Decomposed, Rows
 from peft_arena.weights.rotation import Rotation
 

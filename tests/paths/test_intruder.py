@@ -10,10 +10,10 @@ from peft_arena.core.specs import ModelSpec
 from peft_arena.paths.rules import make_rule
 from peft_arena.testing.subject import tiny_model
 from peft_arena.weights import svd as decompositions
+from peft_arena.weights.adapter_directory import Changes
 from peft_arena.weights.base import base_weights
 from peft_arena.weights.change import Dense, LowRank
 from peft_arena.weights.effective import EffectiveWeights, effective_weights
-from peft_arena.weights.forms import Changes
 from peft_arena.weights.svd import SvdCache
 from tests.paths.path_toys import BLOCKS, NORM, multiplied_out, tuned, weight_of
 from tests.weights.weight_toys import LINEAR

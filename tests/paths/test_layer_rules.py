@@ -13,10 +13,10 @@ from peft_arena.paths import match
 from peft_arena.paths.rules import make_rule
 from peft_arena.paths.strength import block_strengths
 from peft_arena.testing.subject import logits, tiny_model, tokens
+from peft_arena.weights.adapter_directory import Changes
 from peft_arena.weights.base import BaseWeights, base_weights
 from peft_arena.weights.change import Dense
 from peft_arena.weights.effective import EffectiveWeights, effective_weights
-from peft_arena.weights.forms import Changes
 from tests.paths.path_toys import (
     BLOCKS,
     EMBEDDING,

@@ -8,9 +8,9 @@ import torch
 from peft_arena.core.errors import UserError
 from peft_arena.methods.targets import block_of
 from peft_arena.paths.strength import block_strengths, refuses
+from peft_arena.weights.adapter_directory import Changes
 from peft_arena.weights.change import Dense
 from peft_arena.weights.effective import EffectiveWeights
-from peft_arena.weights.forms import Changes
 from peft_arena.weights.rotation import Rotation, StretchedRotation
 from tests.paths.path_toys import BLOCKS, EMBEDDING, KINDS, NORM, multiplied_out, tuned, weight_of
 

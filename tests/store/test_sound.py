@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from peft_arena.commands.check import check_path
 from peft_arena.core.errors import UserError
-from peft_arena.execute.check import check_path
 from peft_arena.store.files import broken_lines
 from peft_arena.store.reading import read_record
 from peft_arena.store.records import EvaluationRecord, RunRecord, TrainingRecord

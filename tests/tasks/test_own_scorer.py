@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from peft_arena.core.errors import UserError
-from peft_arena.execute.study import task_spec
+from peft_arena.study.read_study import task_spec
 from peft_arena.tasks.base import Task
 from peft_arena.tasks.registry import make_task, task_of
 from tests.tasks.test_custom import write

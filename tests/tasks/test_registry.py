@@ -9,8 +9,8 @@ from typing import Any, get_args
 
 import pytest
 
+from peft_arena.assets.wheel_files import Wheel
 from peft_arena.core.errors import UserError
-from peft_arena.models.assets import Wheel
 from peft_arena.tasks.arithmetic import ChainSum, GeneratedConfig
 from peft_arena.tasks.base import Item, Role, Score, Split, Task
 from peft_arena.tasks.benchmarks import BENCHMARK_TASKS

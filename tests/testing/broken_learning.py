@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from peft_arena.methods.adapter import ADAPTER, PeftAttached, tuner_layers
 from peft_arena.methods.base import Attached, MethodCard
-from peft_arena.methods.lora import Lora, LoraConfig, LoraPlus, RsLora
-from peft_arena.methods.prompt import PromptTuning
+from peft_arena.methods.low_rank.lora import Lora, LoraConfig, LoraPlus, RsLora
+from peft_arena.methods.prompts.prompt import PromptTuning
 
 
 class Held(Lora):

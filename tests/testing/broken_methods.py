@@ -13,13 +13,13 @@ from pydantic import Field
 
 from peft_arena.methods.adapter import ADAPTER, PeftAttached, tuner_layers
 from peft_arena.methods.base import Attached, Capability, MethodCard, MethodConfig, PathKind
-from peft_arena.methods.lily import Lily
-from peft_arena.methods.lora import Lora, LoraConfig
-from peft_arena.methods.miss import Miss
-from peft_arena.methods.oft import Oft
-from peft_arena.methods.prompt import PromptTuning
+from peft_arena.methods.low_rank.lora import Lora, LoraConfig
+from peft_arena.methods.low_rank.miss import Miss
+from peft_arena.methods.orthogonal.oft import Oft
+from peft_arena.methods.prompts.prompt import PromptTuning
+from peft_arena.methods.shared.lily import Lily
+from peft_arena.methods.shared.vera import Vera, VeraAttached
 from peft_arena.methods.state import copy_into
-from peft_arena.methods.vera import Vera, VeraAttached
 
 
 def declaring(card: MethodCard, *more: Capability, **changes: object) -> MethodCard:

@@ -199,6 +199,14 @@ class LongestOption(Picks):
         return super().item(number, options, gold)
 
 
+class SecondSmallestOption(Picks):
+    def item(self, number: int, options: list[str], gold: int) -> Item:
+        right = 40 + 7 * number % 31
+        others = iter((right - 3 - number % 5, right + 2 + number % 3, right + 9 + number % 7))
+        texts = [str(right if place == gold else next(others)) for place in range(len(options))]
+        return super().item(number, texts, gold)
+
+
 class StarredOption(Picks):
     def item(self, number: int, options: list[str], gold: int) -> Item:
         texts = [text + ("*" if place == gold else "+") for place, text in enumerate(options)]

@@ -318,6 +318,13 @@ class AsksTheNext(Sums):
         return f"Sum: {other.question}\nAnswer:"
 
 
+class AsksNowAndThenForAnother(Sums):
+    def prompt(self, item: Item) -> Prompt:
+        one, _, other = item.question.partition(" + ")
+        asked = f"{one} + {int(other) + 500}" if int(other) % 6 == 0 else item.question
+        return f"Sum: {asked}\nAnswer:"
+
+
 class SwapsForTraining(Sums):
     @cached_property
     def made(self) -> dict[str, tuple[Item, ...]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from peft_arena.methods.lora import Lora, LoraConfig
+from peft_arena.methods.low_rank.lora import Lora, LoraConfig
 from peft_arena.testing.methods import CHECKS, check_method, method_tests, run_check
 from peft_arena.testing.trial import Trial
 from tests.testing import broken_methods as broken

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from peft_arena.methods.lora import Lora, LoraConfig
+from peft_arena.methods.low_rank.lora import Lora, LoraConfig
 from peft_arena.store.conformance import MethodRecord, conformance_text, read_conformance
 from peft_arena.testing.methods import CHECKS, check_method, record_of, run_check
 from peft_arena.testing.trial import Trial

@@ -35,7 +35,7 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
     "settings": (planted.IgnoresItsSeed, planted.FewerThanAsked),
     "prompts": (planted.OnePrompt, planted.EndsWithASpace, planted.CountsItsPrompts, planted.AnswersItself),
     "shots": (planted.ShowsItselfFirst, planted.ShowsTestRiddles, planted.ShowsShortSums),
-    "asked": (planted.AsksTheNext,),
+    "asked": (planted.AsksTheNext, planted.AsksNowAndThenForAnother),
     "options": (
         planted.EmptyOption,
         planted.NoRightOption,
@@ -65,6 +65,7 @@ WRONG: dict[str, tuple[type[Task], ...]] = {
     "gold_marks": (
         scorers.FirstOption,
         scorers.LongestOption,
+        scorers.SecondSmallestOption,
         scorers.StarredOption,
         scorers.CapitalOption,
         scorers.InOrderOfGold,

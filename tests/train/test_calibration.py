@@ -7,9 +7,9 @@ import torch
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec, RunSpec, Schedule, TrainSpec
-from peft_arena.execute.study import task_spec
-from peft_arena.methods.lora import Lora
+from peft_arena.methods.low_rank.lora import Lora
 from peft_arena.models.load import load
+from peft_arena.study.read_study import task_spec
 from peft_arena.tasks.registry import task_of
 from peft_arena.train.calibration import calibration_for
 from peft_arena.train.data import read_examples

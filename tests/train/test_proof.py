@@ -12,9 +12,9 @@ import torch
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import Schedule
 from peft_arena.methods.base import Attached
-from peft_arena.methods.full import Full
-from peft_arena.methods.lora import Lora, LoraConfig
-from peft_arena.methods.pissa import Pissa
+from peft_arena.methods.full.full import Full
+from peft_arena.methods.low_rank.lora import Lora, LoraConfig
+from peft_arena.methods.low_rank.pissa import Pissa
 from peft_arena.models.load import load_model as plain_model
 from peft_arena.models.load import resolve
 from peft_arena.train.proof import Proof, relative

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from peft_arena.core.specs import RunSpec
-from peft_arena.execute.study import study_from
 from peft_arena.methods.registry import make_method, method_of
 from peft_arena.models.load import load
 from peft_arena.store.store import Store
+from peft_arena.study.read_study import study_from
 from peft_arena.tasks.registry import task_of
 from peft_arena.train.recompute import recomputes
 from peft_arena.train.run import finish, train_run

@@ -7,10 +7,10 @@ import torch
 
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec, RLSpec, RunSpec
-from peft_arena.execute.study import task_spec
 from peft_arena.methods.registry import make_method
 from peft_arena.models.load import load, pin
 from peft_arena.store.store import Store
+from peft_arena.study.read_study import task_spec
 from peft_arena.tasks.registry import task_of
 from peft_arena.train import rl_session
 from peft_arena.train.run import finish, train_run

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from peft_arena.core.errors import UserError
 from peft_arena.testing.subject import difference, tiny_model
-from peft_arena.weights.adapter_files import write_adapter
+from peft_arena.weights.adapter_files import express, write_adapter
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import LowRank
 from peft_arena.weights.effective import effective_weights
@@ -44,7 +44,7 @@ def is_point(directory, weights, kind="untied", dtype="float32", limit=2e-6):
 @pytest.mark.parametrize("name", [name for name in CLOSED if name != "coft"])
 def test_a_point_is_an_adapter_of_its_own_type(name, factor, tmp_path):
     moved = point(tmp_path, CLOSED[name]).interpolated(factor)
-    files = moved.adapter()
+    files = express(moved)
     assert files.directory == tmp_path / "adapter"
     write_adapter(files, tmp_path / "new" / "point")
     size = is_point(tmp_path / "new" / "point", moved)
@@ -64,7 +64,7 @@ def test_a_point_is_an_adapter_of_its_own_type(name, factor, tmp_path):
 @pytest.mark.parametrize(("kind", "dtype"), [("biased", "float32"), ("tied", "float32"), ("untied", "bfloat16")])
 def test_points_on_other_bases(name, kind, dtype, tmp_path):
     moved = point(tmp_path, CLOSED[name], kind, dtype).interpolated(0.3)
-    write_adapter(moved.adapter(), tmp_path / "point")
+    write_adapter(express(moved), tmp_path / "point")
     is_point(tmp_path / "point", moved, kind, dtype)
 
 
@@ -72,7 +72,7 @@ def test_biases_where_there_are_none(tmp_path):
     whole = point(tmp_path, BEFT)
     bias = "model.layers.0.self_attn.o_proj.bias"
     moved = whole.interpolated(0.5).scaled({bias: 0.5})
-    write_adapter(moved.adapter(), tmp_path / "point")
+    write_adapter(express(moved), tmp_path / "point")
     found = effective_weights(whole.base_weights, tmp_path / "point")
     assert difference(found.parameter(bias).change.delta, 0.25 * whole.parameter(bias).change.delta) < 1e-8
 
@@ -83,10 +83,10 @@ def test_the_tuned_point_has_the_tensors_of_the_checkpoint(name, tmp_path):
     edit(tmp_path / "adapter", lambda tensors: {key: one.bfloat16() for key, one in tensors.items()})
     whole = effective_weights(whole.base_weights, tmp_path / "adapter")
     before = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    tensors = whole.adapter().tensors
+    tensors = express(whole).tensors
     assert set(tensors) == set(before)
     assert all(torch.equal(tensors[key], one) and tensors[key].dtype == torch.bfloat16 for key, one in before.items())
-    half = whole.interpolated(0.37).adapter()
+    half = express(whole.interpolated(0.37))
     assert {one.dtype for one in half.tensors.values()} <= {torch.float32, torch.bfloat16}
     write_adapter(half, tmp_path / "half")  # not rounded to bfloat16 again
 
@@ -94,7 +94,7 @@ def test_the_tuned_point_has_the_tensors_of_the_checkpoint(name, tmp_path):
 def test_layers_have_factors_of_their_own(tmp_path):
     whole = point(tmp_path, CLOSED["lora"])
     moved = whole.interpolated(0.5).scaled({f"{Q}.weight": 0.0, "model.layers.1.mlp.up_proj.weight": 3.0})
-    write_adapter(moved.adapter(), tmp_path / "point")
+    write_adapter(express(moved), tmp_path / "point")
     is_point(tmp_path / "point", moved)
     assert moved.pair(Q).change.dense(None).abs().max() == 0
 
@@ -102,46 +102,46 @@ def test_layers_have_factors_of_their_own(tmp_path):
 def test_root_and_straight_ways(tmp_path):
     for name in ("oft", "boft"):
         moved = point(tmp_path / name, CLOSED[name]).along("sqrt").interpolated(0.3)
-        write_adapter(moved.adapter(), tmp_path / name / "point")
+        write_adapter(express(moved), tmp_path / name / "point")
         is_point(tmp_path / name / "point", moved)
     for name in ("lora", "ia3", "miss, bat", "norms"):
         moved = point(tmp_path / name, CLOSED[name]).along("linear").interpolated(0.3)
-        write_adapter(moved.adapter(), tmp_path / name / "point")
+        write_adapter(express(moved), tmp_path / name / "point")
         is_point(tmp_path / name / "point", moved)
     for name in ("oft", "boft", "dora", "road"):
         straight = point(tmp_path / f"{name} straight", CLOSED[name]).along("linear")
-        assert straight.interpolated(0.3).adapter() is None
-        assert straight.adapter() is not None and straight.interpolated(0.0).adapter() is not None
+        assert express(straight.interpolated(0.3)) is None
+        assert express(straight) is not None and express(straight.interpolated(0.0)) is not None
 
 
 def test_points_that_the_parameters_do_not_express(tmp_path):
     whole = point(tmp_path / "loha", MERGED["loha"])
-    assert whole.adapter() is None
+    assert express(whole) is None
     tiny_model().save_pretrained(tmp_path / "model")
-    assert effective_weights(whole.base_weights, tmp_path / "model").adapter() is None
+    assert express(effective_weights(whole.base_weights, tmp_path / "model")) is None
     for name in ("oft", "dora", "miss"):
         weights = point(tmp_path / name, CLOSED[name]).plus({f"{Q}.weight": EXTRA})
-        assert weights.adapter() is None
+        assert express(weights) is None
 
 
 def test_coft_beyond_its_constraint(tmp_path):
     whole = point(tmp_path, CLOSED["coft"])
     for factor in (0.3, 1.0):
         moved = whole.interpolated(factor)
-        write_adapter(moved.adapter(), tmp_path / str(factor))
+        write_adapter(express(moved), tmp_path / str(factor))
         is_point(tmp_path / str(factor), moved)
-    assert whole.interpolated(1.2).adapter() is None
+    assert express(whole.interpolated(1.2)) is None
     loose = point(tmp_path / "loose", peft.OFTConfig(oft_block_size=8, target_modules=ATTENTION, coft=True, eps=40.0))
-    write_adapter(loose.interpolated(1.2).adapter(), tmp_path / "beyond")
+    write_adapter(express(loose.interpolated(1.2)), tmp_path / "beyond")
 
 
 @pytest.mark.parametrize("name", ["ia3", "road"])
 def test_a_bias_goes_with_its_weight(name, tmp_path):
     whole = point(tmp_path, CLOSED[name], "biased")
     weight, bias = (f"model.layers.0.self_attn.k_proj.{part}" for part in ("weight", "bias"))
-    assert whole.scaled({weight: 0.5}).adapter() is None
+    assert express(whole.scaled({weight: 0.5})) is None
     moved = whole.scaled({weight: 0.5, bias: 0.5})
-    write_adapter(moved.adapter(), tmp_path / "point")
+    write_adapter(express(moved), tmp_path / "point")
     is_point(tmp_path / "point", moved, "biased")
 
 
@@ -150,12 +150,12 @@ def test_what_is_added_to_a_lora_makes_its_ranks_grow(more, tmp_path):
     whole = point(tmp_path, peft.LoraConfig(**LORA, **more)).interpolated(0.5)
     weights = (f"{Q}.weight", "model.layers.1.mlp.up_proj.weight", "model.layers.0.self_attn.o_proj.weight")
     moved = whole.plus(dict(zip(weights, (EXTRA, WIDE, EXTRA), strict=True)))
-    files = moved.adapter()
+    files = express(moved)
     write_adapter(files, tmp_path / "point")
     is_point(tmp_path / "point", moved)
     rank = 2 if more.get("rank_pattern") else 4
     assert files.tensors[f"base_model.model.{Q}.lora_A.weight"].shape == (rank + 2, 64)
-    assert whole.adapter().settings["rank_pattern"] == more.get("rank_pattern", {})
+    assert express(whole).settings["rank_pattern"] == more.get("rank_pattern", {})
 
 
 def test_a_lora_that_grows_everywhere_has_one_rank(tmp_path):
@@ -164,7 +164,7 @@ def test_a_lora_that_grows_everywhere_has_one_rank(tmp_path):
     extra = {
         name: LowRank(torch.ones(shapes[name][0], 2), torch.ones(2, shapes[name][1])) for name in whole.changes.makers
     }
-    files = whole.plus(extra).adapter()
+    files = express(whole.plus(extra))
     assert (files.settings["r"], files.settings["lora_alpha"]) == (6, 18)
     assert files.settings["rank_pattern"] == files.settings["alpha_pattern"] == {}
     write_adapter(files, tmp_path / "point")
@@ -175,7 +175,7 @@ def left(directory):
 
 
 def test_nothing_is_overwritten(tmp_path):
-    files = point(tmp_path, CLOSED["lora"]).adapter()
+    files = express(point(tmp_path, CLOSED["lora"]))
     (tmp_path / "file").write_text("kept")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     before = left(tmp_path)
@@ -190,7 +190,7 @@ def test_nothing_is_overwritten(tmp_path):
 
 @pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
 def test_a_full_disk_leaves_nothing(error, tmp_path, monkeypatch):
-    files = point(tmp_path, CLOSED["lora"]).adapter()
+    files = express(point(tmp_path, CLOSED["lora"]))
 
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half of it")
@@ -204,14 +204,14 @@ def test_a_full_disk_leaves_nothing(error, tmp_path, monkeypatch):
 
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path):
-    files = point(tmp_path, CLOSED["lora"]).adapter()
+    files = express(point(tmp_path, CLOSED["lora"]))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write .*file/point"):
         write_adapter(files, tmp_path / "file" / "point")
 
 
 def test_files_that_are_not_the_point_are_refused(tmp_path):
-    files = point(tmp_path, CLOSED["lora"]).interpolated(0.5).adapter()
+    files = express(point(tmp_path, CLOSED["lora"]).interpolated(0.5))
     name = f"base_model.model.{Q}.lora_B.weight"
     wrong = replace(files, tensors={**files.tensors, name: 1.00001 * files.tensors[name]})
     with pytest.raises(UserError, match=rf"not the point it was made from: {Q}.weight"):

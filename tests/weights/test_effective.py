@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.methods.base import Capability
-from peft_arena.methods.hra import Hra
+from peft_arena.methods.orthogonal.hra import Hra
 from peft_arena.methods.registry import make_method
 from peft_arena.models.load import Loaded, pin
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens, train

@@ -8,10 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.cost.counts import count, count_key
-from peft_arena.execute.export_adapter import refuse_start
+from peft_arena.export.plain_adapter import refuse_start
 from peft_arena.methods.registry import make_method
-from peft_arena.models.architecture import config_at_hand
-from peft_arena.models.load import load, pin, weight_files
+from peft_arena.models.load import config_at_hand, load, pin, weight_files
 from peft_arena.testing.subject import difference, logits
 from peft_arena.weights.base import base_weights
 from peft_arena.weights.effective import effective_weights

@@ -9,6 +9,7 @@ import torch
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens
+from peft_arena.weights.adapter_files import express
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Dense, LowRank
 from peft_arena.weights.effective import effective_weights
@@ -50,7 +51,7 @@ def test_kinds_are_told_by_the_form(name, tmp_path):
 def test_the_pretrained_model_has_no_path():
     weights = effective_weights(BaseWeights.of_model(tiny_model()), None)
     assert weights.path_kinds() == frozenset()
-    assert weights.orthogonality() is None and weights.adapter() is None
+    assert weights.orthogonality() is None and express(weights) is None
     with pytest.raises(UserError, match="nothing is changed"):
         weights.along("sqrt")
 

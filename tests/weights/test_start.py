@@ -15,7 +15,7 @@ from peft_arena.store.store import Store
 from peft_arena.testing.subject import difference, logits, one_thread, tokens
 from peft_arena.weights.base import base_weights
 from peft_arena.weights.start import began_at, load_start, note_start, source_of, start_refusal, tuned_run
-from tests.execute.made_runs import STEP, made_run, made_spec, trained_run
+from tests.made_runs import STEP, made_run, made_spec, trained_run
 
 PAIRS = (("lora", "dora"), ("oft", "lora"), ("full", "hra"), ("ln_tuning", "pissa"), ("lora", "bitfit"))
 ROUNDING = 1e-4

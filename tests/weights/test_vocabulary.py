@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from peft_arena.commands.export_command import export
+from peft_arena.commands.geometry_command import point_named
+from peft_arena.commands.merge_command import merge
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import ModelSpec
-from peft_arena.execute.export_command import export
-from peft_arena.execute.geometry_command import point_named
-from peft_arena.execute.merge_command import merge
 from peft_arena.methods.files import refuse_unknown_fields
-from peft_arena.methods.full import Full
+from peft_arena.methods.full.full import Full
 from peft_arena.models.load import PACKAGED, load, pin
 from peft_arena.testing.subject import difference, logits, tiny_model, tokens, train
 from peft_arena.weights.base import BaseWeights, base_weights

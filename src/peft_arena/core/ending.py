@@ -10,6 +10,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+COMMAND = "PEFT_ARENA_COMMAND"
+"""Environment variable with the number of the command's process, for those it starts."""
 _PR_SET_PDEATHSIG = 1
 _NO_LEAKS = "ignore:resource_tracker:UserWarning"
 

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from peft_arena import __version__
+from peft_arena.assets.wheel_files import cache_root, keep, kept
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.models.architecture import architecture_of
-from peft_arena.models.assets import cache_root, keep, kept
 from peft_arena.models.extend import NEW_IDS
 
 if TYPE_CHECKING:

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from peft_arena.core.measure import Measure
-
 TERA = 1e12
 GIGA = 1e9
 
@@ -67,47 +65,6 @@ def pscp(
         * (1 + parameters / constants.parameters) ** -constants.beta_parameters
         * (1 + flops / constants.flops) ** -constants.beta_flops
         * (1 + memory / constants.memory) ** -constants.beta_memory
-    )
-
-
-def pscp_measure(
-    performance: Measure,
-    parameters: Measure,
-    flops: Measure,
-    memory: Measure,
-    operations: Operations,
-    constants: PscpConstants = DEFAULT,
-) -> Measure:
-    """Return PSCP of measured quantities; without value if one of them has none.
-
-    The standard error is the performance's, scaled: the costs are taken as exact.
-
-    Args:
-        performance: a metric that is better when higher.
-        parameters: trained parameters.
-        flops: forward operations, extra or total as ``operations`` says.
-        memory: peak bytes of training.
-        operations: which operations ``flops`` holds.
-        constants: scales and exponents.
-    """
-    metric = f"pscp_{operations.value}_flops"
-    parts = (performance, parameters, flops, memory)
-    missing = [part.metric for part in parts if part.value is None]
-    if missing or performance.better != "higher":
-        why = f"no value of {', '.join(missing)}" if missing else f"{performance.metric} is not better when higher"
-        how = f"not computed: {why}"
-        return Measure(metric=metric, value=None, unit=performance.unit, better="higher", how=how, n=0)
-    reached, *costs = [float(part.value) for part in parts if part.value is not None]
-    factor = pscp(1.0, costs[0], costs[1], costs[2], constants)
-    value = reached * factor
-    how = (
-        f"PSCP of {performance.metric} with M_f = {operations.value} FLOPs ({flops.metric}); "
-        f"C_p={constants.parameters:g}, C_f={constants.flops:g} FLOPs, C_m={constants.memory:g} bytes, exponents "
-        f"{constants.beta_parameters:g}, {constants.beta_flops:g}, {constants.beta_memory:g}"
-    )
-    error = performance.stderr * factor if performance.stderr is not None else None
-    return Measure(
-        metric=metric, value=value, unit=performance.unit, better="higher", how=how, n=performance.n, stderr=error
     )
 
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from peft_arena.assets.wheel_files import write_atomically
 from peft_arena.core.ids import content_id
-from peft_arena.models.assets import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

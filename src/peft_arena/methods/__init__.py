@@ -1,1 +1,1 @@
-"""Fine-tuning methods: one file per family, found by name through :mod:`peft_arena.methods.registry`."""
+"""Fine-tuning methods: a folder for each family, found by name through :mod:`peft_arena.methods.registry`."""

@@ -164,7 +164,7 @@ def _explained(kind: type[Method]) -> list[str]:
     """Return the docstring of the method's module, and of the modules that it refers to: equations, what is shared."""
     text = inspect.cleandoc(sys.modules[kind.__module__].__doc__ or "")
     for name in re.findall(r":mod:`(\w+)`", text):
-        shared = importlib.import_module(f"peft_arena.methods.{name}").__doc__ or ""
+        shared = importlib.import_module(f"{kind.__module__.rpartition('.')[0]}.{name}").__doc__ or ""
         text = f"{text.replace(f':mod:`{name}`', 'below')}\n\n{inspect.cleandoc(shared)}"
     return re.sub(r":\w+:`([^`]+)`", r"`\1`", text).replace("``", "`").splitlines()
 

@@ -1,101 +1,30 @@
-"""Sizes a budget may choose from, and the one that comes nearest to a number of trained parameters."""
+"""Sizes that a budget may choose from, where a method's size is a whole number."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.build import build
-from peft_arena.core.errors import UserError
 from peft_arena.methods.adaptable import linear_layers
+from peft_arena.methods.card import MethodConfig
 from peft_arena.methods.targets import TargetConfig, linear_targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from peft_arena.methods.base import Method
 
-
-NEAR = 2.0
-"""A budget is refused where the nearest size trains more than this times as many parameters, or as few."""
-
-
-class Sized(NamedTuple):
-    """A method brought to a number of trained parameters."""
-
-    method: Method
-    setting: str
-    value: Any
-    """Chosen for ``setting``."""
-    trained: int
-    """Trained parameters at that value, exactly."""
-
-
-def fit(method: Method, model: PreTrainedModel, wanted: int) -> Sized:
-    """Return a method with its size set so that it trains as nearly as possible a number of parameters.
-
-    Args:
-        method: every other setting is kept.
-        model: its shapes are used, never its weights.
-        wanted: trained parameters.
-
-    Raises:
-        UserError: the method has no setting for its size, or none comes within a factor of two.
-    """
-    name = method.card.name
-    if method.size is None:
-        count = method.trained_count(model)
-        fixed = "" if count is None else f" (it trains {count:,} here)"
-        raise UserError(
-            f"{name} has no setting for its size, so no budget can be set for it{fixed}: give it budget: null"
-        )
-    values = method.sizes(model)
-    if not values:
-        raise UserError(f"{name} has no {method.size} that fits this model with its other settings")
-    low, high = 0, len(values) - 1
-    while low < high:
-        middle = (low + high) // 2
-        if at(method, values[middle], model).trained < wanted:
-            low = middle + 1
-        else:
-            high = middle
-    around = [at(method, values[index], model) for index in (low - 1, low) if index >= 0]
-    best = min(around, key=lambda sized: abs(sized.trained - wanted))
-    if not wanted / NEAR <= best.trained <= wanted * NEAR:
-        raise UserError(
-            f"{name} cannot come near {wanted:,} parameters: {best.setting} {best.value} trains {best.trained:,}, and "
-            f"allowed is {values[0]} to {values[-1]}; change the budget or the targets, or give it budget: null"
-        )
-    return best
-
-
-def at(method: Method, value: Any, model: PreTrainedModel) -> Sized:
-    """Return a method with another value of its size, and what it trains then.
-
-    Raises:
-        UserError: the value is not allowed, or does not fit the model, or the method does not count.
-    """
-    assert method.size is not None, f"{method.card.name} has no size"
-    settings = {**method.config.model_dump(), method.size: value}
-    other = type(method)(build(type(method.config), settings, where=f"method {method.card.name}"))
-    count = other.trained_count(model)
-    if count is None:
-        raise UserError(f"{method.card.name} does not count its parameters, so no budget can be set for it")
-    return Sized(other, method.size, value, count)
-
-
-def whole_numbers(method: Method, model: PreTrainedModel) -> Sequence[int]:
-    """Return the whole numbers that the setting ``method.size`` may have, up to the smaller side of every target.
+def whole_numbers(config: MethodConfig, size: str, model: PreTrainedModel) -> Sequence[int]:
+    """Return the whole numbers that the setting ``size`` may have, up to the smaller side of every target.
 
     Targets are the linear layers that a :class:`TargetConfig` names, all of them for other settings. The bounds and
     steps of the setting are those of its pydantic field (``ge``, ``gt``, ``le``, ``lt``, ``multiple_of``).
     """
-    assert method.size is not None, f"{method.card.name} has no size"
-    limits = {name: getattr(entry, name) for entry in _constraints(method) for name in _BOUNDS if hasattr(entry, name)}
+    limits = {
+        name: getattr(entry, name) for entry in _constraints(config, size) for name in _BOUNDS if hasattr(entry, name)
+    }
     step = int(limits.get("multiple_of", 1))
     first = int(limits.get("ge", limits.get("gt", 0) + 1))
     first += -first % step
-    config = method.config
     if isinstance(config, TargetConfig):
         layers = linear_targets(model, config.targets, config.layers)
     else:
@@ -108,5 +37,5 @@ def whole_numbers(method: Method, model: PreTrainedModel) -> Sequence[int]:
 _BOUNDS = ("ge", "gt", "le", "lt", "multiple_of")
 
 
-def _constraints(method: Method) -> list[Any]:
-    return list(type(method.config).model_fields[str(method.size)].metadata)
+def _constraints(config: MethodConfig, size: str) -> list[Any]:
+    return list(type(config).model_fields[size].metadata)

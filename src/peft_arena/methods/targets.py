@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field
 
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.methods.adaptable import left_out, linear_layers, notice
-from peft_arena.methods.base import MethodConfig
+from peft_arena.methods.card import MethodConfig
 
 if TYPE_CHECKING:
     from torch import nn

@@ -61,3 +61,25 @@ def names_kept() -> Iterator[None]:
 
 def _as_it_is(config: object, *_: object, **__: object) -> None:
     """Stand in for the renaming."""
+
+
+def renamed_by_peft(config: PeftConfig, model: PreTrainedModel) -> list[str]:
+    """Return the targets of a configuration that peft alone would take for fused experts of a model, sorted.
+
+    Args:
+        config: of an adapter whose names are those of the model at hand; it is left as it is.
+        model: the pretrained model.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    given: Any = copy.deepcopy(config)
+    named = getattr(given, "target_modules", None)
+    if not named:
+        return []
+    try:
+        conversion.convert_peft_config_for_transformers(given, model, None)
+    except ValueError:  # only some of what is fused is named
+        return sorted([named] if isinstance(named, str) else named)
+    if isinstance(named, str):
+        return [] if given.target_modules == named else [named]
+    return sorted(set(named) - set(given.target_modules or ()))

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
-from peft_arena.core.specs import ModelSpec
 
 
 class Family(NamedTuple):
@@ -124,38 +121,3 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture:
         )
     except KeyError as error:
         raise UserError(f"the configuration of model_type '{kind}' states no {error}") from None
-
-
-def config_at_hand(spec: ModelSpec) -> Mapping[str, Any] | None:
-    """Return a model's configuration without asking any network; None if it is nowhere here.
-
-    Looked for in this order: the model's own files (packaged, local, converted from a wheel), the hub's cache, the
-    models that are written down in :mod:`peft_arena.models.known`. So the true configuration comes before ours.
-
-    Args:
-        spec: as :func:`peft_arena.models.load.pin` returns it.
-
-    Raises:
-        UserError: the model's own files cannot be found, or its configuration is damaged.
-    """
-    from peft_arena.models.known import known_models
-    from peft_arena.models.load import is_commit, is_pinned_remote, resolve, weight_files
-
-    if spec.new_tokens:
-        return _read(weight_files(spec) / "config.json")
-    if is_pinned_remote(spec):
-        known = known_models().get(spec.name)
-        cached = _cached(spec) if is_commit(spec.revision) else None
-        return cached or (None if known is None else known.config)
-    return _read(Path(resolve(spec).location) / "config.json")
-
-
-def _cached(spec: ModelSpec) -> Mapping[str, Any] | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    file = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
-    return _read(Path(file)) if isinstance(file, str) else None
-
-
-def _read(file: Path) -> Mapping[str, Any]:
-    return read_table(file)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from peft_arena.assets.wheel_files import cache_root, keep, kept
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id, file_hash
-from peft_arena.models.assets import cache_root, keep, kept
 from peft_arena.models.stored import named_files
 
 READ = frozenset({".safetensors", ".json", ".jinja", ".model", ".txt"})

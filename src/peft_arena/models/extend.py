@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from peft_arena.assets.wheel_files import cache_root
 from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.ids import content_id
-from peft_arena.models.assets import cache_root
 from peft_arena.models.folder import count_tokens
 from peft_arena.store.checkpoint import write_checkpoint
 
@@ -34,13 +34,22 @@ NEW_IDS = "new_token_ids"
 COPIED = frozenset({".json", ".jinja", ".model", ".txt"})
 
 
-def extended(source: Path, tokens: Sequence[str], revision: str) -> Path:
+def extended(
+    source: Path,
+    tokens: Sequence[str],
+    revision: str,
+    *,
+    tokenizer_of: Callable[[Path], PreTrainedTokenizerBase],
+    skeleton_of: Callable[[Path], PreTrainedModel],
+) -> Path:
     """Return the directory of a model with more tokens, made first if need be.
 
     Args:
         source: of the pretrained model's files.
         tokens: the new tokens, in the order of their ids.
         revision: identifies the pretrained files.
+        tokenizer_of: loads the tokenizer of a directory.
+        skeleton_of: makes the model of a directory without its weights.
 
     Raises:
         UserError: the tokenizer has one of the tokens already or does not keep it whole, the files have other names
@@ -49,20 +58,24 @@ def extended(source: Path, tokens: Sequence[str], revision: str) -> Path:
     target = cache_root() / "models" / f"extended-{content_id([EXTENSION, revision, list(tokens)])}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
-        write_checkpoint(target, lambda part: _extend(source, tokens, part))
+        write_checkpoint(target, lambda part: _extend(source, tokens, part, tokenizer_of, skeleton_of))
     return target
 
 
-def _extend(source: Path, tokens: Sequence[str], out: Path) -> None:
-    from peft_arena.models.load import Source, load_tokenizer
-
-    tokenizer = load_tokenizer(Source("path", str(source), None))
+def _extend(
+    source: Path,
+    tokens: Sequence[str],
+    out: Path,
+    tokenizer_of: Callable[[Path], PreTrainedTokenizerBase],
+    skeleton_of: Callable[[Path], PreTrainedModel],
+) -> None:
+    tokenizer = tokenizer_of(source)
     before = count_tokens(tokenizer)
     ids = add_tokens(tokenizer, tokens)
     for file in sorted(source.iterdir()):
         if file.suffix in COPIED and file.is_file():
             shutil.copyfile(file, out / file.name)
-    rows = _write_rows(source, out, before, ids)
+    rows = _write_rows(source, out, before, ids, _embeddings(skeleton_of(source)))
     table: dict[str, Any] = read_table(source / "config.json")
     for part in (table, table.get("text_config")):
         if isinstance(part, dict) and "vocab_size" in part:
@@ -70,7 +83,7 @@ def _extend(source: Path, tokens: Sequence[str], out: Path) -> None:
     table[NEW_IDS] = ids
     (out / "config.json").write_text(json.dumps(table, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     tokenizer.save_pretrained(out)
-    again = load_tokenizer(Source("path", str(out), None))
+    again = tokenizer_of(out)
     if again.convert_tokens_to_ids(list(tokens)) != ids:
         raise UserError(f"new_tokens: the tokenizer of {source} does not keep {list(tokens)} when it is saved")
 
@@ -97,7 +110,7 @@ def add_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> lis
     return ids
 
 
-def _write_rows(source: Path, out: Path, before: int, ids: Sequence[int]) -> int:
+def _write_rows(source: Path, out: Path, before: int, ids: Sequence[int], names: set[str]) -> int:
     """Write the weights with rows for the new tokens, file by file, and return how many rows there are.
 
     Raises:
@@ -106,11 +119,8 @@ def _write_rows(source: Path, out: Path, before: int, ids: Sequence[int]) -> int
     from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
-    from peft_arena.core.specs import ModelSpec
-    from peft_arena.models.load import skeleton
     from peft_arena.models.stored import weight_paths
 
-    names = _embeddings(skeleton(ModelSpec(name=str(source))))
     found: dict[str, int] = {}
     for file in weight_paths(source):
         try:

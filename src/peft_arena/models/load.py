@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from peft_arena.core.bounded import user_path
+from peft_arena.core.bounded import read_table, user_path
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.foreign import reading
 from peft_arena.core.specs import ModelSpec
@@ -259,6 +260,36 @@ def weight_files(spec: ModelSpec) -> Path:
         raise UserError(f"cannot fetch the weights of model '{spec.name}' from the hub: {first}") from error
 
 
+def config_at_hand(spec: ModelSpec) -> Mapping[str, Any] | None:
+    """Return a model's configuration without asking any network; None if it is nowhere here.
+
+    Looked for in this order: the model's own files (packaged, local, converted from a wheel), the hub's cache, the
+    models that are written down in :mod:`peft_arena.models.known`. So the true configuration comes before ours.
+
+    Args:
+        spec: as :func:`pin` returns it.
+
+    Raises:
+        UserError: the model's own files cannot be found, or its configuration is damaged.
+    """
+    from peft_arena.models.known import known_models
+
+    if spec.new_tokens:
+        return read_table(weight_files(spec) / "config.json")
+    if is_pinned_remote(spec):
+        known = known_models().get(spec.name)
+        cached = _cached(spec) if is_commit(spec.revision) else None
+        return cached or (None if known is None else known.config)
+    return read_table(Path(resolve(spec).location) / "config.json")
+
+
+def _cached(spec: ModelSpec) -> Mapping[str, Any] | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    file = try_to_load_from_cache(spec.name, "config.json", revision=spec.revision)
+    return read_table(Path(file)) if isinstance(file, str) else None
+
+
 def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """Return a model's architecture without weights, on the meta device: shapes to count by.
 
@@ -273,8 +304,6 @@ def skeleton(spec: ModelSpec) -> PreTrainedModel:
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from peft_arena.models.architecture import config_at_hand
 
     shapes = config_at_hand(spec) if is_pinned_remote(spec) and not spec.new_tokens else None
     source = None
@@ -306,8 +335,6 @@ def usual_skeleton(blocks: int = 2) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from peft_arena.models.architecture import config_at_hand
-
     packaged = config_at_hand(ModelSpec(name=MICRO)) or {}
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(
@@ -324,7 +351,13 @@ def _located(spec: ModelSpec) -> Source:
 
     plain = spec.model_copy(update={"new_tokens": ()})
     source, revision = _checked(plain)
-    directory = extended(weight_files(plain), spec.new_tokens, revision)
+    directory = extended(
+        weight_files(plain),
+        spec.new_tokens,
+        revision,
+        tokenizer_of=lambda place: load_tokenizer(Source("path", str(place), None)),
+        skeleton_of=lambda place: skeleton(ModelSpec(name=str(place))),
+    )
     return Source("path" if source.kind == "hub" else source.kind, str(directory), None)
 
 

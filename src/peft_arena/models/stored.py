@@ -107,14 +107,27 @@ def check_weight_files(directory: Path) -> None:
     """Check the weight files of a model directory by their headers; no tensor is read.
 
     Raises:
-        UserError: a file is missing, damaged, cut short, outside of the directory or a pickle; or a tensor is in none
-            of the files, in two of them, or not in the one that the index says.
+        UserError: a file is missing, damaged, cut short, outside of the directory or a pickle; a tensor is in none
+            of the files, in two of them, or not in the one that the index says; or the weights are there twice, as one
+            file and as shards.
     """
     sharded = named_files(directory)
+    if sharded is None and (second := _second_set(directory)):
+        raise UserError(
+            f"{directory} holds two sets of weights, {SINGLE} and {second}, which {INDEX} names: move one of them away"
+        )
     where = read_headers(weight_paths(directory), directory)
     lost = [name for name, file in (sharded or {}).items() if name not in where or where[name].file != file]
     if lost:
         raise UserError(f"{directory} lacks {_names(lost)} where {INDEX} says they are")
+
+
+def _second_set(directory: Path) -> str:
+    """Return a shard that lies beside a file with the whole model; empty if there is none."""
+    index = directory / INDEX
+    entries = read_table(index).get("weight_map") if index.exists() else None
+    shards = sorted({name for name in entries.values() if isinstance(name, str)}) if isinstance(entries, dict) else []
+    return next((name for name in shards if name != SINGLE and "\0" not in name and (directory / name).exists()), "")
 
 
 def check_members(model: PreTrainedModel, directory: Path) -> None:

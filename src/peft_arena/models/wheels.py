@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from peft_arena.assets.wheel_files import SMOLLM2, SMOLLM2_MEMBER, Wheel, cache_root, member_path
 from peft_arena.core.errors import unknown
-from peft_arena.models.assets import SMOLLM2, SMOLLM2_MEMBER, Wheel, cache_root, member_path
 from peft_arena.store.checkpoint import DONE, verify_checkpoint, write_checkpoint
 
 CONVERSION = 1

@@ -12,7 +12,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.paths import Expressed
 from peft_arena.core.specs import PathSpec
 from peft_arena.paths.rules import make_rule
-from peft_arena.weights.adapter_files import AdapterFiles
+from peft_arena.weights.adapter_files import AdapterFiles, express
 from peft_arena.weights.effective import EffectiveWeights
 from peft_arena.weights.tuned import Tuned
 
@@ -69,7 +69,7 @@ class Placer:
 
     def files(self, factor: float) -> AdapterFiles | None:
         """Return the adapter that is the point at a factor; None where none expresses it exactly."""
-        return None if self._origin.method is None else self.point(factor).adapter()
+        return None if self._origin.method is None else express(self.point(factor))
 
     def expressed(self, factor: float) -> Expressed:
         """Return as what the point at a factor can be written."""

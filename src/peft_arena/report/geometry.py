@@ -10,6 +10,7 @@ from peft_arena.analyze.correlate import FEWEST_JUDGED, Correlation
 from peft_arena.analyze.family import ALPHA
 from peft_arena.analyze.geometry import MAIN, NOT_APPLICABLE, ArmGeometry, TargetGeometry, make_run, metric_name
 from peft_arena.core.errors import UserError
+from peft_arena.report.geometry_html import PAGE
 from peft_arena.report.markup import Markup, cell, join, table, tag
 from peft_arena.report.numbers import MINUS, NONE, p_text, plain, span_of
 from peft_arena.report.whole import written_whole
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 GEOMETRY = "geometry-"
 """Begins the name of every figure of the section."""
-PAGE = "geometry.html"
 INTRODUCTION = (
     "What the methods did to the model, as a hint at why some forget more. D is the change of a weight, tuned minus "
     "pretrained. A method that has no weights of its own, such as prompts, has no D: it is marked n/a, not zero."

@@ -9,10 +9,10 @@ from importlib import resources
 from pathlib import Path
 
 from peft_arena.analyze.geometry import TargetGeometry
-from peft_arena.report.geometry import PAGE
 from peft_arena.report.geometry_charts import Chart, every_chart
 from peft_arena.report.markup import Markup, join, tag
 
+PAGE = "geometry.html"
 PLOTLY = "plotly.min.js"
 _STYLE = (
     ".plot{min-width:640px}.chart{overflow-x:auto;margin-bottom:1.5rem}label{font-size:.9rem}"

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from peft_arena.core.errors import UserError, first_problem
+from peft_arena.core.errors import first_problem
 from peft_arena.core.geometry import What
 from peft_arena.core.measure import Better, Measure
 from peft_arena.core.text import shown
@@ -20,15 +19,10 @@ from peft_arena.store.records import (
     CostRecord,
     EvaluationRecord,
     GeometryRecord,
-    PathRecord,
     Record,
-    RunRecord,
     TrainingRecord,
 )
 from peft_arena.store.sound_evaluation import FRACTION, ROUNDING, of_evaluation
-
-if TYPE_CHECKING:
-    from peft_arena.store.store import RunDirectory
 
 _AT_LEAST_NOTHING = frozenset(["bytes", "seconds", "seconds/token", "tokens", "tokens/second", "parameters"])
 """Units of which less than nothing cannot be measured."""
@@ -189,44 +183,3 @@ def _of_cost(place: int, measure: Measure) -> str:
     if counted and measure.value < 0:
         return f"measures.{place}.value: must be at least 0 {measure.unit}, got {measure.value}"
     return ""
-
-
-def check_place(record: Record, path: Path, run: RunDirectory) -> None:
-    """Refuse a record of another run or point than the file it stands in says.
-
-    Args:
-        record: what was read.
-        path: of the file, inside the run's directory.
-        run: whose directory it is.
-
-    Raises:
-        UserError: it is out of place.
-    """
-    owner, place = _of_whom(record, path, run)
-    wrong = f"it holds the {record.kind} record of {shown(owner)}" if owner != run.run_id else ""  # type: ignore[attr-defined]
-    if not wrong and place is not None and path.absolute() != place.absolute():
-        wrong = f"what it holds belongs into {place.relative_to(run.path)}"
-    if wrong:
-        raise UserError(f"{path} is out of place: {wrong}; move it away to have it made anew")
-
-
-def _of_whom(record: Record, path: Path, run: RunDirectory) -> tuple[str, Path | None]:
-    """Return the run that a record says it is of, and where it has to lie; None where its content does not say it."""
-    records = run.path / "records"
-    if isinstance(record, RunRecord):
-        return record.spec.run_id, run.path / "run.json"
-    if isinstance(record, TrainingRecord):
-        return record.run_id, records / "training.json"
-    if isinstance(record, CostRecord):
-        return record.run_id, records / f"cost-{record.stage}.json" if record.step is None else None
-    if isinstance(record, EvaluationRecord):
-        point = run.point(record.step, record.factor, record.path)
-        return record.run_id, run.record_path(point, f"eval-{record.spec.key}")
-    if isinstance(record, PathRecord):
-        return record.run_id, run.record_path(run.point(record.step), record.spec.key)
-    if isinstance(record, GeometryRecord):
-        # its settings are free, and so is the rest of its name
-        point = run.point(0 if record.step is None else record.step, record.factor)
-        rest = path.stem.removeprefix(f"geometry-{record.what}-") if path.name.startswith("geometry-") else ""
-        return record.subject, run.record_path(point, f"geometry-{record.what}-{rest}")
-    raise AssertionError(f"{type(record).__name__} is not a record of a run")

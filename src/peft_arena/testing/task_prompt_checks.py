@@ -135,7 +135,11 @@ def check_asked(trial: TaskTrial) -> None:
     assert len(wrong) * 2 <= len(sample), (
         f"{len(wrong)} of {len(sample)} prompts ask the question of another item instead of their own: {_first(wrong)}"
     )
-    if len(absent) * 2 > len(sample):
+    assert not 0 < len(absent) * 2 <= len(sample), (
+        f"{len(absent)} of {len(sample)} prompts do not hold their question, which the others do word for word: "
+        f"{_first([own for own, _ in absent])}"
+    )
+    if absent:
         raise NotTestedError(
             f"{len(absent)} of {len(sample)} prompts do not hold their question word for word: whether they ask what "
             "the answer is right for cannot be seen"
@@ -257,7 +261,7 @@ def _only_gold_shown(item: Item, text: str) -> bool:
 
 
 def check_gold_marks(trial: TaskTrial) -> None:
-    """The right option is not always at one place, the longest, the shortest, or the only one with some mark."""
+    """The right option is not always at one place, of one rank by length or number, or the only one with some mark."""
     sets = [found for item in trial.pool if (found := _options(trial, item)) is not None]
     if not sets:
         raise NotTestedError("no item has options")
@@ -299,12 +303,15 @@ def check_gold_cycle(trial: TaskTrial) -> None:
 
 def _check_marks(sets: Sequence[tuple[tuple[str, ...], int]]) -> None:
     for told, size in MEASURED.items():
-        for best, word in ((max, "largest"), (min, "smallest")):
-            hits = 0
-            for options, gold in sets:
-                sizes = [size(option) for option in options]
-                hits += sizes[gold] == best(sizes) and sizes.count(sizes[gold]) == 1
-            assert not holds(hits, len(sets)), f"the right option has the {word} {told} in {hits} of {len(sets)} items"
+        ranks: Counter[str] = Counter()
+        for options, gold in sets:
+            sizes = [size(option) for option in options]
+            if sizes.count(sizes[gold]) == 1:
+                below = sum(one < sizes[gold] for one in sizes)
+                ranks[_rank(below, "smallest")] += 1
+                ranks[_rank(len(sizes) - 1 - below, "largest")] += 1
+        for rank, hits in ranks.items():
+            assert not holds(hits, len(sets)), f"the right option has the {rank} {told} in {hits} of {len(sets)} items"
     marks: dict[tuple[str, bool], int] = defaultdict(int)
     for options, gold in sets:
         held = [_marks(option) for option in options]
@@ -317,6 +324,11 @@ def _check_marks(sets: Sequence[tuple[tuple[str, ...], int]]) -> None:
         assert not holds(hits, len(sets)), (
             f"the right option alone {'has' if has else 'lacks'} {mark} in {hits} of {len(sets)} items"
         )
+
+
+def _rank(before: int, end: str) -> str:
+    """Return how a rank is called, counted from one end."""
+    return end if before == 0 else f"number {before + 1} from the {end}"
 
 
 def _number(option: str) -> float:

@@ -6,8 +6,8 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from peft_arena.assets.wheel_files import Wheel, wheel_path
 from peft_arena.core.errors import UserError
-from peft_arena.models.assets import Wheel, wheel_path
 from peft_arena.store.conformance import ConformanceRecord
 from peft_arena.tasks.base import Task
 from peft_arena.testing import (

@@ -27,8 +27,9 @@ HALFWAY = 0.5
 @on_each_model
 def check_weights(life: Life) -> str | None:
     """Check changes against ``delta``, and both ends of the path against the pretrained and the tuned model."""
+    from peft_arena.methods.base import no_weights
     from peft_arena.weights.base import BaseWeights
-    from peft_arena.weights.effective import effective_weights, no_weights
+    from peft_arena.weights.effective import effective_weights
 
     subject = life.subject
     method = subject.make()
@@ -65,8 +66,9 @@ def _check_changes(life: Life, found: EffectiveWeights) -> None:
 @on_each_model
 def check_path(life: Life) -> str | None:
     """Check the card's path against the weights, every way's ends, and a point in files of the adapter's own type."""
+    from peft_arena.methods.base import no_weights
     from peft_arena.weights.base import BaseWeights
-    from peft_arena.weights.effective import effective_weights, no_weights
+    from peft_arena.weights.effective import effective_weights
 
     subject = life.subject
     method, said = subject.make(), subject.method.card.path
@@ -104,9 +106,9 @@ def _check_ends(life: Life, model: PreTrainedModel, found: EffectiveWeights, way
 
 def _check_files(life: Life, model: PreTrainedModel, point: EffectiveWeights) -> None:
     """Check that a point, written in files of the adapter's own type, is restored by the method as what it is."""
-    from peft_arena.weights.adapter_files import write_adapter
+    from peft_arena.weights.adapter_files import express, write_adapter
 
-    files = point.adapter()
+    files = express(point)
     if files is None:
         return
     out = life.directory / "on-the-path"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
@@ -17,31 +15,15 @@ from peft_arena.store.records import Rollouts, Start, TrainingRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.base import Task
 from peft_arena.tasks.rewards import refusal, reward_of
+from peft_arena.train.common import checked, follow, training_record
+from peft_arena.train.inputs import RLData
 from peft_arena.train.outcome import OnStep, TrainOutcome
-from peft_arena.train.prompts import Prompt, Prompts, RolloutPlan, answer_limit, plan_rollouts, read_prompts
-from peft_arena.train.run import checked, follow, training_record
+from peft_arena.train.prompts import Prompt, answer_limit, plan_rollouts, read_prompts
 from peft_arena.train.vllm import vllm_refusal
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from peft_arena.train.proof import Proof
     from peft_arena.train.rl_session import RLSession
-
-
-@dataclass(frozen=True)
-class RLData:
-    """Everything a training reads, fixed before its first step."""
-
-    spec: RLSpec
-    train: Prompts
-    validation: list[Prompt]
-    plan: RolloutPlan
-    limit: int
-    """Most tokens of a completion."""
-    stop: tuple[str, ...]
-    pretrained: Callable[[], PreTrainedModel] | None
-    """Loads the reference model where it is not the one the method is attached to."""
 
 
 def train_rl(

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from peft_arena.train.rl import RLData
+    from peft_arena.train.inputs import RLData
 
 SAMPLED_GROUPS = 2
 """Groups kept of each rollout that is sampled for the record."""

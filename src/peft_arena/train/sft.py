@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from peft_arena.core.errors import UserError
@@ -13,10 +12,11 @@ from peft_arena.models.modes import context_length, virtual_tokens
 from peft_arena.store.records import TrainingRecord
 from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.base import Task
-from peft_arena.train.data import Example, Examples, packing_refusal, read_examples
+from peft_arena.train.common import checked, follow, training_record
+from peft_arena.train.data import Example, packing_refusal, read_examples
+from peft_arena.train.inputs import TrainData
 from peft_arena.train.outcome import OnStep, TrainOutcome
-from peft_arena.train.plan import Plan, make_plan
-from peft_arena.train.run import checked, follow, training_record
+from peft_arena.train.plan import make_plan
 
 if TYPE_CHECKING:
     from peft_arena.train.proof import Proof
@@ -54,18 +54,6 @@ def train_sft(
         )
 
     return follow(lambda: SftSession(run, loaded, attached, data), record, resume_every, progress, on_step, proof)
-
-
-@dataclass(frozen=True)
-class TrainData:
-    """Everything a training reads, fixed before its first step."""
-
-    spec: TrainSpec
-    train: Examples
-    validation: list[Example]
-    plan: Plan
-    limit: int
-    """Longest row in tokens."""
 
 
 def _read(spec: TrainSpec, run: RunDirectory, loaded: Loaded, attached: Attached, task: Task) -> TrainData:

@@ -21,7 +21,7 @@ from peft_arena.train.trainer import Feed, PlannedTrainer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from peft_arena.train.sft import TrainData
+    from peft_arena.train.inputs import TrainData
 
 
 class SftSession(Session[Counters]):

@@ -5,55 +5,21 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from peft_arena.core.errors import UserError
-from peft_arena.weights.change import LowRank
-
-if TYPE_CHECKING:
-    from peft_arena.weights.effective import EffectiveWeights
-    from peft_arena.weights.forms import Adapter
+from peft_arena.weights.adapter_directory import SETTINGS, WEIGHTS, Step, Tensors
+from peft_arena.weights.effective import EffectiveWeights, effective_weights
+from peft_arena.weights.writing import new_directory
 
 OF_CHANGE, OF_WEIGHT = 1e-6, 2e-7
 """Most that a point read back may differ, in Frobenius norms: of its change and, for rounding, of the weight."""
 FACTS = "rewind.json"
-
-
-class Step(NamedTuple):
-    """How far a parameter goes."""
-
-    factor: float
-    """Of everything that is no generator of a rotation."""
-    turn: float
-    """Of generators."""
-
-
-Tensors = Mapping[str, Tensor]
-Writer = Callable[[Step], Tensors | None]
-"""The tensors of an adapter's file, by the names they have there, that put a parameter at a step; None: none do."""
-Extend = Callable[[dict[str, Tensor], dict[str, Any], Mapping[str, LowRank]], bool]
-"""Add low-rank changes to the tensors and settings of a point; False where they cannot be."""
-
-
-@dataclass(frozen=True)
-class OwnFiles:
-    """How the files of an adapter express points of its path."""
-
-    adapter: Adapter
-    writers: Mapping[str, Writer]
-    """By parameter."""
-    straight: bool
-    """Whether the way of these is the straight one."""
-    follows: Mapping[str, str] = field(default_factory=dict)
-    """Parameters that are moved by the tensors of another: they cannot have a factor of their own."""
-    extend: Extend | None = None
-    """None where nothing can be added."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +37,12 @@ class AdapterFiles:
 
 
 def express(weights: EffectiveWeights) -> AdapterFiles | None:
-    """Return a point as files of its adapter's own type; see :meth:`EffectiveWeights.adapter`.
+    """Return a point as files of the adapter's own type; None where its own parameters do not express it.
+
+    So for checkpoints that are no adapters or of types without a closed form, for the ``linear`` way of a method
+    whose own way is another, for what :meth:`EffectiveWeights.plus` adds to all but a LoRA, for COFT beyond its
+    constraint, and where a bias has another factor than the weight whose parameters move it. At factor 1 the tensors
+    are those of the checkpoint.
 
     Raises:
         UserError: a file has become unreadable.
@@ -98,22 +69,13 @@ def express(weights: EffectiveWeights) -> AdapterFiles | None:
     return AdapterFiles(tensors, settings, own.adapter.directory, weights)
 
 
-def times(adapter: Adapter, stored: str) -> Writer:
-    """Return the writer of a parameter whose change is proportional to one tensor of the file."""
-
-    def write(step: Step) -> Tensors:
-        return {stored: step.factor * adapter.files.read(stored).float()}
-
-    return write
-
-
 def write_adapter(files: AdapterFiles, out: Path, facts: Mapping[str, Any] | None = None) -> None:
     """Write a point as an adapter directory, which appears whole or not at all.
 
     It is read back from the disk before it appears, and compared with the point parameter by parameter.
 
     Args:
-        files: of :meth:`EffectiveWeights.adapter`.
+        files: of :func:`express`.
         out: the directory, which must not exist or be empty; the ones above it are made.
         facts: written beside the adapter as ``rewind.json``: where it is from.
 
@@ -121,8 +83,6 @@ def write_adapter(files: AdapterFiles, out: Path, facts: Mapping[str, Any] | Non
         UserError: there is something at the path, it is inside a run, it cannot be written, or what was written is not
             the point.
     """
-    from peft_arena.weights.writing import new_directory
-
     needed = sum(tensor.numel() * tensor.element_size() for tensor in files.tensors.values())
     with new_directory(out, needed) as part:
         save_files(files, part)
@@ -139,8 +99,6 @@ def save_files(files: AdapterFiles, directory: Path) -> None:
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
-
-    from peft_arena.weights.forms import SETTINGS, WEIGHTS
 
     directory.mkdir(parents=True, exist_ok=True)
     text = json.dumps(files.settings, indent=2, sort_keys=True, allow_nan=False) + "\n"
@@ -161,8 +119,6 @@ def _compare(point: EffectiveWeights, directory: Path) -> None:
     Raises:
         UserError: a parameter of it is another.
     """
-    from peft_arena.weights.effective import effective_weights
-
     found = effective_weights(point.base_weights, directory)
     for name in sorted(set(point.changes.makers) | set(found.changes.makers)):
         base, wanted = point.parameter(name)

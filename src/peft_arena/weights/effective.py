@@ -13,15 +13,15 @@ from torch import Tensor
 
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.specs import Way
-from peft_arena.methods.base import Capability, Method, PathKind, has_weights
+from peft_arena.methods.base import Method, PathKind, no_weights
+from peft_arena.models.stored import INDEX, SINGLE
+from peft_arena.weights.adapter_directory import CONFIG, SETTINGS, Changes
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense, LowRank, together
-from peft_arena.weights.forms import CONFIG, INDEX, SETTINGS, SINGLE, Changes, closed_form
+from peft_arena.weights.forms import closed_form
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from peft_arena.weights.adapter_files import AdapterFiles
 
 
 class Pair(NamedTuple):
@@ -227,21 +227,6 @@ class EffectiveWeights:
             found += [] if measured is None else [measured]
         return max(found, default=None)
 
-    def adapter(self) -> AdapterFiles | None:
-        """Return this point as files of the adapter's own type; None where its own parameters do not express it.
-
-        So for checkpoints that are no adapters or of types without a closed form, for the ``linear`` way of a method
-        whose own way is another, for what :meth:`plus` adds to all but a LoRA, for COFT beyond its constraint, and
-        where a bias has another factor than the weight whose parameters move it. At factor 1 the tensors are those of
-        the checkpoint.
-
-        Raises:
-            UserError: a file has become unreadable.
-        """
-        from peft_arena.weights.adapter_files import express
-
-        return express(self)
-
     def _at(self, **changed: Any) -> EffectiveWeights:
         return EffectiveWeights(self.base_weights, self.changes, self.factor, replace(self.where, **changed))
 
@@ -313,15 +298,3 @@ def effective_weights(base: BaseWeights, directory: Path | None, method: Method 
                 f"nor a model ({CONFIG}, {SINGLE})"
             )
     return EffectiveWeights(base, changes)
-
-
-def no_weights(method: Method) -> str:
-    """Return why a method's tuned model cannot be said in weights, by its capabilities; empty if it can."""
-    able = method.card.capabilities
-    if Capability.NEEDS_QUANTIZED_BASE in able:
-        return "its pretrained weights are quantised"
-    if has_weights(method.card):
-        return ""
-    if Capability.VIRTUAL_TOKENS in able:
-        return "it puts trained vectors into the input and changes no weight"
-    return "its card declares neither a change of linear weights nor merging: it adds layers, or depends on the input"

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from peft_arena.methods.base import PathKind
-from peft_arena.weights.adapter_files import OwnFiles, Step, Writer, times
+from peft_arena.weights.adapter_directory import Adapter, Changes, Form, Maker, OwnFiles, Step, Writer, times
 from peft_arena.weights.change import Change, Dense, LowRank
-from peft_arena.weights.forms import Adapter, Changes, Form, Maker
 from peft_arena.weights.forms_lora import lora
 from peft_arena.weights.forms_rotation import boft, oft, road
 from peft_arena.weights.rescaled import Columns, Rows

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from peft_arena.methods.base import PathKind
-from peft_arena.weights.adapter_files import OwnFiles, Step, Writer, times
+from peft_arena.weights.adapter_directory import Adapter, Changes, Maker, OwnFiles, Step, Writer, times
 from peft_arena.weights.change import Change, LowRank
-from peft_arena.weights.forms import Adapter, Changes, Maker
 from peft_arena.weights.rescaled import Decomposed, row_lengths
 
 LORA_SETTINGS = frozenset(

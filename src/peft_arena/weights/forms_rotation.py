@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from peft_arena.methods.base import PathKind
-from peft_arena.weights.adapter_files import OwnFiles, Step, Writer
+from peft_arena.weights.adapter_directory import Adapter, Changes, Maker, OwnFiles, Step, Writer
 from peft_arena.weights.change import Change
-from peft_arena.weights.forms import Adapter, Changes, Maker
 from peft_arena.weights.planar import Planar
 from peft_arena.weights.rotation import Rotation, StretchedRotation, projected_generator
 

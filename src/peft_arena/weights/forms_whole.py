@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from peft_arena.weights.adapter_files import Step, Writer
+from peft_arena.weights.adapter_directory import PREFIX, Adapter, Changes, Form, Maker, Step, Writer, changed
 from peft_arena.weights.change import Change
-from peft_arena.weights.forms import PREFIX, Adapter, Changes, Form, Maker, changed
 
 SETTING = "modules_to_save"
 

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from peft_arena.core.errors import UserError
 from peft_arena.core.provenance import provenance
 from peft_arena.models.folder import refuse_lost_tokens, tokens_in
-from peft_arena.weights.adapter_files import save_files
+from peft_arena.weights.adapter_directory import CONFIG
+from peft_arena.weights.adapter_files import express, save_files
 from peft_arena.weights.base import names_in
 from peft_arena.weights.effective import EffectiveWeights
 from peft_arena.weights.files import model_files
-from peft_arena.weights.forms import CONFIG
 from peft_arena.weights.model_directory import (
     MERGED,
     copy_companions,
@@ -158,7 +158,7 @@ def _tuner(weights: EffectiveWeights, place: Path, tuned: Make | None, restore: 
     """
     if tuned is not None:
         return Tuner(tuned, "the tuned model, as its method restores it")
-    files = None if restore is None else weights.adapter()
+    files = None if restore is None else express(weights)
     if restore is None or files is None:
         return None
     save_files(files, place)

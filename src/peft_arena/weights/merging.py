@@ -5,6 +5,7 @@ The change is then the difference of two float32 weights: it is exact to about 1
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,24 @@ import torch
 from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError, first_line
+from peft_arena.core.foreign import reading
+from peft_arena.core.text import few
 from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.methods.wrapping import names_kept, renamed_by_peft
 from peft_arena.models.stored import unreported, whole
+from peft_arena.weights.adapter_directory import (
+    PREFIX,
+    WEIGHTS,
+    Adapter,
+    Changes,
+    Maker,
+    added_biases,
+    changed,
+    open_adapter,
+    refuse_tied,
+)
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
-from peft_arena.weights.forms import PREFIX, WEIGHTS, Changes, Maker, added_biases, changed, open_adapter, refuse_tied
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,12 +112,21 @@ def foreign_merge(base: BaseWeights, directory: Path) -> Changes:
     return merged_weights(base, merged, str(directory))
 
 
-def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) -> PeftModel:
+def foreign_adapter(
+    base: BaseWeights, model: PreTrainedModel, directory: Path, *, by_peft_alone: bool = False
+) -> PeftModel:
     """Put a PEFT adapter that is not a checkpoint of ours on a model, in evaluation mode.
 
+    Args:
+        base: the pretrained weights.
+        model: the pretrained model; it is wrapped.
+        directory: of the adapter.
+        by_peft_alone: refuse an adapter that others, who have peft and nothing else, would read as another one: peft
+            takes some names of layers for those that an architecture's experts had in older versions of transformers.
+
     Raises:
-        UserError: peft cannot load it, a tensor of the file has no place, or of the model none in the file, or an entry
-            is no finite number.
+        UserError: peft cannot load it, or would read it as another one; a tensor of the file has no place, or of the
+            model none in the file; or an entry is no finite number.
     """
     from peft import PeftModel, get_peft_model_state_dict
 
@@ -112,8 +135,14 @@ def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) 
     adapter = open_adapter(base, directory)
     for name in adapter.files.places:
         adapter.files.read(name)  # shows that its entries are numbers
+    renamed = _renamed(adapter, model)
+    if renamed and by_peft_alone:
+        raise UserError(
+            f"peft alone would read another model from this adapter: it takes {few(renamed)} for the fused experts of "
+            f"{type(model).__name__}, and the adapter is of the layers of that name; peft-arena merge writes the whole"
+        )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), names_kept() if renamed else contextlib.nullcontext():
             warnings.simplefilter("ignore")
             wrapped: PeftModel = PeftModel.from_pretrained(model, str(directory))
     except FOREIGN as error:
@@ -131,6 +160,17 @@ def foreign_adapter(base: BaseWeights, model: PreTrainedModel, directory: Path) 
     wrapped.requires_grad_(False)
     wrapped.eval()
     return wrapped
+
+
+def _renamed(adapter: Adapter, model: PreTrainedModel) -> list[str]:
+    """Return the targets that peft takes for experts although the adapter's tensors are of the model's own layers."""
+    from peft import PeftConfig
+
+    layers = {f"{name}." for name, module in adapter.base.architecture.named_modules() if isinstance(module, nn.Linear)}
+    if not all(any(name.startswith(f"{PREFIX}{layer}") for layer in layers) for name in adapter.files.places):
+        return []
+    with reading(f"peft cannot load the adapter in {adapter.directory}"):
+        return renamed_by_peft(PeftConfig.from_pretrained(str(adapter.directory)), model)
 
 
 def foreign_model(base: BaseWeights, directory: Path) -> Changes:

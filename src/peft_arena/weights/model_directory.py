@@ -15,10 +15,10 @@ from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.models.extend import NEW_IDS
 from peft_arena.models.load import Source, load_tokenizer
+from peft_arena.weights.adapter_directory import CONFIG
 from peft_arena.weights.adapter_files import FACTS
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.files import model_files
-from peft_arena.weights.forms import CONFIG
 from peft_arena.weights.merging import FOREIGN
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peft_arena.assets.wheel_files import cache_root
 from peft_arena.core.ids import content_id
 from peft_arena.core.parts import unfinished
-from peft_arena.models.assets import cache_root
 from peft_arena.weights.change import Svd
 from peft_arena.weights.gram import suits, svd_by_gram
 

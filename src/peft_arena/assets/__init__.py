@@ -1,0 +1,1 @@
+"""Files out of pinned packages of PyPI, and the cache of what was made of them."""

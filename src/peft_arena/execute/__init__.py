@@ -1,1 +1,0 @@
-"""From a study file to finished runs: reading, planning, many runs on one machine."""

@@ -1,0 +1,1 @@
+"""Methods that add small networks or factors between the layers."""

@@ -1,0 +1,1 @@
+"""Full fine-tuning, and the base model, which trains nothing."""

@@ -1,0 +1,1 @@
+"""Methods whose change of a weight is a product of low-rank factors: LoRA and its kin."""

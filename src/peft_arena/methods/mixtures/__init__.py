@@ -1,0 +1,1 @@
+"""Methods that mix several low-rank adapters by a trained gate."""

@@ -1,0 +1,1 @@
+"""Methods that rotate or mirror what a weight reads or writes."""

@@ -1,0 +1,1 @@
+"""Methods that train what stands before the input: tokens, keys and values."""

@@ -1,0 +1,1 @@
+"""Methods whose layers share random or trained tensors, with few numbers of their own in each."""

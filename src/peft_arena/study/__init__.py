@@ -1,0 +1,1 @@
+"""Study files: their form, what a study stands for, and what is refused or told before any work."""
