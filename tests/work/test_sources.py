@@ -10,7 +10,7 @@ import yaml
 from peft_arena.store.store import Store
 from peft_arena.study.read_study import read_study, study_from
 from peft_arena.weights.start import init_of
-from peft_arena.work.plan import TRAIN, plan
+from peft_arena.work.plan import plan
 from peft_arena.work.pool import Outcome, _Sources
 from peft_arena.work.run_study import orders_for
 from tests.made_runs import STEP, made_spec, trained_run
@@ -56,7 +56,7 @@ def test_a_chain_is_trained_in_its_order(finished):
     assert runs["sft"].training().start is None
 
     def when(label, name):
-        return next(e["time"] for e in runs[label].events() if e["event"] == name and e["stage"] == TRAIN)
+        return next(e["time"] for e in runs[label].events() if e["event"] == name and e.get("kind") == "train")
 
     assert when("sft", "finished") <= when("rl", "started") <= when("rl", "finished") <= when("last", "started")
     again = arena("run", folder / "chain.yaml", "--runs", folder / "runs", "--json")
@@ -175,7 +175,7 @@ def test_a_source_that_is_no_arm_is_trained_and_no_more(tmp_path):
     assert (hidden.train_only, hidden.evaluations, hidden.geometry, hidden.scans) == (True, (), (), ())
     assert not found[study.arms[0].runs[0].run_id].train_only
     (item,) = [item for item in plan(study, Store(tmp_path)) if item.label == "source"]
-    assert [stage.what for stage in item.stages] == ["describe", TRAIN]
+    assert [stage.what for stage in item.stages] == ["describe", "train"]
     run = trained_run(tmp_path, "lora")
     assert run.spec == source
     states = {item.label: item.state for item in plan(study, Store(tmp_path))}

@@ -18,6 +18,7 @@ from peft_arena.analyze.paired import Scores
 from peft_arena.analyze.view import Arm, StudyView
 from peft_arena.core.errors import UserError
 from peft_arena.core.specs import EvalSpec, RunSpec
+from peft_arena.core.stage import TRAIN, StageId, evaluation_stage, failures
 from peft_arena.store.records import CostRecord, EvaluationRecord, ItemRecord, RunRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.recorded import check_task
@@ -26,8 +27,6 @@ from peft_arena.tasks.registry import display_name
 R = TypeVar("R")
 GapKind = Literal["failed", "missing", "running", "damaged", "refused", "unscored", "dropped", "fewer", "notice"]
 STAGES = ("training", "inference")
-TRAINING_STAGE = "train"
-"""Stage of the events of training."""
 ROUNDING = "in bfloat16 another batch size rounds differently, and an answer near a tie may flip"
 
 
@@ -280,12 +279,12 @@ class _Reader:
             reason = f"{self.training.dropped} of {total} training examples were longer than allowed and left out"
             gaps.append(Gap(who, "training", "dropped", reason))
         gaps += [Gap(who, "training", "fewer", reason) for reason in _fewer(self.spec, self.training)]
-        events = self.events
+        failed = failures(self.events)
         for key, spec in self.wanted.items():
             for step in self.steps:
                 what = labels[key] if step == self.final else f"{labels[key]} at step {step}"
                 asked = step == self.final or (view.every_save_point and spec.sampling is None)
-                gaps += self._why_unknown(events, spec, step, who, what, asked=asked)
+                gaps += self._why_unknown(failed, spec, step, who, what, asked=asked)
         return RunEvidence(
             who=who,
             spec=self.spec,
@@ -297,14 +296,14 @@ class _Reader:
         )
 
     def _why_unknown(
-        self, events: Sequence[Mapping[str, Any]], spec: EvalSpec, step: int, who: str, what: str, *, asked: bool
+        self, failed: Mapping[StageId, str], spec: EvalSpec, step: int, who: str, what: str, *, asked: bool
     ) -> list[Gap]:
         """Say what an evaluation lacks; ``asked``: whether the study wants it, so that having none is a gap."""
         record = self.found.get(step, {}).get(spec.id)
         if (spec.id, step) in self.damaged:
             return [Gap(who, what, "damaged", self.damaged[spec.id, step])]
         if record is None:
-            failure = last_failure(events, lambda stage: _is_evaluation(stage, spec, step))
+            failure = failed.get(evaluation_stage(spec, step))
             if failure:
                 return [Gap(who, what, "failed", failure)]
             return [Gap(who, what, "missing", "not evaluated yet")] if asked else []
@@ -317,7 +316,7 @@ class _Reader:
     def _why_untrained(self, who: str) -> Gap:
         if self.record is None and ("run", None) not in self.damaged:
             return Gap(who, "training", "missing", "not started")
-        failure = last_failure(self.events, lambda stage: stage == TRAINING_STAGE)
+        failure = failures(self.events).get(TRAIN)
         if failure:
             return Gap(who, "training", "failed", failure)
         if self.directory.is_locked():
@@ -337,19 +336,6 @@ def _fewer(spec: RunSpec, training: TrainingRecord | None) -> list[str]:
     if shown is not None and isinstance(asked, int) and shown < asked:
         found.append(f"its start was chosen by {shown} examples, all there are: {asked} at most")
     return found
-
-
-def _is_evaluation(stage: str, spec: EvalSpec, step: int) -> bool:
-    """Say whether a stage of the event log, ``evaluate NAME ID at step N``, is this evaluation at this step."""
-    return stage.startswith("evaluate ") and stage.endswith(f" {spec.id} at step {step}")
-
-
-def last_failure(events: Iterable[Mapping[str, Any]], fits: Callable[[str], bool]) -> str:
-    """Return why the last event of a stage was a failure; empty if it was none."""
-    fitting = [event for event in events if fits(str(event.get("stage", "")))]
-    if not fitting or fitting[-1].get("event") != "failed":
-        return ""
-    return str(fitting[-1].get("reason") or "failed without a reason")
 
 
 def _rounded_differently(runs: Sequence[RunEvidence], labels: Mapping[str, str]) -> list[Gap]:

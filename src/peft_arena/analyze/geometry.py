@@ -18,6 +18,7 @@ from peft_arena.analyze.profiles import Profile, by_kind, kind_of, mean_profile,
 from peft_arena.core.errors import UserError
 from peft_arena.core.measure import Measure
 from peft_arena.core.quantities import QUANTITIES, Quantity, quantity_of
+from peft_arena.core.stage import StageId, failures
 from peft_arena.store.geometry import read_profiles
 from peft_arena.store.records import GeometryRecord
 from peft_arena.store.store import RunDirectory, Store
@@ -335,18 +336,10 @@ def _records(
             absent[part] = str(error)
             gaps.append(Gap(run.who, what, "damaged", str(error)))
             continue
-        failure = _failure(directory, key)
+        failure = failures(directory.events()).get(StageId("geometry", key))
         absent[part] = failure or NOT_MEASURED
         gaps.append(Gap(run.who, what, "failed" if failure else "missing", absent[part]))
     return records, absent
-
-
-def _failure(directory: RunDirectory, key: str) -> str:
-    """Return why the last attempt at a measurement failed; empty if it did not."""
-    events = [event for event in directory.events() if event.get("stage") == f"geometry {key}"]
-    if not events or events[-1].get("event") != "failed":
-        return ""
-    return str(events[-1].get("reason") or "failed without a reason")
 
 
 class _Outcomes(NamedTuple):

@@ -14,7 +14,6 @@ from peft_arena.analyze.evidence import (
     TaskInfo,
     all_scores,
     columns_of,
-    last_failure,
     task_info,
 )
 from peft_arena.analyze.paired import Scores
@@ -22,6 +21,7 @@ from peft_arena.analyze.paths import PRETRAINED, path_ends
 from peft_arena.core.errors import UserError
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import OWN, EvalSpec, PathSpec, Point
+from peft_arena.core.stage import StageId, failures
 from peft_arena.core.text import few
 from peft_arena.store.records import EvaluationRecord, PathRecord
 from peft_arena.store.store import RunDirectory
@@ -106,7 +106,7 @@ class ScanReader:
         if isinstance(record, str):
             return start(None, record)
         if record is None:
-            failure = last_failure(directory.events(), lambda stage: stage.endswith(f" {scan.key}"))
+            failure = failures(directory.events()).get(StageId("scan", scan.key))
             self.gaps.append(Gap(run.who, what, "failed" if failure else "missing", failure or NOT_SCANNED))
             return start(None, failure or NOT_SCANNED)
         points = {factor: self._point(directory, final, run.who, scan, factor) for factor in scan.grid}

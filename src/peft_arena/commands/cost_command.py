@@ -7,8 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
-
 from peft_arena.commands.find_point import find_point
 from peft_arena.core.build import build
 from peft_arena.core.errors import UserError
@@ -34,7 +32,7 @@ from peft_arena.methods.registry import method_of
 from peft_arena.models.load import load, weight_files
 from peft_arena.store.records import CostRecord
 from peft_arena.store.store import RunDirectory
-from peft_arena.work.order import LOCK_WAIT_S, hush, weights_at
+from peft_arena.work.order import hush, weights_at
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,25 +63,22 @@ def measure_cost(
     spec = build(GenerationSpec, {**settings, **_machine()}, where="cost")
     run, step = find_point(point, runs, dtype)
     hush()
-    try:
-        with run.held(LOCK_WAIT_S):
-            run.create()
-            at = run.point(step)
-            known = run.generation_cost(at, spec.key)
-            if known is not None:
-                return known
-            record = CostRecord(
-                run_id=run.run_id,
-                stage="generation",
-                step=step,
-                settings=spec.model_dump(mode="json"),
-                measures=tuple(_measures(run, step, spec, progress)),
-                provenance=provenance(),
-            )
-            run.write_generation_cost(at, spec.key, record)
-            return record
-    except Timeout:
-        raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
+    with run.waited_for():
+        run.create()
+        at = run.point(step)
+        known = run.generation_cost(at, spec.key)
+        if known is not None:
+            return known
+        record = CostRecord(
+            run_id=run.run_id,
+            stage="generation",
+            step=step,
+            settings=spec.model_dump(mode="json"),
+            measures=tuple(_measures(run, step, spec, progress)),
+            provenance=provenance(),
+        )
+        run.write_generation_cost(at, spec.key, record)
+        return record
 
 
 def _machine() -> dict[str, Any]:

@@ -10,8 +10,9 @@ from peft_arena.commands.find_point import inside_run
 from peft_arena.commands.merge_command import RUNS, quiet, subject_of
 from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError, unknown
-from peft_arena.export.export_record import KINDS, SETTINGS, WEIGHTS, Exported
+from peft_arena.export.export_record import KINDS, Exported
 from peft_arena.export.shards import Shards, refuse_binaries, shards_in
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 
 if TYPE_CHECKING:
     from peft_arena.weights.merge import Progress

@@ -22,6 +22,7 @@ from peft_arena.core.geometry import ActivationsSpec, DriftSpec, GeometrySpec, S
 from peft_arena.core.ids import content_id, file_hash
 from peft_arena.core.specs import ModelSpec
 from peft_arena.geometry.measure_run import measure, record_of
+from peft_arena.methods.files import SETTINGS
 from peft_arena.models.folder import check_files, refuse_both
 from peft_arena.models.load import pin
 from peft_arena.store.geometry import read_profiles, write_geometry
@@ -186,13 +187,13 @@ def point_named(name: str, runs: Path, base: str | None, dtype: str | None) -> T
         if init_of(record.spec) is not None:
             name, runs = inside, home
     directory = user_path(name)
-    if any(present(directory / file) for file in ("adapter_config.json", "config.json")):
+    if any(present(directory / file) for file in (SETTINGS, "config.json")):
         refuse_both(directory)
         check_files(directory)
         if base is None:
             raise UserError(f"{name} is a directory: --base must name the pretrained model it belongs to")
         spec = pin(build(ModelSpec, {"name": base, "dtype": dtype or "float32"}, where="--base"))
-        _check_base(directory / "adapter_config.json", base)
+        _check_base(directory / SETTINGS, base)
         return Tuned(base=spec, directory=directory, method=None, subject=str(directory), step=None)
     try:
         run, step = find_point(name, runs)

@@ -14,7 +14,7 @@ from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.core.foreign import reading
 from peft_arena.core.ids import content_id, file_hash
-from peft_arena.export.export_record import SETTINGS, WEIGHTS
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 from peft_arena.weights.tuned import Tuned, restored
 
 if TYPE_CHECKING:

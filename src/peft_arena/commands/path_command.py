@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import Timeout
-
 from peft_arena.analyze.paths import choose
 from peft_arena.analyze.view import Arm, Margin, StudyView
 from peft_arena.core.bounded import read_table
@@ -18,6 +16,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.measure import POINTS
 from peft_arena.core.paths import DEFAULT_MARGIN, ScanSpec, read_grid
 from peft_arena.core.specs import EvalSpec, PathSpec, Point
+from peft_arena.methods.files import SETTINGS
 from peft_arena.paths.fit import path_refusal
 from peft_arena.paths.scan import Progress, base_of, scan
 from peft_arena.store.records import PathRecord
@@ -26,7 +25,7 @@ from peft_arena.study.path_entry import path_of, scan_spec
 from peft_arena.study.read_study import task_spec
 from peft_arena.tasks.registry import difference_unit
 from peft_arena.weights.start import path_card
-from peft_arena.work.order import LOCK_WAIT_S, evaluate_run, evaluator, hush
+from peft_arena.work.order import evaluate_run, evaluator, hush
 
 if TYPE_CHECKING:
     from peft_arena.weights.adapter_files import AdapterFiles
@@ -122,19 +121,15 @@ def scan_run(
     with bar() as progress:
         progress(0.0, "the pretrained model")
         evaluate_run(base_of(run), 0, [*spec.choose_on, *spec.claim_on], batch_size, progress=False)
-        try:
-            with run.held(LOCK_WAIT_S):
-                record = scan(
-                    run,
-                    spec,
-                    evaluator(run, batch_size),
-                    choose=choose,
-                    batch_size=batch_size,
-                    progress=progress,
-                )
-        except Timeout:
-            held = f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s"
-            raise UserError(f"{held}; try again later") from None
+        with run.waited_for():
+            record = scan(
+                run,
+                spec,
+                evaluator(run, batch_size),
+                choose=choose,
+                batch_size=batch_size,
+                progress=progress,
+            )
     return run, record, view_of_scan(run, spec)
 
 
@@ -305,7 +300,7 @@ def _asked_factor(
 def _read_by(tuned: Tuned, files: AdapterFiles) -> Tuned:
     """Return what reads a point's adapter: the method, or peft alone where a rule has given it other ranks."""
     assert tuned.directory is not None, "a run has a checkpoint"
-    own = read_table(tuned.directory / "adapter_config.json")
+    own = read_table(tuned.directory / SETTINGS)
     return tuned if own == files.settings else replace(tuned, method=None)
 
 
@@ -317,7 +312,7 @@ def _judged(run: RunDirectory, record: PathRecord) -> dict[str, Any]:
     """
     from peft_arena.report.paths import write_paths
 
-    summary = write_paths(Store(run.path.parent), view_of_scan(run, record.spec), None)
+    summary = write_paths(run.store, view_of_scan(run, record.spec), None)
     (target,) = summary["targets"]
     judged, said = target["paths"][0], summary["headline"][0]
     if judged["verdict"] in ("target worse", "retention worse"):

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 To = Literal["adapter", "model", "lora", "gguf"]
 KINDS: tuple[To, ...] = ("adapter", "model", "lora", "gguf")
-SETTINGS = "adapter_config.json"
-WEIGHTS = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from peft_arena.core.bounded import user_path
 from peft_arena.core.errors import UserError
-from peft_arena.export.export_record import SETTINGS, Exported, write_record
+from peft_arena.export.export_record import Exported, write_record
+from peft_arena.methods.files import SETTINGS
 from peft_arena.weights.files import model_files
 
 CONVERTER = "convert_hf_to_gguf.py"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from peft_arena.core.errors import UserError
-from peft_arena.export.export_record import SETTINGS, WEIGHTS
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 
 if TYPE_CHECKING:
     from peft_arena.weights.effective import EffectiveWeights

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from peft_arena.core.errors import UserError
-from peft_arena.export.export_record import SETTINGS, WEIGHTS, Exported, write_record
+from peft_arena.export.export_record import Exported, write_record
 from peft_arena.export.plain_adapter import copy_adapter, refuse_start
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 
 if TYPE_CHECKING:
     from peft_arena.export.lora_files import Written

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.ids import file_hash
-from peft_arena.export.export_record import (
-    SETTINGS,
-    WEIGHTS,
-    Exported,
-    To,
-    finite,
-    on_base,
-    same_shape,
-    same_values,
-    write_record,
-)
+from peft_arena.export.export_record import Exported, To, finite, on_base, same_shape, same_values, write_record
 from peft_arena.export.shards import Shards, places, refuse_binaries
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 
 if TYPE_CHECKING:
     from peft_arena.weights.base import BaseWeights

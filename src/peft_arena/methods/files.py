@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 from peft_arena.core import bounded
 from peft_arena.core.bounded import present
 from peft_arena.core.errors import UserError
+from peft_arena.models.folder import ADAPTER_SETTINGS
 
 if TYPE_CHECKING:
     from peft import PeftConfig
     from torch import Tensor
 
 WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
+SETTINGS = ADAPTER_SETTINGS
 CIRCUMSTANCES = frozenset({"base_model_name_or_path", "revision", "peft_version", "inference_mode", "auto_mapping"})
 """Entries of an adapter's configuration that say where it was made, not what it is."""
 DEAD = frozenset({"merge_weights"})

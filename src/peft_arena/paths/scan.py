@@ -13,7 +13,7 @@ from peft_arena.core.provenance import provenance
 from peft_arena.core.specs import EvalSpec, MethodSpec, Point, RunSpec
 from peft_arena.methods.registry import BASE
 from peft_arena.store.records import EvaluationRecord, PathRecord, PathRow, Strength
-from peft_arena.store.store import RunDirectory, Store
+from peft_arena.store.store import RunDirectory
 from peft_arena.tasks.registry import make_task
 from peft_arena.weights.start import tuned_run
 
@@ -49,7 +49,7 @@ Choose = Callable[[ScanSpec, Sequence[EvaluationRecord], Mapping[float, Sequence
 
 def base_of(run: RunDirectory) -> RunDirectory:
     """Return the run of the pretrained model that a run was trained from."""
-    return Store(run.path.parent).run(RunSpec(model=run.spec.model, method=MethodSpec(name=BASE)))
+    return run.store.run(RunSpec(model=run.spec.model, method=MethodSpec(name=BASE)))
 
 
 def scan(

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 R = TypeVar("R", bound=Record)
+LOCK_WAIT_S = 600.0
 
 
 class RunDirectory:
@@ -104,6 +105,25 @@ class RunDirectory:
         with self.lock().acquire(timeout=wait_s):
             sweep(self.path)
             yield
+
+    @contextmanager
+    def waited_for(self) -> Iterator[None]:
+        """Hold the lock inside the block, after waiting for another process that does.
+
+        Raises:
+            UserError: it holds the lock for more than ten minutes.
+        """
+        try:
+            with self.held(LOCK_WAIT_S):
+                yield
+        except Timeout:
+            told = f"another process has held run {self.run_id} for {LOCK_WAIT_S:.0f} s; try again later"
+            raise UserError(told) from None
+
+    @property
+    def store(self) -> Store:
+        """The runs directory that this run is in."""
+        return Store(self.path.parent)
 
     def _make(self) -> None:
         try:

@@ -12,15 +12,13 @@ from torch import Tensor
 from peft_arena.core.bounded import read_table
 from peft_arena.core.errors import UserError
 from peft_arena.methods.base import PathKind
-from peft_arena.methods.files import is_on, refuse_unknown_fields
+from peft_arena.methods.files import SETTINGS, WEIGHTS, is_on, refuse_unknown_fields
 from peft_arena.models.folder import refuse_both
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense, LowRank
 from peft_arena.weights.files import TensorFiles
 from peft_arena.weights.vocabulary import refuse_other_vocabulary
 
-WEIGHTS = "adapter_model.safetensors"
-SETTINGS = "adapter_config.json"
 CONFIG = "config.json"
 PREFIX = "base_model.model."
 CIRCUMSTANCES = frozenset(

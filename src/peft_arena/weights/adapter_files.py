@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from peft_arena.core.errors import UserError
-from peft_arena.weights.adapter_directory import SETTINGS, WEIGHTS, Step, Tensors
+from peft_arena.methods.files import SETTINGS, WEIGHTS
+from peft_arena.weights.adapter_directory import Step, Tensors
 from peft_arena.weights.effective import EffectiveWeights, effective_weights
 from peft_arena.weights.writing import new_directory
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from peft_arena.core.errors import UserError, unknown
 from peft_arena.core.specs import Way
 from peft_arena.methods.base import Method, PathKind, no_weights
+from peft_arena.methods.files import SETTINGS
 from peft_arena.models.stored import INDEX, SINGLE
-from peft_arena.weights.adapter_directory import CONFIG, SETTINGS, Changes
+from peft_arena.weights.adapter_directory import CONFIG, Changes
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense, LowRank, together
 from peft_arena.weights.forms import closed_form

@@ -12,18 +12,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from peft_arena.core.errors import UserError
+from peft_arena.methods.files import SETTINGS, WEIGHTS
 from peft_arena.models.stored import INDEX, SINGLE
-from peft_arena.weights.adapter_directory import (
-    CONFIG,
-    SETTINGS,
-    WEIGHTS,
-    Adapter,
-    Changes,
-    Maker,
-    added_biases,
-    changed,
-    open_adapter,
-)
+from peft_arena.weights.adapter_directory import CONFIG, Adapter, Changes, Maker, added_biases, changed, open_adapter
 from peft_arena.weights.base import BaseWeights
 from peft_arena.weights.change import Change, Dense
 from peft_arena.weights.files import TensorFiles, model_files

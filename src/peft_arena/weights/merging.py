@@ -18,11 +18,11 @@ from peft_arena.core.errors import UserError, first_line
 from peft_arena.core.foreign import reading
 from peft_arena.core.text import few
 from peft_arena.methods.base import Attached, Capability, Method
+from peft_arena.methods.files import WEIGHTS
 from peft_arena.methods.wrapping import names_kept, renamed_by_peft
 from peft_arena.models.stored import unreported, whole
 from peft_arena.weights.adapter_directory import (
     PREFIX,
-    WEIGHTS,
     Adapter,
     Changes,
     Maker,

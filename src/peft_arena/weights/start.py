@@ -9,7 +9,7 @@ from peft_arena.core.specs import InitFrom, RunSpec
 from peft_arena.methods.base import Capability, Method, MethodCard, PathKind, has_weights, no_weights
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import Start
-from peft_arena.store.store import RunDirectory, Store
+from peft_arena.store.store import RunDirectory
 from peft_arena.weights.tuned import Tuned, put_start
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def source_of(run: RunDirectory) -> Tuned | None:
     init = init_of(run.spec)
     if init is None:
         return None
-    source = Store(run.path.parent).run(init.run)
+    source = run.store.run(init.run)
     wanted = f"run {run.run_id} begins at run {source.run_id}"
     if init.run.model != run.spec.model:
         raise UserError(f"{wanted}, which is of another model: {init.run.model.words}, not {run.spec.model.words}")

@@ -20,6 +20,7 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.foreign import reading
 from peft_arena.core.specs import MethodSpec, ModelSpec
 from peft_arena.methods.base import no_weights
+from peft_arena.methods.files import SETTINGS
 
 if TYPE_CHECKING:
     import torch
@@ -116,7 +117,7 @@ class Tuned:
             if self.start is not None:
                 put_start(self.start, loaded.model, self.start_sha256)
             return method.restore(loaded.model, self.directory).model.eval()
-        if self.factor == 1.0 and (self.directory / "adapter_config.json").exists():
+        if self.factor == 1.0 and (self.directory / SETTINGS).exists():
             from peft_arena.weights.base import BaseWeights
             from peft_arena.weights.merging import foreign_adapter
 
@@ -174,7 +175,7 @@ def _computes(name: str, value: Any) -> Any:
 def _changes_input(directory: Path) -> bool:
     """Say whether an adapter is of a type that no change of weights stands for; peft cannot merge those."""
     try:
-        table = read_table(directory / "adapter_config.json")
+        table = read_table(directory / SETTINGS)
         kind: Any = str(table["peft_type"])  # any text may stand there
     except (UserError, KeyError):
         return False

@@ -18,11 +18,12 @@ from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.measure import Measure
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, RunSpec
+from peft_arena.core.stage import COST_OF_INFERENCE, TRAIN, StageId, evaluation_stage
 from peft_arena.store.checkpoint import verify_checkpoint
 from peft_arena.store.records import EvaluationRecord, TrainingRecord
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.tasks.registry import display_name, made_task
-from peft_arena.work.plan import COST_INFERENCE, TRAIN, evaluation_name, geometry_name, path_name
+from peft_arena.work.plan import evaluation_name, geometry_name, path_name
 
 if TYPE_CHECKING:
     from peft_arena.methods.base import Attached
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 Report = Callable[[str, float, str], None]
 """Called with a stage, the fraction of it that is done, and a detail worth seeing meanwhile."""
-LOCK_WAIT_S = 600.0
 TRACE_LENGTH = 4000
 
 
@@ -112,14 +112,11 @@ def evaluate_run(
         UserError: the checkpoint is damaged, a task is unknown, or another process holds the run for too long.
     """
     hush()
-    try:
-        with run.held(LOCK_WAIT_S):
-            run.create()
-            point = _Point(run, step)
-            for spec in specs:
-                point.evaluate(spec, batch_size, progress=progress)
-    except Timeout:
-        raise UserError(f"another process has held run {run.run_id} for {LOCK_WAIT_S:.0f} s; try again later") from None
+    with run.waited_for():
+        run.create()
+        point = _Point(run, step)
+        for spec in specs:
+            point.evaluate(spec, batch_size, progress=progress)
     return [record for spec in specs if (record := run.evaluation(run.point(step), spec)) is not None]
 
 
@@ -163,7 +160,7 @@ class _Worker:
 
     def go(self) -> bool:
         if not self.order.run.is_base and self.run.training() is None:
-            self._stage(TRAIN, self._train)
+            self._stage(TRAIN, "train", self._train)
             return not self.order.train_only
         if self.order.train_only:
             return False
@@ -186,7 +183,7 @@ class _Worker:
             raise problems[0]
         if self.run.cost("inference") is None:
             seen = [_of_tasks(measure, evaluated) for measure in memory.measures]
-            self._stage(COST_INFERENCE, lambda: self._inference_cost(seen))
+            self._stage(COST_OF_INFERENCE, "cost of inference", lambda: self._inference_cost(seen))
         for stage in (
             *(partial(self._geometry, part) for part in self.order.geometry),
             *(partial(self._scan, part) for part in self.order.scans),
@@ -206,24 +203,24 @@ class _Worker:
             return (0,)
         return training.save_points if self.order.at_save_points else (training.steps,)
 
-    def _stage(self, name: str, work: Callable[[], None]) -> None:
+    def _stage(self, stage: StageId, name: str, work: Callable[[], None]) -> None:
         """Do one stage and log how it went; whatever goes wrong becomes one line and ends this run only."""
-        self.run.event("started", stage=name, process=os.getpid())
+        self.run.event("started", stage=name, **stage.fields(), process=os.getpid())
         self.report(name, 0.0, "")
         try:
             work()
         except UserError as error:
-            self._failed(name, str(error), **_trace_of(error.__cause__))
+            self._failed(stage, name, str(error), **_trace_of(error.__cause__))
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {first_line(error)}"
-            self._failed(name, reason, **_trace_of(error))
+            self._failed(stage, name, reason, **_trace_of(error))
             raise UserError(f"{name}: {reason}") from error
-        self.run.event("finished", stage=name)
+        self.run.event("finished", stage=name, **stage.fields())
         self.report(name, 1.0, "")
 
-    def _failed(self, name: str, reason: str, **more: str) -> None:
-        self.run.event("failed", stage=name, reason=reason, **more)
+    def _failed(self, stage: StageId, name: str, reason: str, **more: str) -> None:
+        self.run.event("failed", stage=name, **stage.fields(), reason=reason, **more)
         self.told = True
 
     def _train(self) -> None:
@@ -296,50 +293,52 @@ class _Worker:
                 began.append((now, step.tokens))
             seconds, tokens = now - began[0][0], step.tokens - began[0][1]
             speed = f"{tokens / seconds:,.0f} tokens/s, " if seconds > 0 else ""
-            self.report(TRAIN, step.step / step.total, f"{speed}{step.said}")
+            self.report("train", step.step / step.total, f"{speed}{step.said}")
 
         return watch
 
     def _evaluate(self, point: _Point, spec: EvalSpec) -> bool:
         """Do one evaluation unless its record is there; say whether there was something to do."""
-        name = evaluation_name(spec, point.step)
+        stage, name = evaluation_stage(spec, point.step), evaluation_name(spec, point.step)
         try:
             if self.run.evaluation(self.run.point(point.step), spec) is not None:
                 return False
         except UserError as error:
-            self._failed(name, str(error))
+            self._failed(stage, name, str(error))
             raise
-        self._stage(name, lambda: point.evaluate(spec, self.order.eval_batch_size, progress=False))
+        self._stage(stage, name, lambda: point.evaluate(spec, self.order.eval_batch_size, progress=False))
         return True
 
     def _geometry(self, spec: GeometrySpec) -> None:
         """Measure one part of the final weights' geometry unless its record is there."""
         from peft_arena.geometry.measure_run import measure_run
 
-        name = geometry_name(spec)
+        stage, name = StageId("geometry", spec.key), geometry_name(spec)
         final = self.run.final_point()
         assert final is not None, "the run is trained"
         try:
             if self.run.geometry(final, spec.key) is not None:
                 return
         except UserError as error:
-            self._failed(name, str(error))
+            self._failed(stage, name, str(error))
             raise
-        self._stage(name, lambda: measure_run(self.run, final, spec, lambda done, what: self.report(name, done, what)))
+        self._stage(
+            stage, name, lambda: measure_run(self.run, final, spec, lambda done, what: self.report(name, done, what))
+        )
 
     def _scan(self, spec: ScanSpec) -> None:
         """Walk one path back from the final weights unless its record is there."""
         from peft_arena.analyze.paths import choose
         from peft_arena.paths.scan import scan
 
-        name = path_name(spec)
+        stage, name = StageId("scan", spec.key), path_name(spec)
         final = self.run.final_point()
         assert final is not None, "the run is trained"
         try:
             if self.run.scan(final, spec) is not None:
                 return
         except UserError as error:
-            self._failed(name, str(error))
+            self._failed(stage, name, str(error))
             raise
         size = self.order.eval_batch_size
 
@@ -353,7 +352,7 @@ class _Worker:
                 progress=partial(self.report, name),
             )
 
-        self._stage(name, walk)
+        self._stage(stage, name, walk)
 
     def _inference_cost(self, memory: Sequence[Measure]) -> None:
         from peft_arena.cost.record import inference_cost

@@ -11,13 +11,14 @@ from peft_arena.core.errors import UserError
 from peft_arena.core.geometry import GeometrySpec
 from peft_arena.core.paths import ScanSpec
 from peft_arena.core.specs import EvalSpec, Point, RunSpec
+from peft_arena.core.stage import COST_OF_INFERENCE, DESCRIBE, TRAIN, StageId, evaluation_stage, failures
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.study.model import Study
 from peft_arena.tasks.registry import display_name
 from peft_arena.weights.start import init_of
 
 State = Literal["done", "missing", "failed", "running", "refused"]
-DESCRIBE, TRAIN, COST_INFERENCE = "describe", "train", "cost of inference"
+_Wanted = tuple[StageId, str, bool, str]
 SOURCE = "source"
 """Label of runs that are no arm's and that others begin at."""
 
@@ -26,7 +27,9 @@ SOURCE = "source"
 class Stage:
     """One piece of work of a run."""
 
+    id: StageId
     what: str
+    """In words."""
     state: State
     reason: str = ""
 
@@ -52,19 +55,19 @@ class RunPlan:
 
 
 def evaluation_name(spec: EvalSpec, step: int | None) -> str:
-    """Return how a plan and the event log call an evaluation; the step is None while it is not known."""
+    """Return how people read of an evaluation in a plan and a log; the step is None while it is not known."""
     at = "" if step is None else f" at step {step}"
     how = "" if spec.sampling is None else f" ({spec.sampling.samples} samples)"
     return f"evaluate {display_name(spec.task)}{how} {spec.id}{at}"
 
 
 def geometry_name(spec: GeometrySpec) -> str:
-    """Return how a plan and the event log call a measurement of the geometry."""
+    """Return how people read of a measurement of the geometry."""
     return f"geometry {spec.key}"
 
 
 def path_name(spec: ScanSpec) -> str:
-    """Return how a plan and the event log call the scan of a path."""
+    """Return how people read of the scan of a path."""
     return f"scan {spec.key}"
 
 
@@ -75,7 +78,7 @@ def plan(study: Study, store: Store) -> list[RunPlan]:
     for arm in study.arms:
         for run in arm.runs:
             if arm.refused:
-                plans.append(RunPlan(arm.label, run, (Stage(TRAIN, "refused", arm.refused),)))
+                plans.append(RunPlan(arm.label, run, (Stage(TRAIN, "train", "refused", arm.refused),)))
             else:
                 plans.append(RunPlan(arm.label, run, _stages(study, store.run(run))))
     return plans
@@ -97,7 +100,7 @@ def waits_for(run: RunDirectory) -> RunDirectory | None:
     init = init_of(run.spec)
     if init is None:
         return None
-    source = Store(run.path.parent).run(init.run)
+    source = run.store.run(init.run)
     try:
         return None if source.training() is not None else source
     except UserError:
@@ -106,51 +109,52 @@ def waits_for(run: RunDirectory) -> RunDirectory | None:
 
 def _stages(study: Study, run: RunDirectory, train_only: bool = False) -> tuple[Stage, ...]:
     """Compare what the study wants of a run with what is on disk."""
-    wanted: list[tuple[str, bool, str]] = [(DESCRIBE, *_check(partial(_described, run)))]
+    wanted: list[_Wanted] = [(DESCRIBE, "describe", *_check(partial(_described, run)))]
     try:
         trained = run.final_point() is not None
         problem = ""
     except UserError as error:
         trained, problem = False, str(error)
     if not run.spec.is_base:
-        wanted.append((TRAIN, trained, problem))
+        wanted.append((TRAIN, "train", trained, problem))
     if train_only:
         return _judged(wanted, run)
     points = [] if problem else points_to_evaluate(study, run)
     for spec in study.evaluations(run.spec):
         if not points:
-            wanted.append((evaluation_name(spec, None), False, ""))
+            wanted.append((evaluation_stage(spec, None), evaluation_name(spec, None), False, ""))
         for point in points if spec.sampling is None else points[-1:]:
-            wanted.append((evaluation_name(spec, point.step), *_check(partial(_evaluated, run, point, spec))))
-    wanted.append((COST_INFERENCE, *_check(lambda: run.cost("inference") is not None)))
+            found = _check(partial(_evaluated, run, point, spec))
+            wanted.append((evaluation_stage(spec, point.step), evaluation_name(spec, point.step), *found))
+    wanted.append((COST_OF_INFERENCE, "cost of inference", *_check(lambda: run.cost("inference") is not None)))
     final = None if problem else run.final_point()
     for part in study.geometry(run.spec):
         found = (False, "") if final is None else _check(partial(_measured, run, final, part))
-        wanted.append((geometry_name(part), *found))
+        wanted.append((StageId("geometry", part.key), geometry_name(part), *found))
     for scan in study.scans(run.spec):
         found = (False, "") if final is None else _check(partial(_scanned, run, final, scan))
-        wanted.append((path_name(scan), *found))
+        wanted.append((StageId("scan", scan.key), path_name(scan), *found))
     return _judged(wanted, run)
 
 
-def _judged(wanted: Sequence[tuple[str, bool, str]], run: RunDirectory) -> tuple[Stage, ...]:
+def _judged(wanted: Sequence[_Wanted], run: RunDirectory) -> tuple[Stage, ...]:
     """Return the state of every stage.
 
     Args:
-        wanted: what, whether it is done, and what is wrong with it on disk.
+        wanted: what, in words, whether it is done, and what is wrong with it on disk.
         run: whose stages.
     """
-    failures = _failures(run)
+    failed = failures(run.events())
     running = run.is_locked()
     source = waits_for(run)
     stages = []
-    for what, done, problem in wanted:
+    for stage, what, done, problem in wanted:
         state: State = "done" if done else "failed" if problem else "running" if running else "missing"
-        if state == "missing" and what in failures:
-            state, problem = "failed", failures[what]
-        elif state == "missing" and what == TRAIN and source is not None:
+        if state == "missing" and stage in failed:
+            state, problem = "failed", failed[stage]
+        elif state == "missing" and stage == TRAIN and source is not None:
             problem = f"waits for {source.run_id}"
-        stages.append(Stage(what, state, problem))
+        stages.append(Stage(stage, what, state, problem))
     return tuple(stages)
 
 
@@ -176,15 +180,3 @@ def _check(question: Callable[[], bool]) -> tuple[bool, str]:
         return question(), ""
     except UserError as error:
         return False, str(error)
-
-
-def _failures(run: RunDirectory) -> dict[str, str]:
-    """Return stage → reason for every stage whose last attempt failed."""
-    found: dict[str, str] = {}
-    for event in run.events():
-        stage = str(event.get("stage", ""))
-        if event.get("event") == "failed":
-            found[stage] = str(event.get("reason", ""))
-        elif event.get("event") == "started":
-            found.pop(stage, None)
-    return found

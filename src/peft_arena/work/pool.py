@@ -18,11 +18,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from multiprocessing.context import ForkServerContext
-from typing import Protocol
+from typing import Any, Protocol
 
 from peft_arena.core.ending import COMMAND, ended_by_signals, silence_leaks
 from peft_arena.core.errors import UserError
 from peft_arena.core.parts import scratch
+from peft_arena.core.stage import StageId
 from peft_arena.store.store import RunDirectory, Store
 from peft_arena.work.order import Order
 from peft_arena.work.plan import waits_for
@@ -220,18 +221,19 @@ def _note(worker: Worker, code: int, outcome: Outcome, watcher: Watcher) -> None
     if worker.said is None:
         run = Store(worker.order.root).run(worker.order.run)
         try:
-            run.event("failed", stage=_stage_of(run.events()), reason=reason)
+            run.event("failed", **_last_started(run.events()), reason=reason)
         except UserError as error:
             reason = f"{reason}; {error}"
     outcome.failed[run_id] = reason
     watcher.ended(run_id, reason)
 
 
-def _stage_of(events: list[dict[str, object]]) -> str:
+def _last_started(events: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the log says of the stage that was begun last."""
     for event in reversed(events):
         if event.get("event") == "started":
-            return str(event.get("stage"))
-    return "start"
+            return {name: event[name] for name in ("stage", *StageId._fields) if name in event}
+    return {"stage": "start"}
 
 
 @contextmanager
