@@ -216,6 +216,11 @@ def resumes(study: Path, runs: Path, undisturbed: dict[str, object]) -> None:
     assert "left_by_killed_writers" not in check_path(runs)
 
 
+def named(value: object) -> str:
+    """Return what a parameter is called in the name of a test, the same in every process."""
+    return str(getattr(value, "__name__", value))
+
+
 @pytest.mark.deep
 @pytest.mark.spread
 @pytest.mark.parametrize("name", FAULTS)
@@ -294,7 +299,7 @@ def other_moments(file: Path) -> None:
         ("*/events.jsonl", halve),
         ("*/steps/*/adapter_model.safetensors", halve),
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_a_killed_training_left_is_damaged(
     pattern: str, change: Callable[[Path], object], study: Path, undisturbed: dict[str, object], tmp_path: Path
@@ -324,7 +329,7 @@ def test_what_a_killed_training_left_is_damaged(
         ("*lora*/run.json", halve, "is damaged"),
         ("*lora*/records/*/eval-micro-sort-*.json", lambda file: file.write_bytes(b"\xff" * 9), "not UTF-8"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_damaged_record_is_named_and_made_anew_when_moved(
     pattern: str,
