@@ -92,7 +92,7 @@ def export(
 
 
 def _refuse_other_than_model(checkpoint: str, directory: Path, name: str) -> None:
-    """Refuse what is no directory of a whole model: a run, whose name differs from what was given, or an adapter."""
+    """Refuse a directory that does not hold a whole model: that of a run under another name, or of an adapter."""
     if not (directory / "config.json").is_file() or (directory / SETTINGS).is_file() or name != checkpoint:
         raise UserError(f"{checkpoint} is a run or an adapter: its model is written by peft-arena merge {checkpoint}")
 

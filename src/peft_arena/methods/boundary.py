@@ -15,7 +15,7 @@ LIBRARY = (ValueError, RuntimeError, LookupError, TypeError, AttributeError)
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Say whether an error is of the kind by which libraries refuse; running out of memory is none, nor are others."""
+    """Say whether a library refused with an error, rather than memory running out or our own code failing."""
     return isinstance(error, LIBRARY) and type(error).__name__ != "OutOfMemoryError"
 
 

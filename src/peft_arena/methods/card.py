@@ -116,7 +116,7 @@ class MethodCard(BaseModel):
 def has_weights(card: MethodCard) -> bool:
     """Say whether what a method does can be written as weights of the pretrained architecture, or changes of them.
 
-    Not where those are quantised: a change of codes is none of weights.
+    Methods for quantised models have none: what they change are codes, which stand for weights.
     """
     return _weighty(card.capabilities)
 
